@@ -1,0 +1,265 @@
+//! The bus: how the tiers reach each other.
+//!
+//! Three things travel: requests to the middle tier, with one reply each, in a lane and within a deadline; batches to
+//! one front; events to every front. A bus may lose, repeat or delay anything at any moment. What must not be lost is
+//! in a store before it is handed to the bus, and every receiver tolerates repeats. [`InProcess`] is the backend for
+//! one process.
+
+mod in_process;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+pub use self::in_process::{InProcess, Limits};
+use crate::contract::bus as wire;
+use crate::error::{Code, Failure};
+use crate::ids::{FrontId, MessageId, Shard};
+
+/// Priority class of work. Under load the lower lanes shed first and never delay the higher ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Single sends and commands.
+    High,
+    /// Batches.
+    Normal,
+    /// Broadcasts.
+    Low,
+}
+
+impl Lane {
+    /// All lanes, highest first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// The lane's name in metrics and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
+macro_rules! requests {
+    ($($(#[$doc:meta])* $name:ident($body:ident);)*) => {
+        /// What the middle tier can be asked. Each variant's struct is described in `idl/thrift/bus.thrift`.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[expect(clippy::large_enum_variant, reason = "a request is moved a few times, never kept in bulk")]
+        pub enum Request {
+            $($(#[$doc])* $name(wire::$body),)*
+        }
+
+        impl Request {
+            /// The request's name in metrics and traces.
+            pub const fn name(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+requests! {
+    /// Makes a device account → [`Reply::Account`].
+    CreateAccount(CreateAccount);
+    /// Renews an account's token → [`Reply::Account`].
+    RenewToken(RenewToken);
+    /// Accepts a message → [`Reply::Accepted`].
+    Send(Send);
+    /// Subscribes or unsubscribes on behalf of an app server → [`Reply::TopicChanged`].
+    ChangeTopic(ChangeTopic);
+    /// Makes an application → [`Reply::Apps`] with the secret.
+    CreateApp(CreateApp);
+    /// Lists applications → [`Reply::Apps`].
+    ListApps(ListApps);
+    /// Gives an application a new secret → [`Reply::Apps`] with the secret.
+    RotateSecret(RotateSecret);
+    /// Revokes an account's tokens → [`Reply::Done`].
+    RevokeTokens(RevokeTokens);
+    /// Claims an account's route → [`Reply::Connected`].
+    Connect(Connect);
+    /// Gives a route back → [`Reply::Done`].
+    Disconnect(Disconnect);
+    /// Opens a channel → [`Reply::Channel`].
+    OpenChannel(OpenChannel);
+    /// Carries a channel payload up → [`Reply::Channel`].
+    ChannelUp(ChannelUp);
+    /// Which tokens are in force → [`Reply::TokenTimes`].
+    TokenTimes(TokenTimes);
+    /// A front's sign of life → [`Reply::Leased`].
+    FrontLease(FrontLease);
+}
+
+/// What the middle tier answers when nothing failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// An account and its token.
+    Account(wire::AccountGranted),
+    /// A message was accepted: it is stored durably.
+    Accepted(wire::Accepted),
+    /// Topic membership was changed.
+    TopicChanged(wire::TopicChanged),
+    /// Applications.
+    Apps(wire::Apps),
+    /// A route was claimed.
+    Connected(wire::Connected),
+    /// A channel answered.
+    Channel(wire::ChannelReply),
+    /// Issue times of tokens.
+    TokenTimes(wire::TokenTimesReply),
+    /// A lease was renewed.
+    Leased(wire::Leased),
+}
+
+/// An event for every front.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrontEvent {
+    /// Find the audience in your index and write to it.
+    Broadcast(wire::Broadcast),
+    /// End this account's connections and refuse its old tokens.
+    TokenRevoked(wire::TokenRevoked),
+}
+
+/// A request with what the bus needs to carry it.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Its priority.
+    pub lane: Lane,
+    /// Whose work it is.
+    pub shard: Shard,
+    /// When the caller stops waiting; the middle doesn't begin later.
+    pub deadline: Instant,
+    /// The request.
+    pub request: Request,
+}
+
+impl Call {
+    /// A call in the high lane that waits for at most `patience`.
+    pub fn high(shard: Shard, patience: Duration, request: Request) -> Self {
+        Self { lane: Lane::High, shard, deadline: Instant::now() + patience, request }
+    }
+}
+
+/// The bus as its users see it.
+#[async_trait]
+pub trait Bus: Send + Sync + 'static {
+    /// Asks the middle tier.
+    ///
+    /// Fails with [`Code::Busy`] when the lane is full (nothing happened), with [`Code::TimedOut`] when the deadline
+    /// passed (it may have happened), with [`Code::System`] when no middle is there, else with the middle's own failure.
+    async fn request(&self, call: Call) -> Result<Reply, Failure>;
+
+    /// Hands one front a batch and waits until it is applied: index entries are in force and payloads are written or in
+    /// the connections' outboxes. Failures as in [`Bus::request`].
+    async fn deliver(
+        &self,
+        front: FrontId,
+        batch: wire::FrontBatch,
+        deadline: Instant,
+    ) -> Result<wire::FrontBatchReply, Failure>;
+
+    /// Tells every front. Waits while a front's queue is full, until the deadline; then that front misses the event
+    /// and the call fails.
+    async fn publish(&self, event: FrontEvent, deadline: Instant) -> Result<(), Failure>;
+}
+
+/// A request as the middle gets it.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Stamped by the bus when it took the request: unique, and later requests get greater ids. A message accepted by
+    /// this request has this id.
+    pub id: MessageId,
+    /// Its lane.
+    pub lane: Lane,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// The request.
+    pub request: Request,
+    /// Where the answer goes.
+    pub answer: Answer<Reply>,
+}
+
+/// A batch as a front gets it.
+#[derive(Debug)]
+pub struct IncomingBatch {
+    /// The work.
+    pub batch: wire::FrontBatch,
+    /// Where the answer goes.
+    pub answer: Answer<wire::FrontBatchReply>,
+}
+
+/// Takes one answer. Dropping it unanswered tells the caller that it timed out.
+#[derive(Debug)]
+pub struct Answer<T>(oneshot::Sender<Result<T, Failure>>);
+
+impl<T> Answer<T> {
+    /// An answer and the place where it arrives; for backends of the bus.
+    pub fn channel() -> (Self, oneshot::Receiver<Result<T, Failure>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
+    /// Answers. If the caller has stopped waiting, the answer is dropped.
+    pub fn send(self, result: Result<T, Failure>) {
+        let _ = self.0.send(result);
+    }
+
+    /// True once nobody waits for the answer any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+/// The middle's end of the bus: one bounded queue a lane.
+#[derive(Debug)]
+pub struct MiddleInbox {
+    lanes: [mpsc::Receiver<Incoming>; 3],
+    turn: u32,
+}
+
+impl MiddleInbox {
+    /// An inbox over one queue for each lane, highest first; for backends of the bus.
+    pub fn new(lanes: [mpsc::Receiver<Incoming>; 3]) -> Self {
+        Self { lanes, turn: 0 }
+    }
+
+    /// The next request; `None` once the bus is gone. Of 21 turns the high lane goes first in 16, the normal lane in
+    /// 4 and the low lane in one, so that low never starves and never delays high for long. Dropping the future loses
+    /// nothing.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        self.turn = (self.turn + 1) % 21;
+        let first = match self.turn {
+            0 => Lane::Low,
+            turn if turn % 5 == 0 => Lane::Normal,
+            _ => Lane::High,
+        };
+        if let Ok(incoming) = self.lanes[first as usize].try_recv() {
+            return Some(incoming);
+        }
+        let [high, normal, low] = &mut self.lanes;
+        tokio::select! {
+            biased;
+            Some(incoming) = high.recv() => Some(incoming),
+            Some(incoming) = normal.recv() => Some(incoming),
+            Some(incoming) = low.recv() => Some(incoming),
+            else => None,
+        }
+    }
+}
+
+/// A front's end of the bus. Batches and events have queues of their own, so that single sends overtake broadcasts.
+#[derive(Debug)]
+pub struct FrontInbox {
+    /// Batches for this front's connections.
+    pub batches: mpsc::Receiver<IncomingBatch>,
+    /// Events for every front.
+    pub events: mpsc::Receiver<FrontEvent>,
+}
+
+pub(crate) fn timed_out(what: &str) -> Failure {
+    Failure::new(Code::TimedOut, format!("{what} did not answer in time: it may have happened"))
+}

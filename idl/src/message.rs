@@ -1,0 +1,110 @@
+//! A message as the server holds it: parsed once, so that the rest need not check again.
+
+use thiserror::Error;
+
+use crate::audience::{Audience, InvalidAudience};
+use crate::contract::message::{Notification, StoredMessage};
+use crate::ids::{AppId, InvalidId, MessageId};
+use crate::wire::{self, WireError};
+
+/// Longest payload, in bytes.
+pub const PAYLOAD_BYTES_MAX: usize = 4096;
+/// Longest time to live, and the default: two weeks.
+pub const TTL_MS_MAX: u64 = 14 * 24 * 3600 * 1000;
+
+/// A message that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Its id.
+    pub id: MessageId,
+    /// Whose it is.
+    pub app: AppId,
+    /// What the app gets.
+    pub notification: Notification,
+    /// When it was accepted, in milliseconds since the epoch.
+    pub accepted_at_ms: u64,
+    /// From when on it is never delivered.
+    pub expires_at_ms: u64,
+    /// Of a broadcast: who it is for.
+    pub audience: Option<Audience>,
+    /// The packages that may get it; empty means all.
+    pub packages: Vec<String>,
+}
+
+/// Why stored bytes are no message.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidMessage {
+    /// The bytes are not the struct.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Its app id is not valid.
+    #[error(transparent)]
+    App(#[from] InvalidId),
+    /// Its audience is not valid.
+    #[error(transparent)]
+    Audience(#[from] InvalidAudience),
+    /// A time before the epoch.
+    #[error("a time of {0} ms lies before 1970")]
+    Time(i64),
+}
+
+impl Message {
+    /// True once the message may no longer be delivered.
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        now_ms >= self.expires_at_ms
+    }
+
+    /// As it is stored; the id is in the key beside it.
+    pub fn to_stored(&self) -> Vec<u8> {
+        let ms = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        wire::encode(&StoredMessage {
+            app: self.app.to_string(),
+            notification: self.notification.clone(),
+            accepted_at_ms: ms(self.accepted_at_ms),
+            expires_at_ms: ms(self.expires_at_ms),
+            audience: self.audience.as_ref().map(Audience::to_wire),
+            packages: (!self.packages.is_empty()).then(|| self.packages.clone()),
+        })
+    }
+
+    /// From its stored form.
+    pub fn from_stored(id: MessageId, bytes: &[u8]) -> Result<Self, InvalidMessage> {
+        let ms = |ms: i64| u64::try_from(ms).map_err(|_| InvalidMessage::Time(ms));
+        let stored: StoredMessage = wire::decode_trusted(bytes)?;
+        Ok(Self {
+            id,
+            app: stored.app.parse()?,
+            notification: stored.notification,
+            accepted_at_ms: ms(stored.accepted_at_ms)?,
+            expires_at_ms: ms(stored.expires_at_ms)?,
+            audience: stored.audience.as_ref().map(Audience::try_from).transpose()?,
+            packages: stored.packages.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_reads_back_as_it_was_stored() {
+        let message = Message {
+            id: MessageId(7),
+            app: "com.example.demo".parse().expect("an app id"),
+            notification: Notification { payload: Some("hello".into()), ..Notification::default() },
+            accepted_at_ms: 1,
+            expires_at_ms: 2,
+            audience: Some(Audience::Everyone.not()),
+            packages: vec!["com.example.demo".into()],
+        };
+        assert_eq!(Message::from_stored(MessageId(7), &message.to_stored()), Ok(message.clone()));
+        assert!(!message.is_expired(1));
+        assert!(message.is_expired(2));
+    }
+
+    #[test]
+    fn damaged_bytes_are_an_error() {
+        assert!(matches!(Message::from_stored(MessageId(7), &[1, 2, 3]), Err(InvalidMessage::Wire(_))));
+    }
+}
