@@ -27,8 +27,6 @@ pub struct Message {
     pub expires_at_ms: u64,
     /// Of a broadcast: who it is for.
     pub audience: Option<Audience>,
-    /// The packages that may get it; empty means all.
-    pub packages: Vec<String>,
 }
 
 /// Why stored bytes are no message.
@@ -63,7 +61,6 @@ impl Message {
             accepted_at_ms: ms(self.accepted_at_ms),
             expires_at_ms: ms(self.expires_at_ms),
             audience: self.audience.as_ref().map(Audience::to_wire),
-            packages: (!self.packages.is_empty()).then(|| self.packages.clone()),
         })
     }
 
@@ -78,7 +75,6 @@ impl Message {
             accepted_at_ms: ms(stored.accepted_at_ms)?,
             expires_at_ms: ms(stored.expires_at_ms)?,
             audience: stored.audience.as_ref().map(Audience::try_from).transpose()?,
-            packages: stored.packages.unwrap_or_default(),
         })
     }
 }
@@ -96,7 +92,6 @@ mod tests {
             accepted_at_ms: 1,
             expires_at_ms: 2,
             audience: Some(Audience::Everyone.not()),
-            packages: vec!["com.example.demo".into()],
         };
         assert_eq!(Message::from_stored(MessageId(7), &message.to_stored()), Ok(message.clone()));
         assert!(!message.is_expired(1));

@@ -254,8 +254,6 @@ struct Broadcast {
   4: required binary payload
   5: required i64 expires_at_ms
   6: required i32 channel
-  /** Only registrations of these packages; empty means all. */
-  7: optional list<string> packages
 }
 
 /** Tokens of an account that were issued before this moment are worthless. */

@@ -65,6 +65,4 @@ struct StoredMessage {
   4: required i64 expires_at_ms
   /** Of a timeline row: who it is for. Absent in mailboxes. */
   5: optional Audience audience
-  /** Which of the app's packages may get it; empty means all. */
-  6: optional list<string> packages
 }

@@ -2521,12 +2521,10 @@ pub struct Broadcast {
   pub payload: Vec<u8>,
   pub expires_at_ms: i64,
   pub channel: i32,
-  /// Only registrations of these packages; empty means all.
-  pub packages: Option<Vec<String>>,
 }
 
 impl Broadcast {
-  pub fn new<F7>(id: Vec<u8>, app: String, audience: message::Audience, payload: Vec<u8>, expires_at_ms: i64, channel: i32, packages: F7) -> Broadcast where F7: Into<Option<Vec<String>>> {
+  pub fn new(id: Vec<u8>, app: String, audience: message::Audience, payload: Vec<u8>, expires_at_ms: i64, channel: i32) -> Broadcast {
     Broadcast {
       id,
       app,
@@ -2534,7 +2532,6 @@ impl Broadcast {
       payload,
       expires_at_ms,
       channel,
-      packages: packages.into(),
     }
   }
 }
@@ -2548,7 +2545,6 @@ impl TSerializable for Broadcast {
     let mut f_4: Option<Vec<u8>> = None;
     let mut f_5: Option<i64> = None;
     let mut f_6: Option<i32> = None;
-    let mut f_7: Option<Vec<String>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2580,16 +2576,6 @@ impl TSerializable for Broadcast {
           let val = i_prot.read_i32()?;
           f_6 = Some(val);
         },
-        7 => {
-          let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
-          for _ in 0..list_ident.size {
-            let list_elem_18 = i_prot.read_string()?;
-            val.push(list_elem_18);
-          }
-          i_prot.read_list_end()?;
-          f_7 = Some(val);
-        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2610,7 +2596,6 @@ impl TSerializable for Broadcast {
       payload: f_4.expect("auto-generated code should have checked for presence of required fields"),
       expires_at_ms: f_5.expect("auto-generated code should have checked for presence of required fields"),
       channel: f_6.expect("auto-generated code should have checked for presence of required fields"),
-      packages: f_7,
     };
     Ok(ret)
   }
@@ -2635,15 +2620,6 @@ impl TSerializable for Broadcast {
     o_prot.write_field_begin(&TFieldIdentifier::new("channel", TType::I32, 6))?;
     o_prot.write_i32(self.channel)?;
     o_prot.write_field_end()?;
-    if let Some(ref fld_var) = self.packages {
-      o_prot.write_field_begin(&TFieldIdentifier::new("packages", TType::List, 7))?;
-      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
-      for e in fld_var {
-        o_prot.write_string(e)?;
-      }
-      o_prot.write_list_end()?;
-      o_prot.write_field_end()?
-    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

@@ -427,19 +427,16 @@ pub struct StoredMessage {
   pub expires_at_ms: i64,
   /// Of a timeline row: who it is for. Absent in mailboxes.
   pub audience: Option<Audience>,
-  /// Which of the app's packages may get it; empty means all.
-  pub packages: Option<Vec<String>>,
 }
 
 impl StoredMessage {
-  pub fn new<F5, F6>(app: String, notification: Notification, accepted_at_ms: i64, expires_at_ms: i64, audience: F5, packages: F6) -> StoredMessage where F5: Into<Option<Audience>>, F6: Into<Option<Vec<String>>> {
+  pub fn new<F5>(app: String, notification: Notification, accepted_at_ms: i64, expires_at_ms: i64, audience: F5) -> StoredMessage where F5: Into<Option<Audience>> {
     StoredMessage {
       app,
       notification,
       accepted_at_ms,
       expires_at_ms,
       audience: audience.into(),
-      packages: packages.into(),
     }
   }
 }
@@ -452,7 +449,6 @@ impl TSerializable for StoredMessage {
     let mut f_3: Option<i64> = None;
     let mut f_4: Option<i64> = None;
     let mut f_5: Option<Audience> = None;
-    let mut f_6: Option<Vec<String>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -480,16 +476,6 @@ impl TSerializable for StoredMessage {
           let val = Audience::read_from_in_protocol(i_prot)?;
           f_5 = Some(val);
         },
-        6 => {
-          let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
-          for _ in 0..list_ident.size {
-            let list_elem_3 = i_prot.read_string()?;
-            val.push(list_elem_3);
-          }
-          i_prot.read_list_end()?;
-          f_6 = Some(val);
-        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -507,7 +493,6 @@ impl TSerializable for StoredMessage {
       accepted_at_ms: f_3.expect("auto-generated code should have checked for presence of required fields"),
       expires_at_ms: f_4.expect("auto-generated code should have checked for presence of required fields"),
       audience: f_5,
-      packages: f_6,
     };
     Ok(ret)
   }
@@ -529,15 +514,6 @@ impl TSerializable for StoredMessage {
     if let Some(ref fld_var) = self.audience {
       o_prot.write_field_begin(&TFieldIdentifier::new("audience", TType::Struct, 5))?;
       fld_var.write_to_out_protocol(o_prot)?;
-      o_prot.write_field_end()?
-    }
-    if let Some(ref fld_var) = self.packages {
-      o_prot.write_field_begin(&TFieldIdentifier::new("packages", TType::List, 6))?;
-      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
-      for e in fld_var {
-        o_prot.write_string(e)?;
-      }
-      o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
