@@ -1,1 +1,22 @@
-//! Stub.
+//! Everything that Campanile stores.
+//!
+//! Three kinds of store, each a trait with its backends beside it: the [`sorted`] store (accounts, registrations, names,
+//! topic members, messages, mailboxes, timelines), the [`catalog`] (what is small and filtered richly: apps,
+//! revocations) and the [`cache`] (routes and leases, which may vanish at any moment). The domain stores
+//! ([`accounts`], [`registrations`], [`names`], [`topics`], [`messages`], [`mailbox`], [`timeline`]) are written once, on
+//! the sorted store; each says its key layout at the top of its file.
+
+pub mod accounts;
+pub mod cache;
+pub mod catalog;
+pub mod keys;
+pub mod mailbox;
+pub mod messages;
+pub mod names;
+pub mod registrations;
+pub mod sorted;
+pub mod timeline;
+pub mod topics;
+mod value;
+
+pub use sorted::StoreError;
