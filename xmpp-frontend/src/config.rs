@@ -1,0 +1,124 @@
+//! What an operator sets for a front: where it listens and how much it bears.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Where a listener listens: port 0 takes any free port, `None` means there is no such listener.
+pub type Listener = Option<SocketAddr>;
+
+/// How a front listens, and its limits.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The XMPP domain that accounts are in; what a client's stream must be `to`.
+    pub domain: String,
+    /// Connections begin in the clear and must switch to TLS before anything else (usually port 5222).
+    pub starttls: Listener,
+    /// Connections begin with TLS (usually port 5223).
+    pub tls: Listener,
+    /// Connections without TLS, where only SCRAM is offered. Refused on an address that isn't loopback.
+    pub plain: Listener,
+    /// Lets `plain` listen on any address.
+    pub allow_plain_remote: bool,
+    /// How much the front bears.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    /// A front for `localhost` without listeners.
+    fn default() -> Self {
+        Self {
+            domain: "localhost".to_owned(),
+            starttls: None,
+            tls: None,
+            plain: None,
+            allow_plain_remote: false,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How much a front bears. Each limit that is hit is counted by a metric that names it.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections of all addresses, whether logged in or not. Over it: `resource-constraint`.
+    pub connections_max: usize,
+    /// Connections of one IPv4 address or one IPv6 /64. Over it: `policy-violation`.
+    pub connections_per_address_max: usize,
+    /// Connections that are not logged in yet. Over it: `resource-constraint`.
+    pub handshakes_max: usize,
+    /// From the first byte to a bound resource: TLS, SASL and bind together. Over it: `connection-timeout`.
+    pub login_time_max: Duration,
+    /// Failed SASL exchanges on one connection. At the last one the stream ends with `policy-violation`.
+    pub login_attempts_max: u32,
+    /// Bytes of one stanza before login. Over it: `policy-violation`.
+    pub stanza_bytes_max_before_login: usize,
+    /// Bytes of one stanza after login. Over it: `policy-violation`.
+    pub stanza_bytes_max: usize,
+    /// Elements inside each other in one stanza. Over it: `policy-violation`.
+    pub stanza_depth_max: usize,
+    /// Bytes that wait to be written to one connection, or, with XEP-0198, to be acknowledged by it. Over it the
+    /// connection ends: whatever had to reach it is stored and comes again.
+    pub outbox_bytes_max: usize,
+    /// Channel requests of one connection that wait for the middle tier. Over it: `policy-violation`.
+    pub channel_queue_max: usize,
+    /// Bytes of payload in those requests. Over it: `policy-violation`.
+    pub channel_queue_bytes_max: usize,
+    /// How long one request to the middle tier may take before it is tried again.
+    pub bus_time_max: Duration,
+    /// How long a channel request is tried in all before the stream ends, so that the device comes back and tries anew.
+    pub channel_retry_time_max: Duration,
+    /// A connection that says nothing for this long is asked for a sign of life.
+    pub idle_time_max: Duration,
+    /// How long that sign of life may take before the connection counts as lost.
+    pub probe_time_max: Duration,
+    /// How long a write may make no progress, and how long the last words to a connection may take.
+    pub write_time_max: Duration,
+    /// How long a lost stream may be resumed (XEP-0198).
+    pub resume_time_max: Duration,
+    /// Lost streams that are kept for resumption. Over it a stream that is lost ends for good.
+    pub resumable_max: usize,
+    /// PBKDF2 derivations at one time, which are the dearest part of a SCRAM login. The others wait.
+    pub scram_derivations_max: usize,
+    /// Derived SCRAM keys that are remembered; over it the oldest are forgotten and derived again when needed.
+    pub scram_keys_max: usize,
+    /// Broadcasts that are remembered for connections whose channel is being opened. If more than that arrive while
+    /// one opening is under way, the channel is opened again.
+    pub recent_broadcasts_max: usize,
+    /// Connections written to in one go during a broadcast; after each go single sends take precedence.
+    pub broadcast_chunk_max: usize,
+    /// Connections announced to the middle at one time after it lost its memory.
+    pub announcements_max: usize,
+    /// Draining ends the connections in waves over this time, so that they come back spread over it.
+    pub reconnect_spread: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 100_000,
+            connections_per_address_max: 8192,
+            handshakes_max: 4096,
+            login_time_max: Duration::from_secs(30),
+            login_attempts_max: 3,
+            stanza_bytes_max_before_login: 8 * 1024,
+            stanza_bytes_max: 64 * 1024,
+            stanza_depth_max: 32,
+            outbox_bytes_max: 4 * 1024 * 1024,
+            channel_queue_max: 128,
+            channel_queue_bytes_max: 512 * 1024,
+            bus_time_max: Duration::from_secs(5),
+            channel_retry_time_max: Duration::from_secs(20),
+            idle_time_max: Duration::from_secs(15 * 60),
+            probe_time_max: Duration::from_secs(30),
+            write_time_max: Duration::from_secs(30),
+            resume_time_max: Duration::from_secs(5 * 60),
+            resumable_max: 100_000,
+            scram_derivations_max: 2,
+            scram_keys_max: 10_000,
+            recent_broadcasts_max: 1024,
+            broadcast_chunk_max: 256,
+            announcements_max: 64,
+            reconnect_spread: Duration::from_secs(5),
+        }
+    }
+}
