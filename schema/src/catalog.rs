@@ -44,8 +44,8 @@ impl fmt::Debug for App {
 /// What is small: applications and revocations. Every change is durable when `Ok`.
 #[async_trait]
 pub trait Catalog: Send + Sync + 'static {
-    /// Makes an application: `false` if one with that id exists, which stays as it is. A secret or package that another
-    /// application has is [`StoreError::Unavailable`] never; secrets are random.
+    /// Makes an application: `false` if one with that id exists, which stays as it is. A secret names one application: one
+    /// that another has is refused as [`StoreError::Unavailable`], so draw another.
     async fn create_app(&self, app: App) -> Result<bool, StoreError>;
 
     /// The application with that id.
