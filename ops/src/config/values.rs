@@ -1,0 +1,278 @@
+//! The types of settings: how each is read, shown and described.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{DataPath, Domain, Written};
+
+/// A type of settings.
+pub(super) trait Setting: Sized {
+    /// What is valid, in words; goes after "must be" and into the reference.
+    const EXPECTED: &'static str;
+
+    /// From a word or a string.
+    fn from_word(word: &str) -> Option<Self>;
+
+    /// As a TOML value.
+    fn show(&self) -> String;
+
+    /// From what was written; the error says what would be right.
+    fn read(written: &Written) -> Result<Self, String> {
+        let (found, value) = match written {
+            Written::Text(text) => (format!("{text:?}"), Self::from_text(text)),
+            Written::Word(word) => (format!("{word:?}"), Self::from_word(word)),
+            Written::Integer(number) => (number.to_string(), Self::from_integer(*number)),
+            Written::Boolean(value) => (value.to_string(), Self::from_boolean(*value)),
+            Written::Other(what) => ((*what).to_owned(), None),
+        };
+        value.ok_or_else(|| {
+            let found: String = found.chars().take(80).collect();
+            format!("is {found}; it must be {}", Self::EXPECTED)
+        })
+    }
+
+    /// From a TOML string: the same as a word, but for numbers and booleans.
+    fn from_text(text: &str) -> Option<Self> {
+        Self::from_word(text)
+    }
+
+    /// From a TOML integer.
+    fn from_integer(_: i64) -> Option<Self> {
+        None
+    }
+
+    /// From a TOML boolean.
+    fn from_boolean(_: bool) -> Option<Self> {
+        None
+    }
+}
+
+/// An address with port to listen on, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listener(pub Option<SocketAddr>);
+
+impl Listener {
+    /// On an IPv4 address.
+    pub(super) fn on(address: [u8; 4], port: u16) -> Self {
+        Self(Some(SocketAddr::from((address, port))))
+    }
+}
+
+impl Setting for Listener {
+    const EXPECTED: &'static str = "an address with port such as \"127.0.0.1:5223\" or \"[::]:5223\" (port 0: any free \
+                                    one), or \"\" for none";
+
+    fn from_word(word: &str) -> Option<Self> {
+        if word.is_empty() { Some(Self(None)) } else { word.parse().ok().map(|address| Self(Some(address))) }
+    }
+
+    fn show(&self) -> String {
+        self.0.map_or_else(|| "\"\"".to_owned(), |address| format!("\"{address}\""))
+    }
+}
+
+impl Setting for bool {
+    const EXPECTED: &'static str = "true or false";
+
+    fn from_word(word: &str) -> Option<Self> {
+        word.parse().ok()
+    }
+
+    fn from_text(_: &str) -> Option<Self> {
+        None
+    }
+
+    fn from_boolean(value: bool) -> Option<Self> {
+        Some(value)
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+macro_rules! number {
+    ($($type:ident)*) => {$(
+        impl Setting for $type {
+            const EXPECTED: &'static str = "a whole number above 0";
+
+            fn from_word(word: &str) -> Option<Self> {
+                word.replace('_', "").parse().ok().and_then(Self::from_integer)
+            }
+
+            fn from_text(_: &str) -> Option<Self> {
+                None
+            }
+
+            fn from_integer(number: i64) -> Option<Self> {
+                $type::try_from(number).ok().filter(|number| *number > 0)
+            }
+
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+
+number! { u32 u64 usize }
+
+/// Keys of this type have `_ms` in their names.
+impl Setting for Duration {
+    const EXPECTED: &'static str = "a whole number of milliseconds above 0";
+
+    fn from_word(word: &str) -> Option<Self> {
+        u64::from_word(word).map(Self::from_millis)
+    }
+
+    fn from_text(_: &str) -> Option<Self> {
+        None
+    }
+
+    fn from_integer(number: i64) -> Option<Self> {
+        u64::from_integer(number).map(Self::from_millis)
+    }
+
+    fn show(&self) -> String {
+        self.as_millis().to_string()
+    }
+}
+
+impl Setting for String {
+    const EXPECTED: &'static str = "a string without control characters, at most 4,096 bytes";
+
+    fn from_word(word: &str) -> Option<Self> {
+        (word.len() <= 4096 && !word.chars().any(char::is_control)).then(|| word.to_owned())
+    }
+
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Setting for PathBuf {
+    const EXPECTED: &'static str = "a path, or \"\" for none";
+
+    fn from_word(word: &str) -> Option<Self> {
+        (!word.contains('\0')).then(|| Self::from(word))
+    }
+
+    fn show(&self) -> String {
+        format!("{:?}", self.display().to_string())
+    }
+}
+
+impl Setting for DataPath {
+    const EXPECTED: &'static str = "the path of a folder";
+
+    fn from_word(word: &str) -> Option<Self> {
+        (!word.is_empty() && !word.contains('\0')).then(|| Self(PathBuf::from(word)))
+    }
+
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+impl Setting for Domain {
+    const EXPECTED: &'static str = "a DNS name in lower case such as \"push.example.com\"";
+
+    fn from_word(word: &str) -> Option<Self> {
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        (word.len() <= 253 && word.split('.').all(label)).then(|| Self(word.to_owned()))
+    }
+
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+macro_rules! word {
+    ($(#[$doc:meta])* $type:ident, $expected:literal, $default:ident, $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $type {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $type {
+            /// The word in configuration.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+
+        impl Default for $type {
+            fn default() -> Self {
+                Self::$default
+            }
+        }
+
+        impl Setting for $type {
+            const EXPECTED: &'static str = $expected;
+
+            fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)* _ => None }
+            }
+
+            fn show(&self) -> String {
+                format!("{:?}", self.name())
+            }
+        }
+    };
+}
+
+word! {
+    /// Which tiers a process runs.
+    Role, "one of \"all\", \"xmpp-frontend\", \"middle-tier\", \"http-frontend\"", All,
+    /// Every tier.
+    All = "all",
+    /// The tier that holds device connections.
+    XmppFrontend = "xmpp-frontend",
+    /// The tier that decides.
+    MiddleTier = "middle-tier",
+    /// The tier that serves the HTTPS API.
+    HttpFrontend = "http-frontend",
+}
+
+word! {
+    /// Backends of the sorted store.
+    StoreKind, "one of \"embedded\", \"hbase\"", Embedded,
+    /// In the data folder.
+    Embedded = "embedded",
+    /// HBase through its Thrift gateway.
+    Hbase = "hbase",
+}
+
+word! {
+    /// Backends of the catalog.
+    CatalogKind, "one of \"sqlite\", \"mysql\"", Sqlite,
+    /// In the data folder.
+    Sqlite = "sqlite",
+    /// MySQL or MariaDB.
+    Mysql = "mysql",
+}
+
+word! {
+    /// Backends of the bus.
+    BusKind, "one of \"in-process\", \"redis\"", InProcess,
+    /// All tiers in one process.
+    InProcess = "in-process",
+    /// Redis streams.
+    Redis = "redis",
+}
+
+word! {
+    /// How log lines look.
+    LogFormat, "one of \"human\", \"json\"", Human,
+    /// For people.
+    Human = "human",
+    /// One JSON object a line.
+    Json = "json",
+}
