@@ -210,6 +210,12 @@ struct FrontLease {
   1: required string front
 }
 
+/** Tokens of an account that were issued before this moment are worthless. */
+struct TokenRevoked {
+  1: required string account
+  2: required i64 issued_before_ms
+}
+
 /** Answer to FrontLease. */
 struct Leased {
   1: required binary generation
@@ -254,10 +260,4 @@ struct Broadcast {
   4: required binary payload
   5: required i64 expires_at_ms
   6: required i32 channel
-}
-
-/** Tokens of an account that were issued before this moment are worthless. */
-struct TokenRevoked {
-  1: required string account
-  2: required i64 issued_before_ms
 }

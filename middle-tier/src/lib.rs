@@ -1,1 +1,204 @@
-//! Stub.
+//! The middle tier decides: it makes accounts and registrations, accepts messages, and sees to it that each reaches its
+//! audience.
+//!
+//! It takes requests from the bus and knows neither XML nor HTTP nor any backend. [ARCHITECTURE.md](../../ARCHITECTURE.md)
+//! says how delivery works; the files here follow it: [`service`] takes requests, `accept` stores messages, `session` is
+//! what is known of a connected device, `dispatch` drives sessions, `judge` and `sweep` find what was missed.
+
+mod accept;
+mod accounts;
+mod apps;
+mod commands;
+mod dispatch;
+mod judge;
+mod metrics;
+mod payload;
+mod publish;
+mod resolve;
+mod routes;
+mod server_topics;
+mod service;
+mod session;
+mod sessions;
+mod sweep;
+mod turns;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idl::bus::{Bus, MiddleInbox};
+use idl::clock::{SharedClock, SharedEntropy};
+use idl::ids::Generation;
+use idl::token::KeyRing;
+use prometheus_client::registry::Registry;
+use ring::hmac;
+use schema::accounts::Accounts;
+use schema::cache::Cache;
+use schema::catalog::Catalog;
+use schema::mailbox::Mailboxes;
+use schema::names::Names;
+use schema::registrations::Registrations;
+use schema::sorted::SortedStore;
+use schema::timeline::Timelines;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::apps::Apps;
+use crate::metrics::Metrics;
+use crate::publish::Publisher;
+use crate::service::Service;
+use crate::sessions::Sessions;
+use crate::turns::Turns;
+
+/// How the middle tier works, and its limits.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Requests worked on at one time; the rest wait in their lanes.
+    pub requests_max: usize,
+    /// Registrations of one account.
+    pub registrations_per_account_max: usize,
+    /// Aliases, user accounts and topics, each, of one registration.
+    pub names_per_registration_max: usize,
+    /// Registrations that one alias or user account stands for in one send.
+    pub registrations_per_name_max: usize,
+    /// Deliveries handed to a device and not yet acknowledged, for each of its registrations.
+    pub window_max: usize,
+    /// Timeline rows judged in one step.
+    pub judged_rows_max: usize,
+    /// How far before a cursor judging starts: longer than any request may take to be stored.
+    pub overlap: Duration,
+    /// How long a live broadcast has for delivery and acknowledgement before a judgement sends it again.
+    pub judge_lag: Duration,
+    /// Every session is checked against the store once in this time.
+    pub check_interval: Duration,
+    /// Longest wait before a hand-off that failed is tried again.
+    pub retry_wait_max: Duration,
+    /// How long one hand-off to a front may take.
+    pub hand_off_time_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            requests_max: 4096,
+            registrations_per_account_max: 256,
+            names_per_registration_max: 256,
+            registrations_per_name_max: 10_000,
+            window_max: 64,
+            judged_rows_max: 256,
+            overlap: Duration::from_secs(60),
+            judge_lag: Duration::from_secs(10),
+            check_interval: Duration::from_secs(300),
+            retry_wait_max: Duration::from_secs(5),
+            hand_off_time_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What the middle tier needs, by name.
+pub struct Dependencies {
+    /// To the fronts.
+    pub bus: Arc<dyn Bus>,
+    /// Where requests come from.
+    pub inbox: MiddleInbox,
+    /// Accounts, registrations, mailboxes, timelines.
+    pub sorted: Arc<dyn SortedStore>,
+    /// Applications and revocations.
+    pub catalog: Arc<dyn Catalog>,
+    /// Routes and leases.
+    pub cache: Arc<dyn Cache>,
+    /// Makes and proves tokens.
+    pub keys: KeyRing,
+    /// Under which registration ids are derived.
+    pub regid_key: hmac::Key,
+    /// Wall time.
+    pub clock: SharedClock,
+    /// Randomness.
+    pub entropy: SharedEntropy,
+}
+
+/// The middle tier, built and not yet serving.
+pub struct Middle {
+    inbox: MiddleInbox,
+    shared: Arc<Shared>,
+    publisher: Publisher,
+}
+
+/// What all parts of the tier share. Stores are the truth; `sessions` is memory that may vanish.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) catalog: Arc<dyn Catalog>,
+    pub(crate) cache: Arc<dyn Cache>,
+    pub(crate) accounts: Accounts,
+    pub(crate) registrations: Registrations,
+    pub(crate) names: Names,
+    pub(crate) mailboxes: Mailboxes,
+    pub(crate) timelines: Timelines,
+    pub(crate) apps: Apps,
+    pub(crate) keys: KeyRing,
+    pub(crate) regid_key: hmac::Key,
+    pub(crate) clock: SharedClock,
+    pub(crate) entropy: SharedEntropy,
+    pub(crate) sessions: Sessions,
+    pub(crate) turns: Turns,
+    pub(crate) broadcasts: publish::Queue,
+    pub(crate) payloads: payload::Cache,
+    pub(crate) metrics: Metrics,
+    /// This life of this tier's memory.
+    pub(crate) life: Generation,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Middle {
+    /// Builds the tier. Nothing runs until [`Middle::serve`].
+    pub fn build(config: Config, dependencies: Dependencies, registry: &mut Registry) -> Self {
+        let Dependencies { bus, inbox, sorted, catalog, cache, keys, regid_key, clock, entropy } = dependencies;
+        let mut life = [0; 16];
+        entropy.fill(&mut life);
+        let (broadcasts, publisher) = publish::queue();
+        let shared = Arc::new(Shared {
+            bus,
+            apps: Apps::new(Arc::clone(&catalog)),
+            catalog,
+            cache,
+            accounts: Accounts::new(Arc::clone(&sorted)),
+            registrations: Registrations::new(Arc::clone(&sorted)),
+            names: Names::new(Arc::clone(&sorted)),
+            mailboxes: Mailboxes::new(Arc::clone(&sorted)),
+            timelines: Timelines::new(sorted),
+            keys,
+            regid_key,
+            clock,
+            entropy,
+            sessions: Sessions::default(),
+            turns: Turns::default(),
+            broadcasts,
+            payloads: payload::Cache::default(),
+            metrics: Metrics::register(registry),
+            life: Generation(u128::from_be_bytes(life)),
+            tasks: TaskTracker::new(),
+            config,
+        });
+        Self { inbox, shared, publisher }
+    }
+
+    /// Serves until `drain` is cancelled: then it finishes the requests it has begun, writes the cursors of all sessions
+    /// and returns. The fronts should have drained before, since they still talk to it while they do.
+    ///
+    /// Dropping the future ends the tier at once, as a crash would; tasks it spawned end with `tasks`' runtime.
+    pub async fn serve(self, drain: CancellationToken, tasks: TaskTracker) {
+        let Self { inbox, shared, publisher } = self;
+        let publishing = tasks.spawn(publisher.run(Arc::clone(&shared), drain.clone()));
+        let sweeping = tasks.spawn(sweep::run(Arc::clone(&shared), drain.clone()));
+        Service::new(Arc::clone(&shared)).run(inbox, drain).await;
+        for task in [publishing, sweeping] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task of the middle tier failed");
+            }
+        }
+        shared.tasks.close();
+        shared.sessions.end_all(&shared).await;
+        shared.tasks.wait().await;
+    }
+}

@@ -2138,6 +2138,75 @@ impl TSerializable for FrontLease {
 }
 
 //
+// TokenRevoked
+//
+
+/// Tokens of an account that were issued before this moment are worthless.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TokenRevoked {
+  pub account: String,
+  pub issued_before_ms: i64,
+}
+
+impl TokenRevoked {
+  pub fn new(account: String, issued_before_ms: i64) -> TokenRevoked {
+    TokenRevoked {
+      account,
+      issued_before_ms,
+    }
+  }
+}
+
+impl TSerializable for TokenRevoked {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<TokenRevoked> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("TokenRevoked.account", &f_1)?;
+    verify_required_field_exists("TokenRevoked.issued_before_ms", &f_2)?;
+    let ret = TokenRevoked {
+      account: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      issued_before_ms: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("TokenRevoked");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("account", TType::String, 1))?;
+    o_prot.write_string(&self.account)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("issued_before_ms", TType::I64, 2))?;
+    o_prot.write_i64(self.issued_before_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Leased
 //
 
@@ -2146,11 +2215,11 @@ impl TSerializable for FrontLease {
 pub struct Leased {
   pub generation: Vec<u8>,
   /// Revocations in force.
-  pub revoked: Vec<Box<TokenRevoked>>,
+  pub revoked: Vec<TokenRevoked>,
 }
 
 impl Leased {
-  pub fn new(generation: Vec<u8>, revoked: Vec<Box<TokenRevoked>>) -> Leased {
+  pub fn new(generation: Vec<u8>, revoked: Vec<TokenRevoked>) -> Leased {
     Leased {
       generation,
       revoked,
@@ -2162,7 +2231,7 @@ impl TSerializable for Leased {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Leased> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<u8>> = None;
-    let mut f_2: Option<Vec<Box<TokenRevoked>>> = None;
+    let mut f_2: Option<Vec<TokenRevoked>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2176,9 +2245,9 @@ impl TSerializable for Leased {
         },
         2 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<Box<TokenRevoked>> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<TokenRevoked> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_13 = Box::new(TokenRevoked::read_from_in_protocol(i_prot)?);
+            let list_elem_13 = TokenRevoked::read_from_in_protocol(i_prot)?;
             val.push(list_elem_13);
           }
           i_prot.read_list_end()?;
@@ -2619,75 +2688,6 @@ impl TSerializable for Broadcast {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("channel", TType::I32, 6))?;
     o_prot.write_i32(self.channel)?;
-    o_prot.write_field_end()?;
-    o_prot.write_field_stop()?;
-    o_prot.write_struct_end()
-  }
-}
-
-//
-// TokenRevoked
-//
-
-/// Tokens of an account that were issued before this moment are worthless.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct TokenRevoked {
-  pub account: String,
-  pub issued_before_ms: i64,
-}
-
-impl TokenRevoked {
-  pub fn new(account: String, issued_before_ms: i64) -> TokenRevoked {
-    TokenRevoked {
-      account,
-      issued_before_ms,
-    }
-  }
-}
-
-impl TSerializable for TokenRevoked {
-  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<TokenRevoked> {
-    i_prot.read_struct_begin()?;
-    let mut f_1: Option<String> = None;
-    let mut f_2: Option<i64> = None;
-    loop {
-      let field_ident = i_prot.read_field_begin()?;
-      if field_ident.field_type == TType::Stop {
-        break;
-      }
-      let field_id = field_id(&field_ident)?;
-      match field_id {
-        1 => {
-          let val = i_prot.read_string()?;
-          f_1 = Some(val);
-        },
-        2 => {
-          let val = i_prot.read_i64()?;
-          f_2 = Some(val);
-        },
-        _ => {
-          i_prot.skip(field_ident.field_type)?;
-        },
-      };
-      i_prot.read_field_end()?;
-    }
-    i_prot.read_struct_end()?;
-    verify_required_field_exists("TokenRevoked.account", &f_1)?;
-    verify_required_field_exists("TokenRevoked.issued_before_ms", &f_2)?;
-    let ret = TokenRevoked {
-      account: f_1.expect("auto-generated code should have checked for presence of required fields"),
-      issued_before_ms: f_2.expect("auto-generated code should have checked for presence of required fields"),
-    };
-    Ok(ret)
-  }
-  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("TokenRevoked");
-    o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("account", TType::String, 1))?;
-    o_prot.write_string(&self.account)?;
-    o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("issued_before_ms", TType::I64, 2))?;
-    o_prot.write_i64(self.issued_before_ms)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()

@@ -1,0 +1,143 @@
+//! Applications: who may send, and the operator's requests about them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use idl::bus::Reply;
+use idl::contract::bus as wire;
+use idl::error::{Code, Failure};
+use idl::ids::AppId;
+use ring::digest;
+use schema::catalog::{App, Catalog};
+
+use crate::Shared;
+
+/// Applications, remembered: there are few and every send asks for one.
+pub(crate) struct Apps {
+    catalog: Arc<dyn Catalog>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_id: HashMap<AppId, Arc<App>>,
+    by_secret: HashMap<[u8; 32], Arc<App>>,
+}
+
+impl Apps {
+    pub(crate) fn new(catalog: Arc<dyn Catalog>) -> Self {
+        Self { catalog, known: Mutex::default() }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, app: App) -> Arc<App> {
+        let app = Arc::new(app);
+        let mut known = self.known();
+        known.by_id.insert(app.app.clone(), Arc::clone(&app));
+        known.by_secret.insert(app.secret_sha256, Arc::clone(&app));
+        app
+    }
+
+    /// The application with that id.
+    pub(crate) async fn by_id(&self, id: &AppId) -> Result<Arc<App>, Failure> {
+        if let Some(app) = self.known().by_id.get(id) {
+            return Ok(Arc::clone(app));
+        }
+        let unknown = || Failure::new(Code::UnknownApp, format!("there is no application {id}"));
+        let app = self.catalog.app(id).await?.ok_or_else(unknown)?;
+        Ok(self.remember(app))
+    }
+
+    /// The application whose secret has that digest. A digest is as random as the secret, so how long a look-up of it
+    /// takes tells nothing about any secret.
+    pub(crate) async fn by_secret(&self, sha256: &[u8]) -> Result<Arc<App>, Failure> {
+        let sha256 = <[u8; 32]>::try_from(sha256).map_err(|_| Failure::from(Code::Unauthorized))?;
+        if let Some(app) = self.known().by_secret.get(&sha256) {
+            return Ok(Arc::clone(app));
+        }
+        let app = self.catalog.app_by_secret(&sha256).await?.ok_or_else(|| Failure::from(Code::Unauthorized))?;
+        Ok(self.remember(app))
+    }
+
+    fn forget(&self, id: &AppId) {
+        let mut known = self.known();
+        known.by_id.remove(id);
+        known.by_secret.retain(|_, app| app.app != *id);
+    }
+}
+
+/// Makes an application with fresh keys.
+pub(crate) async fn create(shared: &Shared, request: wire::CreateApp) -> Result<Reply, Failure> {
+    let id: AppId = parse(&request.app)?;
+    let package = request.package_name.filter(|package| !package.is_empty()).unwrap_or_else(|| id.to_string());
+    if package.len() > AppId::BYTES_MAX {
+        return Err(Failure::new(Code::BadValue, "a package name has at most 100 bytes"));
+    }
+    let random = || {
+        let mut bytes = [0; 32];
+        shared.entropy.fill(&mut bytes);
+        bytes
+    };
+    let secret = URL_SAFE_NO_PAD.encode(random());
+    let app = App {
+        app: id.clone(),
+        package,
+        app_key: URL_SAFE_NO_PAD.encode(random()),
+        secret_sha256: sha256(&secret),
+        agreement_secret: random(),
+        broadcast_key: random(),
+        signing_seed: random(),
+        created_at_ms: shared.clock.now_ms(),
+    };
+    if !shared.catalog.create_app(app.clone()).await? {
+        return Err(Failure::new(Code::Exists, format!("there is an application {id} already")));
+    }
+    tracing::info!(app = %id, "application created");
+    Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, Some(secret))] }))
+}
+
+/// Lists applications.
+pub(crate) async fn list(shared: &Shared) -> Result<Reply, Failure> {
+    let apps = shared.catalog.apps().await?.iter().map(|app| shown(app, None)).collect();
+    Ok(Reply::Apps(wire::Apps { apps }))
+}
+
+/// Gives an application a new secret; the old one stops at once.
+pub(crate) async fn rotate_secret(shared: &Shared, request: wire::RotateSecret) -> Result<Reply, Failure> {
+    let id: AppId = parse(&request.app)?;
+    let mut bytes = [0; 32];
+    shared.entropy.fill(&mut bytes);
+    let secret = URL_SAFE_NO_PAD.encode(bytes);
+    if !shared.catalog.set_secret(&id, sha256(&secret)).await? {
+        return Err(Failure::new(Code::UnknownApp, format!("there is no application {id}")));
+    }
+    shared.apps.forget(&id);
+    let app = shared.apps.by_id(&id).await?;
+    tracing::info!(app = %id, "application secret rotated");
+    Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, Some(secret))] }))
+}
+
+pub(crate) fn parse<T: std::str::FromStr<Err = idl::ids::InvalidId>>(text: &str) -> Result<T, Failure> {
+    text.parse().map_err(|error: idl::ids::InvalidId| Failure::new(Code::BadValue, error.to_string()))
+}
+
+fn shown(app: &App, secret: Option<String>) -> wire::App {
+    wire::App {
+        app: app.app.to_string(),
+        package_name: app.package.clone(),
+        app_key: app.app_key.clone(),
+        secret,
+        created_at_ms: i64::try_from(app.created_at_ms).unwrap_or(i64::MAX),
+    }
+}
+
+fn sha256(secret: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref());
+    hash
+}

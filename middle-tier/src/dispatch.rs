@@ -1,0 +1,165 @@
+//! Drives sessions: takes the steps that a session asks for, one at a time, until it has none.
+
+use std::sync::Arc;
+
+use idl::channel;
+use idl::contract::bus::{FrontBatch, FrontItem};
+use idl::error::Failure;
+use idl::ids::{AppId, MessageId, RegId};
+use idl::message::Message;
+use schema::registrations::Registration;
+use tokio::time::{Instant, sleep_until};
+
+use crate::session::{Item, Step};
+use crate::sessions::Handle;
+use crate::{Shared, payload};
+
+/// Hand-offs that may fail in a row before a session asks whether its front still lives.
+const FAILURES_BEFORE_DOUBT: u32 = 5;
+
+/// Starts taking the session's steps, unless someone is at it.
+pub(crate) fn drive(shared: &Arc<Shared>, handle: &Arc<Handle>) {
+    if handle.lock().start_driving() {
+        let (shared, handle) = (Arc::clone(shared), Arc::clone(handle));
+        shared.tasks.clone().spawn(async move { take_steps(&shared, &handle).await });
+    }
+}
+
+/// Takes the session's steps until it is idle or over.
+pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
+    let account = handle.lock().account;
+    loop {
+        if !shared.sessions.is_current(account, handle) {
+            // A newer session has inherited what this one knew.
+            return;
+        }
+        let step = handle.lock().next(shared.clock.now_ms(), &shared.config);
+        match step {
+            Step::HandOff(items) => hand_off(shared, handle, items).await,
+            Step::Drain(reads) => drain(shared, handle, &reads).await,
+            Step::Judge { app, from, to } => judge(shared, handle, app, from, to).await,
+            Step::WriteCursors(cursors) => {
+                if let Err(error) = shared.registrations.write_cursors(&cursors).await {
+                    // An older cursor only means that more is judged again.
+                    tracing::warn!(%account, %error, "cursors could not be written");
+                }
+            }
+            Step::Wait(at) => sleep_until(at).await,
+            Step::Idle => return,
+            Step::Ended => {
+                shared.sessions.remove(account, handle);
+                return;
+            }
+        }
+    }
+}
+
+async fn hand_off(shared: &Arc<Shared>, handle: &Arc<Handle>, batch: Vec<(Arc<Registration>, Vec<Item>)>) {
+    let (front, account, epoch) = {
+        let session = handle.lock();
+        (session.front, session.account, session.epoch)
+    };
+    let payloads = match payloads(shared, &batch).await {
+        Ok(payloads) => payloads,
+        Err(failure) => return failed(shared, handle, batch, &failure).await,
+    };
+    let count = payloads.len();
+    let item = FrontItem {
+        account: account.to_string(),
+        epoch: epoch.to_bytes().to_vec(),
+        index: None,
+        channel: i32::try_from(channel::PUSH).ok(),
+        payloads: Some(payloads),
+        conflict: None,
+    };
+    let deadline = Instant::now() + shared.config.hand_off_time_max;
+    match shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await {
+        Ok(reply) if reply.gone.as_ref().is_none_or(Vec::is_empty) => {
+            shared.metrics.deliveries.inc_by(count as u64);
+            handle.lock().handed_off();
+        }
+        Ok(_) => {
+            let mut session = handle.lock();
+            session.hand_off_failed(batch, &shared.config);
+            session.end();
+        }
+        Err(failure) => failed(shared, handle, batch, &failure).await,
+    }
+}
+
+async fn failed(
+    shared: &Arc<Shared>,
+    handle: &Arc<Handle>,
+    batch: Vec<(Arc<Registration>, Vec<Item>)>,
+    failure: &Failure,
+) {
+    shared.metrics.hand_offs_failed.inc();
+    let (front, failures) = {
+        let mut session = handle.lock();
+        session.hand_off_failed(batch, &shared.config);
+        (session.front, session.failures())
+    };
+    tracing::debug!(%front, %failure, failures, "a hand-off failed");
+    if failures >= FAILURES_BEFORE_DOUBT && shared.cache.front_lives(front).await.is_ok_and(|lives| !lives) {
+        handle.lock().end();
+    }
+}
+
+/// The payloads of a batch, in order of message id: across a device's apps too, older messages come first.
+async fn payloads(shared: &Arc<Shared>, batch: &[(Arc<Registration>, Vec<Item>)]) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut payloads: Vec<(MessageId, Vec<u8>)> = Vec::new();
+    for (registration, items) in batch {
+        for item in items {
+            let payload = match item {
+                Item::Single(message) => payload::single(registration, message),
+                Item::Broadcast(message) => {
+                    let app = shared.apps.by_id(&message.app).await?;
+                    shared.payloads.broadcast(&app, message).to_vec()
+                }
+            };
+            payloads.push((item.message().id, payload));
+        }
+    }
+    payloads.sort_by_key(|(id, _)| *id);
+    Ok(payloads.into_iter().map(|(_, payload)| payload).collect())
+}
+
+async fn drain(shared: &Arc<Shared>, handle: &Arc<Handle>, reads: &[(RegId, usize)]) {
+    let limit = reads.iter().map(|(_, limit)| *limit).max().unwrap_or(0);
+    let regids: Vec<_> = reads.iter().map(|(regid, _)| *regid).collect();
+    match shared.mailboxes.read(&regids, None, limit).await {
+        Ok(mailboxes) => {
+            let mut session = handle.lock();
+            for (regid, mailbox) in regids.into_iter().zip(mailboxes) {
+                let whole = mailbox.len() < limit;
+                if !whole {
+                    shared.metrics.windows_full.inc();
+                }
+                session.drained(regid, mailbox, whole);
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a mailbox could not be read");
+            handle.lock().failed(&shared.config);
+        }
+    }
+}
+
+async fn judge(shared: &Arc<Shared>, handle: &Arc<Handle>, app: AppId, from: MessageId, to: MessageId) {
+    let limit = shared.config.judged_rows_max;
+    match shared.timelines.since(&app, from, None, limit).await {
+        Ok(rows) => {
+            let more = rows.len() >= limit;
+            let rows: Vec<Arc<Message>> = rows.into_iter().map(Arc::new).collect();
+            // Read only in part: judged up to the last row that was read.
+            let to = rows.last().filter(|_| more).map_or(to, |last| MessageId(last.id.0.saturating_add(1)));
+            shared.metrics.judgements.inc();
+            let missing = handle.lock().judged(&app, &rows, to, more, &shared.config);
+            shared.metrics.judged_deliveries.inc_by(missing as u64);
+        }
+        Err(error) => {
+            tracing::warn!(%app, %error, "a timeline could not be read");
+            handle.lock().judge_failed(&app, &shared.config);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What the middle tier counts.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    pub(crate) request: &'static str,
+    /// 0, or a number of the error table.
+    pub(crate) code: i32,
+}
+
+pub(crate) struct Metrics {
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    pub(crate) requests_late: Counter,
+    pub(crate) requests_repeated: Counter,
+    pub(crate) messages: Counter,
+    pub(crate) broadcasts: Counter,
+    pub(crate) deliveries: Counter,
+    pub(crate) acks: Counter,
+    pub(crate) hand_offs_failed: Counter,
+    pub(crate) windows_full: Counter,
+    pub(crate) broadcasts_unpublished: Counter,
+    pub(crate) judgements: Counter,
+    pub(crate) judged_deliveries: Counter,
+    pub(crate) reports: Counter,
+    pub(crate) sessions: Gauge,
+    pub(crate) last_sweep_ms: Gauge<u64, AtomicU64>,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("campanile_middle");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let requests_late = counter("requests_late", "Requests dropped because their deadline had passed");
+        let requests_repeated = counter("requests_repeated", "Requests dropped because the bus gave them twice");
+        let messages = counter("messages", "Messages accepted for regids, aliases or user accounts");
+        let broadcasts = counter("broadcasts", "Broadcasts accepted");
+        let deliveries = counter("deliveries", "Deliveries handed to fronts by sessions");
+        let acks = counter("acks", "Deliveries acknowledged");
+        let hand_offs_failed = counter("hand_offs_failed", "Hand-offs to a front that failed and are tried again");
+        let windows_full = counter("windows_full", "Times a device's window of unacknowledged deliveries was full");
+        let broadcasts_unpublished =
+            counter("broadcasts_unpublished", "Broadcasts some front missed; judgements deliver them");
+        let judgements = counter("judgements", "Judgements of a registration against its timeline");
+        let judged_deliveries = counter("judged_deliveries", "Broadcasts that a judgement found to be missing");
+        let reports = counter("reports", "Deliveries that a device could not hand to its app");
+        let requests = Family::default();
+        registry.register("requests", "Requests by kind and result code", requests.clone());
+        let sessions = Gauge::default();
+        registry.register("sessions", "Devices with the push channel open", sessions.clone());
+        let last_sweep_ms = Gauge::default();
+        registry.register("last_sweep_ms", "When the sweep last ran, in ms since the epoch", last_sweep_ms.clone());
+        Self {
+            requests,
+            requests_late,
+            requests_repeated,
+            messages,
+            broadcasts,
+            deliveries,
+            acks,
+            hand_offs_failed,
+            windows_full,
+            broadcasts_unpublished,
+            judgements,
+            judged_deliveries,
+            reports,
+            sessions,
+            last_sweep_ms,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Routes: which front holds an account's connection, and channels opening on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idl::bus::Reply;
+use idl::channel;
+use idl::contract::bus as wire;
+use idl::contract::push::Hello;
+use idl::error::{Code, Failure};
+use idl::ids::{AccountId, Epoch, FrontId, Generation, MessageId, RegId};
+use idl::wire::decode_device;
+use schema::cache::{Claim, Route};
+use tokio::time::{Instant, sleep};
+
+use crate::accounts::signed;
+use crate::apps::parse;
+use crate::session::Session;
+use crate::sessions::{Handle, index_entry};
+use crate::{Shared, dispatch, payload};
+
+/// Registrations that a device may name when it opens the channel.
+const HELLO_MAX: usize = 256;
+/// How often the front of an older connection is told that it has lost, before it is left to find out by itself.
+const CONFLICT_TRIES: u32 = 5;
+
+/// An account logged in: claims the route. The id of the request is the connection's epoch.
+pub(crate) async fn connect(shared: &Arc<Shared>, id: MessageId, request: wire::Connect) -> Result<Reply, Failure> {
+    let account: AccountId = parse(&request.account)?;
+    let front: FrontId = parse(&request.front)?;
+    let epoch = match &request.epoch {
+        Some(bytes) => epoch(bytes)?,
+        None => Epoch(id.0),
+    };
+    match shared.cache.claim(account, &request.resource, Route { front, epoch }).await? {
+        Claim::Won { previous } => {
+            if let Some(previous) = previous.filter(|previous| previous.epoch != epoch) {
+                shared.tasks.spawn(end_older(Arc::clone(shared), account, previous));
+            }
+            let generation = generation(shared).await?;
+            Ok(Reply::Connected(wire::Connected { epoch: epoch.to_bytes().to_vec(), generation }))
+        }
+        Claim::Lost { .. } => Err(superseded()),
+    }
+}
+
+/// A connection ended for good.
+pub(crate) async fn disconnect(shared: &Arc<Shared>, request: wire::Disconnect) -> Result<Reply, Failure> {
+    let account: AccountId = parse(&request.account)?;
+    let epoch = epoch(&request.epoch)?;
+    shared.cache.release(account, &request.resource, epoch).await?;
+    shared.sessions.end(shared, account, epoch);
+    Ok(Reply::Done)
+}
+
+/// A front lives.
+pub(crate) async fn lease(shared: &Shared, request: wire::FrontLease) -> Result<Reply, Failure> {
+    let front: FrontId = parse(&request.front)?;
+    shared.cache.renew_lease(front).await?;
+    let revoked = shared
+        .catalog
+        .revocations(0)
+        .await?
+        .into_iter()
+        .map(|(account, before)| wire::TokenRevoked { account: account.to_string(), issued_before_ms: signed(before) })
+        .collect();
+    Ok(Reply::Leased(wire::Leased { generation: generation(shared).await?, revoked }))
+}
+
+/// A device opened a channel: for push, makes its session and sees to it that what waits is delivered.
+pub(crate) async fn open_channel(shared: &Arc<Shared>, request: wire::OpenChannel) -> Result<Reply, Failure> {
+    push_only(request.channel)?;
+    let account: AccountId = parse(&request.account)?;
+    let front: FrontId = parse(&request.front)?;
+    let epoch = epoch(&request.epoch)?;
+    let hello: Hello = match request.payload.as_deref() {
+        None | Some([]) => Hello::default(),
+        Some(payload) => decode_device(payload).map_err(|error| Failure::new(Code::BadRequest, error.to_string()))?,
+    };
+    let named = hello.registrations.unwrap_or_default();
+    if named.len() > HELLO_MAX {
+        let text = format!("{} registrations were named; at most {HELLO_MAX} are allowed", named.len());
+        return Err(Failure::new(Code::LimitReached, text));
+    }
+    // No membership changes between reading it and holding it.
+    let _turn = shared.turns.take(account).await;
+    // The session is there before anything is read: what is stored from now on finds it.
+    let handle = Handle::new(Session::new(account, front, epoch));
+    let older = shared.sessions.replace(account, epoch, &handle).map_err(|()| superseded())?;
+    let regids: Vec<Option<RegId>> = named.iter().map(|regid| regid.parse().ok()).collect();
+    let known: Vec<RegId> = regids.iter().flatten().copied().collect();
+    let mut found = shared.mailboxes.open(&known, shared.config.window_max).await?.into_iter();
+    let mut payloads = Vec::new();
+    let mut index = Vec::new();
+    for (text, regid) in named.into_iter().zip(regids) {
+        let opened = regid.and_then(|_| found.next());
+        let opened = opened.and_then(|opened| Some((opened.registration?, opened.mailbox, opened.more)));
+        let Some((registration, mailbox, more)) = opened.filter(|(found, ..)| found.account == account) else {
+            payloads.push(payload::invalidated(text, None));
+            continue;
+        };
+        index.push(index_entry(&registration));
+        handle.lock().open(registration, mailbox, more);
+    }
+    if let Some(older) = older {
+        let older = older.lock();
+        handle.lock().inherit(&older);
+    }
+    dispatch::drive(shared, &handle);
+    Ok(Reply::Channel(wire::ChannelReply {
+        index: Some(index),
+        payloads: Some(payloads),
+        generation: generation(shared).await?,
+    }))
+}
+
+/// Which life of the middle tier's memory this is: the cache's and this process's.
+pub(crate) async fn generation(shared: &Shared) -> Result<Vec<u8>, Failure> {
+    let cache = shared.cache.generation().await?;
+    Ok(Generation(cache.0 ^ shared.life.0).to_bytes().to_vec())
+}
+
+pub(crate) fn push_only(number: i32) -> Result<(), Failure> {
+    if u32::try_from(number) == Ok(channel::PUSH) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::NotServed,
+        format!("channel {number} is not served here; push is channel {}", channel::PUSH),
+    ))
+}
+
+pub(crate) fn epoch(bytes: &[u8]) -> Result<Epoch, Failure> {
+    Epoch::from_bytes(bytes).map_err(|error| Failure::new(Code::BadValue, error.to_string()))
+}
+
+pub(crate) fn superseded() -> Failure {
+    Failure::from(Code::Superseded)
+}
+
+/// Ends an older connection with `conflict`. If its front can't be reached the connection is harmless all the same:
+/// whatever is delivered names the newer epoch.
+async fn end_older(shared: Arc<Shared>, account: AccountId, older: Route) {
+    for tries in 0..CONFLICT_TRIES {
+        let item = wire::FrontItem {
+            account: account.to_string(),
+            epoch: older.epoch.to_bytes().to_vec(),
+            index: None,
+            channel: None,
+            payloads: None,
+            conflict: Some(true),
+        };
+        let deadline = Instant::now() + shared.config.hand_off_time_max;
+        match shared.bus.deliver(older.front, wire::FrontBatch { items: vec![item] }, deadline).await {
+            Ok(_) => return,
+            Err(failure) if failure.code == Code::System => return,
+            Err(_) => sleep(Duration::from_millis(100) * 2u32.pow(tries)).await,
+        }
+    }
+}

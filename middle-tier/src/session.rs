@@ -1,0 +1,680 @@
+//! What the middle knows of one device that has the push channel open: a state machine without I/O.
+//!
+//! `dispatch` asks for the [`Step`] to take, takes it, and tells how it went. At most one step is under way, so there is
+//! one place where the order of deliveries is decided. Everything here is memory that may vanish: mailboxes, timelines and
+//! cursors are the truth.
+//!
+//! A registration is *in step* when every message of its mailbox has been handed off or waits in the queue. Only then may
+//! a live message join the queue; otherwise the mailbox is read first, in order of id.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use idl::ids::{AccountId, AppId, Epoch, FrontId, MessageId, RegId};
+use idl::message::Message;
+use schema::registrations::{Cursor, Registration};
+use tokio::time::Instant;
+
+use crate::Config;
+use crate::judge;
+
+/// Acknowledged broadcasts that a session or a cursor remembers; beyond it the oldest would merely come again.
+const ACKED_MAX: usize = 1024;
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// One session.
+pub(crate) struct Session {
+    pub(crate) account: AccountId,
+    pub(crate) front: FrontId,
+    pub(crate) epoch: Epoch,
+    held: BTreeMap<AppId, Held>,
+    /// Registrations that got a message before the session held them: while the channel was being opened.
+    stored_unheld: BTreeSet<RegId>,
+    /// Someone is taking steps.
+    driven: bool,
+    ending: bool,
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+/// What the session knows of one registration.
+struct Held {
+    registration: Arc<Registration>,
+    in_step: bool,
+    /// A message arrived, or was acknowledged, while the mailbox was being read.
+    dirty: bool,
+    acked_meanwhile: BTreeSet<MessageId>,
+    /// To be handed off, in order of id.
+    queue: BTreeMap<MessageId, Queued>,
+    /// Handed off from the mailbox and not acknowledged.
+    unacked: BTreeSet<MessageId>,
+    /// Broadcasts before this id have been judged.
+    judged_to: MessageId,
+    /// Matched by a judgement and not acknowledged, with the time they expire.
+    pending: BTreeMap<MessageId, u64>,
+    /// Acknowledged broadcasts that a judgement may meet again.
+    acked: BTreeSet<MessageId>,
+    judge: Judging,
+    /// A judgement met rows since the cursor was written: without any, reading the same nothing again costs nothing.
+    cursor_due: bool,
+    written: Cursor,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judging {
+    NotDue,
+    /// Everything up to now: the channel has just opened or is closing.
+    Whole,
+    /// All but what is so young that its live delivery may still be under way.
+    Lagging,
+}
+
+#[derive(Clone)]
+enum Queued {
+    Single(Arc<Message>),
+    Broadcast(Arc<Message>),
+}
+
+/// A delivery to hand off.
+pub(crate) enum Item {
+    /// To be sealed for the registration.
+    Single(Arc<Message>),
+    /// To be sealed for everyone.
+    Broadcast(Arc<Message>),
+}
+
+impl Item {
+    pub(crate) fn message(&self) -> &Message {
+        match self {
+            Self::Single(message) | Self::Broadcast(message) => message,
+        }
+    }
+}
+
+/// What to do next for a session.
+pub(crate) enum Step {
+    /// Hand these to the front, in this order.
+    HandOff(Vec<(Arc<Registration>, Vec<Item>)>),
+    /// Read these mailboxes from their beginning, so many cells each.
+    Drain(Vec<(RegId, usize)>),
+    /// Read the app's timeline from there and judge it; `to` is where the judgement ends if it is read whole.
+    Judge {
+        /// Whose timeline.
+        app: AppId,
+        /// The first id to read.
+        from: MessageId,
+        /// Ids from here on are not judged yet.
+        to: MessageId,
+    },
+    /// Write these cursors.
+    WriteCursors(Vec<(RegId, Cursor)>),
+    /// Try again then.
+    Wait(Instant),
+    /// Nothing to do: stop driving; the next event starts it again.
+    Idle,
+    /// The session is over.
+    Ended,
+}
+
+impl Session {
+    pub(crate) fn new(account: AccountId, front: FrontId, epoch: Epoch) -> Self {
+        Self {
+            account,
+            front,
+            epoch,
+            held: BTreeMap::new(),
+            stored_unheld: BTreeSet::new(),
+            driven: false,
+            ending: false,
+            failures: 0,
+            retry_at: None,
+        }
+    }
+
+    /// Claims the right to take steps; `false` if someone has it or nothing is to be done.
+    pub(crate) fn start_driving(&mut self) -> bool {
+        let start = !self.driven;
+        self.driven = true;
+        start
+    }
+
+    /// Adds a registration, or takes over its changed membership.
+    pub(crate) fn hold(&mut self, registration: Arc<Registration>) {
+        if let Some(held) = self.held.get_mut(&registration.app) {
+            let enabled_again = registration.enabled && !held.registration.enabled;
+            if held.registration.regid == registration.regid {
+                held.registration = registration;
+                if enabled_again {
+                    held.fall_out_of_step();
+                    held.judge = Judging::Whole;
+                }
+                return;
+            }
+        }
+        let cursor = registration.cursor.clone();
+        let held = Held {
+            in_step: false,
+            dirty: false,
+            acked_meanwhile: BTreeSet::new(),
+            queue: BTreeMap::new(),
+            unacked: BTreeSet::new(),
+            judged_to: cursor.judged_to,
+            pending: BTreeMap::new(),
+            acked: cursor.acked.iter().copied().collect(),
+            judge: Judging::Whole,
+            cursor_due: false,
+            written: cursor,
+            registration,
+        };
+        self.held.insert(held.registration.app.clone(), held);
+    }
+
+    /// Holds a registration together with the beginning of its mailbox, which were read in one call. `more` says that the
+    /// mailbox goes on.
+    pub(crate) fn open(&mut self, registration: Registration, mailbox: Vec<(MessageId, Message)>, more: bool) {
+        let regid = registration.regid;
+        let app = registration.app.clone();
+        self.hold(Arc::new(registration));
+        if let Some(held) = self.held.get_mut(&app) {
+            held.dirty = self.stored_unheld.remove(&regid);
+            self.drained(regid, mailbox, !more);
+        }
+    }
+
+    /// Forgets a registration that is gone.
+    pub(crate) fn release(&mut self, app: &AppId) {
+        self.held.remove(app);
+    }
+
+    /// The registration of an app, as this session knows it.
+    pub(crate) fn registration(&self, app: &AppId) -> Option<&Arc<Registration>> {
+        self.held.get(app).map(|held| &held.registration)
+    }
+
+    /// Takes over what an older session of the same account knew of acknowledged broadcasts: it is not in the store yet.
+    pub(crate) fn inherit(&mut self, older: &Self) {
+        for (app, held) in &mut self.held {
+            if let Some(known) = older.held.get(app).filter(|known| known.registration.regid == held.registration.regid)
+            {
+                held.acked.extend(known.acked.iter().copied());
+                held.trim_acked();
+            }
+        }
+    }
+
+    /// A message was stored in the mailbox of a registration.
+    pub(crate) fn stored(&mut self, app: &AppId, regid: RegId, message: &Arc<Message>, config: &Config) {
+        let Some(held) = self.held.get_mut(app).filter(|held| held.registration.regid == regid) else {
+            self.stored_unheld.insert(regid);
+            return;
+        };
+        if !held.in_step {
+            held.dirty = true;
+        } else if held.queue.len() >= config.window_max {
+            // The mailbox keeps it: it is read from there when what is queued has gone out.
+            held.in_step = false;
+        } else if !held.unacked.contains(&message.id) {
+            held.queue.insert(message.id, Queued::Single(Arc::clone(message)));
+        }
+    }
+
+    /// The device acknowledged single deliveries; their cells are deleted.
+    pub(crate) fn acked_singles(&mut self, app: &AppId, ids: &[MessageId]) {
+        if let Some(held) = self.held.get_mut(app) {
+            for id in ids {
+                held.unacked.remove(id);
+                held.queue.remove(id);
+                held.acked_meanwhile.insert(*id);
+            }
+        }
+    }
+
+    /// The device acknowledged broadcasts.
+    pub(crate) fn acked_broadcasts(&mut self, app: &AppId, ids: &[MessageId]) {
+        if let Some(held) = self.held.get_mut(app) {
+            for id in ids {
+                held.pending.remove(id);
+                held.queue.remove(id);
+                held.acked.insert(*id);
+            }
+            held.trim_acked();
+        }
+    }
+
+    /// The connection is gone: judge once more, write the cursors, end.
+    pub(crate) fn end(&mut self) {
+        if !self.ending {
+            self.ending = true;
+            self.retry_at = None;
+            for held in self.held.values_mut() {
+                held.judge = Judging::Whole;
+            }
+        }
+    }
+
+    /// Compare with the store at the next step: whatever was missed is found.
+    pub(crate) fn check(&mut self) {
+        for held in self.held.values_mut() {
+            held.fall_out_of_step();
+            if held.judge == Judging::NotDue {
+                held.judge = Judging::Lagging;
+            }
+        }
+    }
+
+    /// Judge at the next step, without waiting for a check.
+    pub(crate) fn judge_soon(&mut self) {
+        for held in self.held.values_mut() {
+            held.judge = Judging::Whole;
+        }
+    }
+
+    /// What to do next.
+    pub(crate) fn next(&mut self, now_ms: u64, config: &Config) -> Step {
+        if let Some(at) = self.retry_at.take_if(|at| *at > Instant::now()) {
+            self.retry_at = Some(at);
+            return Step::Wait(at);
+        }
+        if self.ending {
+            return self.next_of_ending(now_ms, config);
+        }
+        let hand_off = self.hand_off(now_ms, config);
+        if !hand_off.is_empty() {
+            return Step::HandOff(hand_off);
+        }
+        let drain = self.drain(config);
+        if !drain.is_empty() {
+            return Step::Drain(drain);
+        }
+        if let Some(judge) = self.judge(now_ms, config) {
+            return judge;
+        }
+        let cursors = self.cursors_to_write(config);
+        if !cursors.is_empty() {
+            return Step::WriteCursors(cursors);
+        }
+        self.driven = false;
+        Step::Idle
+    }
+
+    fn next_of_ending(&mut self, now_ms: u64, config: &Config) -> Step {
+        if let Some(judge) = self.judge(now_ms, config) {
+            return judge;
+        }
+        let cursors = self.cursors_to_write(config);
+        if cursors.is_empty() { Step::Ended } else { Step::WriteCursors(cursors) }
+    }
+
+    fn hand_off(&mut self, now_ms: u64, config: &Config) -> Vec<(Arc<Registration>, Vec<Item>)> {
+        let mut all = Vec::new();
+        for held in self.held.values_mut().filter(|held| held.registration.enabled) {
+            let mut items = Vec::new();
+            while held.in_flight() < config.window_max {
+                let Some((id, queued)) = held.queue.pop_first() else { break };
+                match queued {
+                    Queued::Single(message) if !message.is_expired(now_ms) => {
+                        held.unacked.insert(id);
+                        items.push(Item::Single(message));
+                    }
+                    Queued::Broadcast(message) if !message.is_expired(now_ms) => {
+                        held.pending.insert(id, message.expires_at_ms);
+                        items.push(Item::Broadcast(message));
+                    }
+                    Queued::Single(_) | Queued::Broadcast(_) => {
+                        held.pending.remove(&id);
+                    }
+                }
+            }
+            if !items.is_empty() {
+                all.push((Arc::clone(&held.registration), items));
+            }
+        }
+        all
+    }
+
+    fn drain(&mut self, config: &Config) -> Vec<(RegId, usize)> {
+        let mut reads = Vec::new();
+        for held in self.held.values_mut().filter(|held| held.registration.enabled) {
+            if !held.in_step && held.queue.is_empty() && held.in_flight() < config.window_max {
+                held.dirty = false;
+                held.acked_meanwhile.clear();
+                reads.push((held.registration.regid, held.unacked.len() + config.window_max));
+            }
+        }
+        reads
+    }
+
+    fn judge(&mut self, now_ms: u64, config: &Config) -> Option<Step> {
+        let (app, held) = self.held.iter_mut().find(|(_, held)| {
+            let room = held.queue.is_empty() && held.pending.len() < config.window_max;
+            held.judge != Judging::NotDue && held.registration.enabled && room
+        })?;
+        let lag = if held.judge == Judging::Lagging { config.judge_lag } else { Duration::ZERO };
+        let to = MessageId::at(now_ms.saturating_sub(millis(lag)));
+        // A judgement under way is not due; what makes it due meanwhile makes it due again.
+        held.judge = Judging::NotDue;
+        held.pending.retain(|_, expires_at_ms| *expires_at_ms > now_ms);
+        Some(Step::Judge { app: app.clone(), from: before(held.judged_to, config.overlap), to })
+    }
+
+    fn cursors_to_write(&mut self, config: &Config) -> Vec<(RegId, Cursor)> {
+        let mut cursors = Vec::new();
+        for held in self.held.values_mut() {
+            // Acks alone are not worth a write: they are written with the next judgement.
+            if !std::mem::take(&mut held.cursor_due) {
+                continue;
+            }
+            let cursor = held.cursor(config);
+            if cursor != held.written {
+                held.written = cursor.clone();
+                cursors.push((held.registration.regid, cursor));
+            }
+        }
+        cursors
+    }
+
+    /// The front has written what was handed off.
+    pub(crate) fn handed_off(&mut self) {
+        self.failures = 0;
+    }
+
+    /// A hand-off failed: it may have happened or not. What came from mailboxes is read again, so that order holds.
+    pub(crate) fn hand_off_failed(&mut self, items: Vec<(Arc<Registration>, Vec<Item>)>, config: &Config) {
+        for (registration, items) in items {
+            let Some(held) = self.held.get_mut(&registration.app) else { continue };
+            held.fall_out_of_step();
+            for item in items {
+                match item {
+                    Item::Single(message) => {
+                        held.unacked.remove(&message.id);
+                    }
+                    Item::Broadcast(message) => {
+                        // Acknowledged already? Then it did arrive.
+                        if held.pending.contains_key(&message.id) {
+                            held.queue.insert(message.id, Queued::Broadcast(message));
+                        }
+                    }
+                }
+            }
+        }
+        self.failed(config);
+    }
+
+    /// A step failed: take the next one a little later.
+    pub(crate) fn failed(&mut self, config: &Config) {
+        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(config.retry_wait_max);
+        self.failures += 1;
+        self.retry_at = Some(Instant::now() + wait);
+    }
+
+    /// How many steps failed in a row.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// A mailbox was read from its beginning; `whole` if it held no more cells.
+    pub(crate) fn drained(&mut self, regid: RegId, mailbox: Vec<(MessageId, Message)>, whole: bool) {
+        let Some(held) = self.held.values_mut().find(|held| held.registration.regid == regid) else { return };
+        if whole {
+            // What is no longer in the mailbox has expired or was acknowledged elsewhere.
+            let there: BTreeSet<_> = mailbox.iter().map(|(id, _)| *id).collect();
+            held.unacked.retain(|id| there.contains(id));
+        }
+        for (id, message) in mailbox {
+            if !held.unacked.contains(&id) && !held.acked_meanwhile.contains(&id) {
+                held.queue.insert(id, Queued::Single(Arc::new(message)));
+            }
+        }
+        held.in_step = whole && !held.dirty;
+        held.acked_meanwhile.clear();
+    }
+
+    /// Reading failed before it told anything: it is due again.
+    pub(crate) fn judge_failed(&mut self, app: &AppId, config: &Config) {
+        if let Some(held) = self.held.get_mut(app) {
+            held.judge = Judging::Whole;
+        }
+        self.failed(config);
+    }
+
+    /// The app's timeline was read and everything before `to` judged. `more` says that rows follow. Returns how many
+    /// broadcasts were found to be missing.
+    pub(crate) fn judged(
+        &mut self,
+        app: &AppId,
+        rows: &[Arc<Message>],
+        to: MessageId,
+        more: bool,
+        config: &Config,
+    ) -> usize {
+        let Some(held) = self.held.get_mut(app) else { return 0 };
+        let mut missing = 0;
+        for row in rows.iter().filter(|row| row.id < to) {
+            let known = held.acked.contains(&row.id) || held.pending.contains_key(&row.id);
+            if !known && judge::concerns(row, &held.registration) {
+                held.pending.insert(row.id, row.expires_at_ms);
+                if !self.ending {
+                    held.queue.insert(row.id, Queued::Broadcast(Arc::clone(row)));
+                }
+                missing += 1;
+            }
+        }
+        held.cursor_due |= rows.iter().any(|row| row.id >= held.written.judged_to);
+        held.judged_to = held.judged_to.max(to);
+        let keep_from = before(held.lowest_open(), config.overlap);
+        held.acked = held.acked.split_off(&keep_from);
+        if more {
+            held.judge = Judging::Whole;
+        }
+        missing
+    }
+}
+
+impl Held {
+    fn in_flight(&self) -> usize {
+        let waiting = self.queue.values().filter(|queued| matches!(queued, Queued::Broadcast(_))).count();
+        self.unacked.len() + self.pending.len().saturating_sub(waiting)
+    }
+
+    /// The mailbox must be read before any of its messages is handed off.
+    fn fall_out_of_step(&mut self) {
+        self.in_step = false;
+        self.dirty = true;
+        self.queue.retain(|_, queued| matches!(queued, Queued::Broadcast(_)));
+    }
+
+    /// Everything before it is judged, and what matched is acknowledged.
+    fn lowest_open(&self) -> MessageId {
+        self.pending.first_key_value().map_or(self.judged_to, |(id, _)| (*id).min(self.judged_to))
+    }
+
+    fn cursor(&self, config: &Config) -> Cursor {
+        let judged_to = self.lowest_open();
+        let acked = self.acked.range(before(judged_to, config.overlap)..).copied().collect();
+        Cursor { judged_to, acked }
+    }
+
+    fn trim_acked(&mut self) {
+        while self.acked.len() > ACKED_MAX {
+            self.acked.pop_first();
+        }
+    }
+}
+
+fn before(id: MessageId, overlap: Duration) -> MessageId {
+    MessageId::at(id.time_ms().saturating_sub(millis(overlap)))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use idl::audience::Audience;
+    use idl::contract::message::Notification;
+
+    use super::*;
+
+    const APP: &str = "com.example.demo";
+    const MINUTE: u64 = 60_000;
+
+    fn app() -> AppId {
+        APP.parse().expect("an app id")
+    }
+
+    fn registration() -> Registration {
+        Registration {
+            regid: RegId([1; 24]),
+            account: AccountId(1),
+            app: app(),
+            device_public: [0; 32],
+            seal_key: [0; 32],
+            enabled: true,
+            attributes: BTreeMap::new(),
+            aliases: BTreeSet::new(),
+            user_accounts: BTreeSet::new(),
+            topics: BTreeMap::new(),
+            version: 1,
+            created_at: MessageId::MIN,
+            cursor: Cursor { judged_to: MessageId::MIN, acked: Vec::new() },
+        }
+    }
+
+    fn message(id: MessageId, audience: Option<Audience>) -> Arc<Message> {
+        let notification = Notification::default();
+        Arc::new(Message { id, app: app(), notification, accepted_at_ms: 0, expires_at_ms: u64::MAX, audience })
+    }
+
+    fn id(n: u64) -> MessageId {
+        MessageId::at(10 * MINUTE + n)
+    }
+
+    /// A session whose mailbox was read whole and whose timeline was judged.
+    fn in_step() -> (Session, Config) {
+        let config = Config { window_max: 3, ..Config::default() };
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        session.open(registration(), Vec::new(), false);
+        let step = session.next(10 * MINUTE, &config);
+        let Step::Judge { app, to, .. } = step else { panic!("the channel has opened: judge") };
+        session.judged(&app, &[], to, false, &config);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle));
+        (session, config)
+    }
+
+    fn handed_off(step: Step) -> Vec<MessageId> {
+        let Step::HandOff(items) = step else { panic!("a hand-off was expected") };
+        items.iter().flat_map(|(_, items)| items.iter().map(|item| item.message().id)).collect()
+    }
+
+    #[test]
+    fn a_live_message_goes_out_at_once_when_the_session_is_in_step() {
+        let (mut session, config) = in_step();
+        session.stored(&app(), RegId([1; 24]), &message(id(1), None), &config);
+        assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(1)]);
+        session.handed_off();
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failed_hand_off_the_mailbox_is_read_before_anything_newer_goes_out() {
+        let (mut session, config) = in_step();
+        session.stored(&app(), RegId([1; 24]), &message(id(1), None), &config);
+        let Step::HandOff(batch) = session.next(10 * MINUTE, &config) else { panic!("a hand-off") };
+        session.hand_off_failed(batch, &config);
+        session.stored(&app(), RegId([1; 24]), &message(id(2), None), &config);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Wait(_)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let Step::Drain(reads) = session.next(10 * MINUTE, &config) else { panic!("the mailbox comes first") };
+        let mailbox = [1, 2].map(|n| (id(n), (*message(id(n), None)).clone())).to_vec();
+        session.drained(reads[0].0, mailbox, true);
+        assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(1), id(2)]);
+    }
+
+    #[test]
+    fn a_message_stored_while_the_mailbox_is_read_is_not_forgotten() {
+        let (mut session, config) = in_step();
+        session.check();
+        let Step::Drain(reads) = session.next(10 * MINUTE, &config) else { panic!("a check reads") };
+        session.stored(&app(), RegId([1; 24]), &message(id(1), None), &config);
+        session.drained(reads[0].0, Vec::new(), true);
+        let Step::Drain(_) = session.next(10 * MINUTE, &config) else { panic!("it is read again") };
+    }
+
+    #[test]
+    fn a_message_stored_while_the_channel_opens_is_not_forgotten() {
+        let config = Config::default();
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        session.stored(&app(), RegId([1; 24]), &message(id(1), None), &config);
+        session.open(registration(), Vec::new(), false);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Drain(_)));
+    }
+
+    #[test]
+    fn a_full_window_waits_for_acks_and_goes_on_in_order() {
+        let (mut session, config) = in_step();
+        for n in 1..=5 {
+            session.stored(&app(), RegId([1; 24]), &message(id(n), None), &config);
+        }
+        assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(1), id(2), id(3)]);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle));
+        session.acked_singles(&app(), &[id(1), id(2)]);
+        let Step::Drain(reads) = session.next(10 * MINUTE, &config) else { panic!("the queue was full: read") };
+        let mailbox = [3, 4, 5].map(|n| (id(n), (*message(id(n), None)).clone())).to_vec();
+        session.drained(reads[0].0, mailbox, true);
+        assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(4), id(5)]);
+    }
+
+    #[test]
+    fn a_judgement_hands_off_what_matches_and_the_cursor_waits_for_its_ack() {
+        let (mut session, config) = in_step();
+        let row = message(id(1), Some(Audience::Everyone));
+        session.judge_soon();
+        let Step::Judge { app, to, .. } = session.next(11 * MINUTE, &config) else { panic!("a judgement") };
+        assert_eq!(session.judged(&app, &[row], to, false, &config), 1);
+        assert_eq!(handed_off(session.next(11 * MINUTE, &config)), [id(1)]);
+        let Step::WriteCursors(cursors) = session.next(11 * MINUTE, &config) else { panic!("a cursor") };
+        assert_eq!(cursors[0].1.judged_to, id(1), "not past what is not acknowledged");
+        session.acked_broadcasts(&app, &[id(1)]);
+        session.end();
+        let Step::Judge { app, from, to } = session.next(12 * MINUTE, &config) else { panic!("the last judgement") };
+        assert!(from <= id(1), "the overlap is judged again");
+        let row = message(id(1), Some(Audience::Everyone));
+        assert_eq!(session.judged(&app, &[row], to, false, &config), 0, "it is acknowledged");
+        let Step::WriteCursors(cursors) = session.next(12 * MINUTE, &config) else { panic!("a cursor") };
+        assert_eq!(cursors[0].1.judged_to, MessageId::at(12 * MINUTE));
+        assert!(matches!(session.next(12 * MINUTE, &config), Step::Ended));
+    }
+
+    #[test]
+    fn an_ack_of_a_live_broadcast_does_not_move_the_cursor() {
+        let (mut session, config) = in_step();
+        session.acked_broadcasts(&app(), &[id(5)]);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle), "no write for an ack");
+        session.judge_soon();
+        let Step::Judge { app, to, .. } = session.next(11 * MINUTE, &config) else { panic!("a judgement") };
+        // The row before it was lost on its way here.
+        let rows = [message(id(4), Some(Audience::Everyone)), message(id(5), Some(Audience::Everyone))];
+        assert_eq!(session.judged(&app, &rows, to, false, &config), 1);
+        assert_eq!(handed_off(session.next(11 * MINUTE, &config)), [id(4)]);
+    }
+
+    #[test]
+    fn a_disabled_registration_gets_nothing_until_it_is_enabled_again() {
+        let (mut session, config) = in_step();
+        session.hold(Arc::new(Registration { enabled: false, version: 2, ..registration() }));
+        session.stored(&app(), RegId([1; 24]), &message(id(1), None), &config);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle));
+        session.hold(Arc::new(Registration { version: 3, ..registration() }));
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Drain(_)));
+    }
+
+    #[test]
+    fn an_expired_message_is_not_handed_off() {
+        let (mut session, config) = in_step();
+        let expired = Message { expires_at_ms: 1, ..(*message(id(1), None)).clone() };
+        session.stored(&app(), RegId([1; 24]), &Arc::new(expired), &config);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle));
+    }
+}

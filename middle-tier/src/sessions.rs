@@ -1,0 +1,173 @@
+//! All sessions: which devices have the push channel open.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use idl::contract::bus::{FrontBatch, FrontItem, IndexEntry};
+use idl::ids::{AccountId, AppId, Epoch, MessageId, RegId};
+use idl::message::Message;
+use schema::registrations::Registration;
+use tokio::time::Instant;
+
+use crate::Shared;
+use crate::dispatch;
+use crate::session::Session;
+
+/// A session and its lock, which is never held across an await.
+pub(crate) struct Handle(Mutex<Session>);
+
+impl Handle {
+    pub(crate) fn new(session: Session) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(session)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Session> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sessions by account: one each, the newest epoch.
+#[derive(Default)]
+pub(crate) struct Sessions(Mutex<HashMap<AccountId, Arc<Handle>>>);
+
+impl Sessions {
+    fn map(&self) -> MutexGuard<'_, HashMap<AccountId, Arc<Handle>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The account's session.
+    pub(crate) fn find(&self, account: AccountId) -> Option<Arc<Handle>> {
+        self.map().get(&account).map(Arc::clone)
+    }
+
+    /// Makes this the account's session, unless there is one with a newer epoch. The one before it is returned: it takes
+    /// no more steps.
+    pub(crate) fn replace(
+        &self,
+        account: AccountId,
+        epoch: Epoch,
+        with: &Arc<Handle>,
+    ) -> Result<Option<Arc<Handle>>, ()> {
+        let mut map = self.map();
+        if map.get(&account).is_some_and(|held| held.lock().epoch > epoch) {
+            return Err(());
+        }
+        Ok(map.insert(account, Arc::clone(with)))
+    }
+
+    /// True if this very session is the account's.
+    pub(crate) fn is_current(&self, account: AccountId, handle: &Arc<Handle>) -> bool {
+        self.map().get(&account).is_some_and(|held| Arc::ptr_eq(held, handle))
+    }
+
+    /// Forgets the session, if it is this one.
+    pub(crate) fn remove(&self, account: AccountId, handle: &Arc<Handle>) {
+        let mut map = self.map();
+        if map.get(&account).is_some_and(|held| Arc::ptr_eq(held, handle)) {
+            map.remove(&account);
+        }
+    }
+
+    /// Sessions of one part in `parts` of all accounts.
+    pub(crate) fn part(&self, part: u128, parts: u128) -> Vec<Arc<Handle>> {
+        self.map()
+            .iter()
+            .filter(|(account, _)| account.0 % parts == part)
+            .map(|(_, handle)| Arc::clone(handle))
+            .collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.map().len()
+    }
+
+    /// A message was stored in this registration's mailbox: hand it off if the device is here.
+    pub(crate) fn stored(&self, shared: &Arc<Shared>, account: AccountId, regid: RegId, message: &Arc<Message>) {
+        if let Some(handle) = self.find(account) {
+            handle.lock().stored(&message.app, regid, message, &shared.config);
+            dispatch::drive(shared, &handle);
+        }
+    }
+
+    /// Judges all sessions soon: a front missed a broadcast.
+    pub(crate) fn judge_all_soon(&self, shared: &Arc<Shared>) {
+        for handle in self.part(0, 1) {
+            handle.lock().judge_soon();
+            dispatch::drive(shared, &handle);
+        }
+    }
+
+    /// The account's connection with that epoch is gone: its session judges once more and ends. Other epochs are left
+    /// alone, so repeating it, or being late with it, is harmless.
+    pub(crate) fn end(&self, shared: &Arc<Shared>, account: AccountId, epoch: Epoch) {
+        if let Some(handle) = self.find(account).filter(|handle| handle.lock().epoch == epoch) {
+            handle.lock().end();
+            dispatch::drive(shared, &handle);
+        }
+    }
+
+    /// Ends every session and waits until their cursors are written.
+    pub(crate) async fn end_all(&self, shared: &Arc<Shared>) {
+        for handle in self.part(0, 1) {
+            handle.lock().end();
+            dispatch::take_steps(shared, &handle).await;
+        }
+    }
+
+    /// A registration was changed by someone other than its device: the session and the front's index follow. Waits until
+    /// the front has it, so that the answer to the change is true; if the front can't be reached, a judgement makes up
+    /// for it.
+    pub(crate) async fn changed(&self, shared: &Arc<Shared>, registration: Arc<Registration>) {
+        let Some(handle) = self.find(registration.account) else { return };
+        let entry = index_entry(&registration);
+        let (front, item) = {
+            let mut session = handle.lock();
+            if session.registration(&registration.app).is_none_or(|held| held.regid != registration.regid) {
+                return;
+            }
+            let item = FrontItem {
+                account: session.account.to_string(),
+                epoch: session.epoch.to_bytes().to_vec(),
+                index: Some(vec![entry]),
+                channel: None,
+                payloads: None,
+                conflict: None,
+            };
+            session.hold(registration);
+            (session.front, item)
+        };
+        let deadline = Instant::now() + shared.config.hand_off_time_max;
+        if shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await.is_err() {
+            handle.lock().judge_soon();
+        }
+        dispatch::drive(shared, &handle);
+    }
+}
+
+/// What a front's index has for a registration.
+pub(crate) fn index_entry(registration: &Registration) -> IndexEntry {
+    IndexEntry {
+        app: registration.app.to_string(),
+        version: i64::try_from(registration.version).unwrap_or(i64::MAX),
+        removed: (!registration.enabled).then_some(true),
+        topics: Some(registration.topics.keys().map(ToString::to_string).collect()),
+        attributes: Some(registration.attributes.clone()),
+    }
+}
+
+/// Takes an app's registration out of a front's index.
+pub(crate) fn no_index_entry(app: &AppId, version: u64) -> IndexEntry {
+    IndexEntry {
+        app: app.to_string(),
+        version: i64::try_from(version).unwrap_or(i64::MAX),
+        removed: Some(true),
+        topics: None,
+        attributes: None,
+    }
+}
+
+/// Ids that a device sends as 16 bytes each, one after the other.
+pub(crate) fn split_ids(bytes: &[u8]) -> Option<Vec<MessageId>> {
+    bytes.chunks(16).map(|chunk| MessageId::from_bytes(chunk).ok()).collect()
+}
