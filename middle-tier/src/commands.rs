@@ -2,6 +2,7 @@
 //!
 //! Every command may come twice and then changes nothing the second time.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use idl::bus::Reply;
@@ -205,7 +206,7 @@ fn room(held: usize, limit: usize, what: &str) -> Result<bool, Failure> {
     if held < limit {
         return Ok(true);
     }
-    Err(Failure::new(Code::LimitReached, format!("a registration has at most {limit} {what}")))
+    Err(Failure::new(Code::LimitReached, format!("there are {limit} {what} already, which is the limit")))
 }
 
 async fn register(
@@ -239,43 +240,36 @@ async fn register(
     let seal_key = agreement
         .agree_as_server(&device_public, &app.app_key)
         .map_err(|error| Failure::new(Code::BadValue, error.to_string()))?;
-    let registration = match registration_of(shared, account, &app.app).await? {
-        Some(old) => {
-            let renewed = update(shared, &old, |new| {
-                let changed = new.attributes != attributes || new.device_public != device_public;
-                new.attributes = attributes;
-                new.device_public = device_public;
-                new.seal_key = seal_key;
-                Ok(changed)
-            });
-            renewed.await?.unwrap_or(old)
-        }
-        None => {
-            let info = shared.accounts.info(account).await?.ok_or_else(|| Failure::from(Code::UnknownAccount))?;
-            let held = shared.accounts.registrations(account).await?.len();
-            let limit = shared.config.registrations_per_account_max;
-            if held >= limit {
-                return Err(Failure::new(Code::LimitReached, format!("an account has at most {limit} registrations")));
-            }
-            let regid = RegId::derive(&shared.regid_key, account, &info.device, &app.app, id.time_ms());
-            let registration = Registration {
-                regid,
-                account,
-                app: app.app.clone(),
-                device_public,
-                seal_key,
-                enabled: true,
-                attributes,
-                aliases: Default::default(),
-                user_accounts: Default::default(),
-                topics: Default::default(),
-                version: 1,
-                created_at: id,
-                cursor: Cursor { judged_to: id, acked: Vec::new() },
-            };
-            shared.registrations.create(&registration).await?;
-            Arc::new(registration)
-        }
+    let registration = if let Some(old) = registration_of(shared, account, &app.app).await? {
+        let renewed = update(shared, &old, |new| {
+            let changed = new.attributes != attributes || new.device_public != device_public;
+            new.attributes = attributes;
+            new.device_public = device_public;
+            new.seal_key = seal_key;
+            Ok(changed)
+        });
+        renewed.await?.unwrap_or(old)
+    } else {
+        let info = shared.accounts.info(account).await?.ok_or_else(|| Failure::from(Code::UnknownAccount))?;
+        let held = shared.accounts.registrations(account).await?.len();
+        room(held, shared.config.registrations_per_account_max, "registrations")?;
+        let registration = Registration {
+            regid: RegId::derive(&shared.regid_key, account, &info.device, &app.app, id.time_ms()),
+            account,
+            app: app.app.clone(),
+            device_public,
+            seal_key,
+            enabled: true,
+            attributes,
+            aliases: BTreeSet::new(),
+            user_accounts: BTreeSet::new(),
+            topics: BTreeMap::new(),
+            version: 1,
+            created_at: id,
+            cursor: Cursor { judged_to: id, acked: Vec::new() },
+        };
+        shared.registrations.create(&registration).await?;
+        Arc::new(registration)
     };
     follow(shared, &registration);
     Ok(Outcome {

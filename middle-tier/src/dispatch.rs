@@ -21,7 +21,8 @@ const FAILURES_BEFORE_DOUBT: u32 = 5;
 pub(crate) fn drive(shared: &Arc<Shared>, handle: &Arc<Handle>) {
     if handle.lock().start_driving() {
         let (shared, handle) = (Arc::clone(shared), Arc::clone(handle));
-        shared.tasks.clone().spawn(async move { take_steps(&shared, &handle).await });
+        let tasks = Arc::clone(&shared);
+        tasks.tasks.spawn(async move { take_steps(&shared, &handle).await });
     }
 }
 

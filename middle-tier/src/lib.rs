@@ -21,6 +21,7 @@ mod service;
 mod session;
 mod sessions;
 mod sweep;
+mod tasks;
 mod turns;
 
 use std::sync::Arc;
@@ -41,13 +42,13 @@ use schema::registrations::Registrations;
 use schema::sorted::SortedStore;
 use schema::timeline::Timelines;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::apps::Apps;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::service::Service;
 use crate::sessions::Sessions;
+use crate::tasks::Tasks;
 use crate::turns::Turns;
 
 /// How the middle tier works, and its limits.
@@ -86,9 +87,9 @@ impl Default for Config {
             registrations_per_name_max: 10_000,
             window_max: 64,
             judged_rows_max: 256,
-            overlap: Duration::from_secs(60),
+            overlap: Duration::from_mins(1),
             judge_lag: Duration::from_secs(10),
-            check_interval: Duration::from_secs(300),
+            check_interval: Duration::from_mins(5),
             retry_wait_max: Duration::from_secs(5),
             hand_off_time_max: Duration::from_secs(5),
         }
@@ -147,7 +148,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// This life of this tier's memory.
     pub(crate) life: Generation,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
 }
 
 impl Middle {
@@ -177,7 +178,7 @@ impl Middle {
             payloads: payload::Cache::default(),
             metrics: Metrics::register(registry),
             life: Generation(u128::from_be_bytes(life)),
-            tasks: TaskTracker::new(),
+            tasks: Tasks::default(),
             config,
         });
         Self { inbox, shared, publisher }
@@ -186,19 +187,15 @@ impl Middle {
     /// Serves until `drain` is cancelled: then it finishes the requests it has begun, writes the cursors of all sessions
     /// and returns. The fronts should have drained before, since they still talk to it while they do.
     ///
-    /// Dropping the future ends the tier at once, as a crash would; tasks it spawned end with `tasks`' runtime.
-    pub async fn serve(self, drain: CancellationToken, tasks: TaskTracker) {
+    /// Dropping the future ends the tier with all it was doing, as a crash would.
+    pub async fn serve(self, drain: CancellationToken) {
         let Self { inbox, shared, publisher } = self;
-        let publishing = tasks.spawn(publisher.run(Arc::clone(&shared), drain.clone()));
-        let sweeping = tasks.spawn(sweep::run(Arc::clone(&shared), drain.clone()));
-        Service::new(Arc::clone(&shared)).run(inbox, drain).await;
-        for task in [publishing, sweeping] {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a task of the middle tier failed");
-            }
-        }
-        shared.tasks.close();
+        let _stop = shared.tasks.stop_on_drop();
+        let publishing = publisher.run(Arc::clone(&shared), drain.clone());
+        let sweeping = sweep::run(Arc::clone(&shared), drain.clone());
+        let serving = Service::new(Arc::clone(&shared)).run(inbox, drain);
+        tokio::join!(publishing, sweeping, serving);
         shared.sessions.end_all(&shared).await;
-        shared.tasks.wait().await;
+        shared.tasks.finish().await;
     }
 }

@@ -1,6 +1,6 @@
 //! All sessions: which devices have the push channel open.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use idl::contract::bus::{FrontBatch, FrontItem, IndexEntry};
@@ -28,10 +28,10 @@ impl Handle {
 
 /// Sessions by account: one each, the newest epoch.
 #[derive(Default)]
-pub(crate) struct Sessions(Mutex<HashMap<AccountId, Arc<Handle>>>);
+pub(crate) struct Sessions(Mutex<BTreeMap<AccountId, Arc<Handle>>>);
 
 impl Sessions {
-    fn map(&self) -> MutexGuard<'_, HashMap<AccountId, Arc<Handle>>> {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<AccountId, Arc<Handle>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
