@@ -21,6 +21,10 @@ const REFERENCE: u8 = 2;
 
 /// What a mailbox holds of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "entries live for one call; a box would cost each single send an allocation"
+)]
 pub enum Entry {
     /// The message itself: for one target.
     Inline(Message),

@@ -131,7 +131,8 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn app_by_secret(&self, sha256: &[u8; 32]) -> Result<Option<App>, StoreError> {
-        let app = self.read(|connection| one(connection, &format!("{APP} WHERE secret_sha256 = ?1"), params![sha256]))?;
+        let app =
+            self.read(|connection| one(connection, &format!("{APP} WHERE secret_sha256 = ?1"), params![sha256]))?;
         Ok(app.filter(|app| bool::from(app.secret_sha256.ct_eq(sha256))))
     }
 
@@ -211,7 +212,6 @@ fn from_ms(ms: i64) -> u64 {
 }
 
 /// Every statement here runs in a transaction of its own, which SQLite rolls back when it fails.
-#[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
 fn failed(error: rusqlite::Error) -> StoreError {
     use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
     match error {
