@@ -144,14 +144,19 @@ impl Http {
     pub fn build(config: Config, dependencies: Dependencies, registry: &mut Registry) -> Self {
         let Dependencies { bus, tls, clock } = dependencies;
         let limits = config.limits.clone();
+        let metrics = Metrics::register(registry);
         let shared = Shared {
             traces: Traces::new(clock.now_ms()),
             bus,
             clock,
             domain: config.domain.clone(),
             endpoints: RwLock::new(config.endpoints.clone()),
-            metrics: Metrics::register(registry),
-            account_rate: AddressRate::per_minute(limits.accounts_per_address_per_minute, limits.addresses_max),
+            account_rate: AddressRate::per_minute(
+                limits.accounts_per_address_per_minute,
+                limits.addresses_max,
+                metrics.clone(),
+            ),
+            metrics,
             requests: Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS)),
             bodies: Semaphore::new(limits.bodies_bytes_max.min(Semaphore::MAX_PERMITS)),
             limits,

@@ -44,10 +44,12 @@ pub(crate) enum Limit {
     requests_max,
     connections_max,
     connections_per_address_max,
+    handshakes_max,
     header_time_max,
     request_time_max,
     drain_time_max,
     accounts_per_address_per_minute,
+    addresses_max,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

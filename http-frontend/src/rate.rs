@@ -14,6 +14,8 @@ use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
 use tokio::time::Instant;
 
+use crate::metrics::{Limit, Metrics};
+
 /// How often a full table is searched for addresses that may be forgotten.
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
@@ -43,11 +45,12 @@ struct Limited {
     others: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Nanos>>,
     addresses_max: usize,
     cleaned: Mutex<Option<Instant>>,
+    metrics: Metrics,
 }
 
 impl AddressRate {
     /// So many in a minute, all of them at once if need be; 0 means no limit.
-    pub(crate) fn per_minute(times: u32, addresses_max: usize) -> Self {
+    pub(crate) fn per_minute(times: u32, addresses_max: usize, metrics: Metrics) -> Self {
         Self(NonZeroU32::new(times).map(|times| {
             let quota = Quota::per_minute(times);
             let clock = TokioClock(Instant::now());
@@ -57,6 +60,7 @@ impl AddressRate {
                 clock,
                 addresses_max,
                 cleaned: Mutex::new(None),
+                metrics,
             }
         }))
     }
@@ -64,7 +68,12 @@ impl AddressRate {
     /// Counts one try; fails with the time after which the next may succeed.
     pub(crate) fn check(&self, address: IpAddr) -> Result<(), Duration> {
         let Some(limited) = &self.0 else { return Ok(()) };
-        let result = if limited.has_room() { limited.keyed.check_key(&address.into()) } else { limited.others.check() };
+        let result = if limited.has_room() {
+            limited.keyed.check_key(&address.into())
+        } else {
+            limited.metrics.hit(Limit::addresses_max);
+            limited.others.check()
+        };
         result.map_err(|refused| refused.wait_time_from(limited.clock.now()))
     }
 }
@@ -101,7 +110,13 @@ impl Clock for TokioClock {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
+
+    fn rate(times: u32, addresses_max: usize) -> AddressRate {
+        AddressRate::per_minute(times, addresses_max, Metrics::register(&mut Registry::default()))
+    }
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -109,7 +124,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_over_its_rate_waits_and_others_do_not() {
-        let rate = AddressRate::per_minute(3, 10);
+        let rate = rate(3, 10);
         for _ in 0..3 {
             assert_eq!(rate.check(address("192.0.2.1")), Ok(()));
         }
@@ -123,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_ipv6_network_has_one_rate_and_a_mapped_address_is_its_ipv4_address() {
-        let rate = AddressRate::per_minute(1, 10);
+        let rate = rate(1, 10);
         assert_eq!(rate.check(address("2001:db8::1")), Ok(()));
         assert!(rate.check(address("2001:db8::ffff:1")).is_err());
         assert_eq!(rate.check(address("2001:db8:0:1::1")), Ok(()));
@@ -133,7 +148,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_full_table_shares_one_rate_until_addresses_are_forgotten() {
-        let rate = AddressRate::per_minute(2, 2);
+        let rate = rate(2, 2);
         for last in 1..=4 {
             assert_eq!(rate.check(address(&format!("192.0.2.{last}"))), Ok(()));
         }
@@ -148,7 +163,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_limit_is_no_limit() {
-        let rate = AddressRate::per_minute(0, 0);
+        let rate = rate(0, 0);
         assert!((0..1000).all(|_| rate.check(address("192.0.2.1")).is_ok()));
     }
 }

@@ -281,7 +281,11 @@ fn notification(params: &Params) -> Result<Notification, Failure> {
         notify_id: params.integer("notify_id", "a whole number of at most 64 bits")?,
         extra,
         job_key,
-        ..Notification::default()
+        // Named one by one: the generated `default()` holds empty texts, which would travel.
+        topic: None,
+        alias_name: None,
+        user_account: None,
+        accepted_at_ms: None,
     })
 }
 

@@ -173,6 +173,9 @@ impl Server {
             return self.http(stream, peer).await;
         }
         let handshake = async {
+            if self.handshakes.available_permits() == 0 {
+                self.shared.metrics.hit(Limit::handshakes_max);
+            }
             // The semaphore is never closed, so this waits for a place and can't fail.
             let _turn = self.handshakes.acquire().await;
             self.tls.accept(stream).await

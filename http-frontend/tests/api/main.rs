@@ -1,0 +1,9 @@
+//! The public API as an app server and a device see it, over a fake middle tier on the in-process bus.
+
+mod conventions;
+mod devices;
+mod limits;
+mod listeners;
+mod middle;
+mod send;
+mod topics;
