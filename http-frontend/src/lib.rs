@@ -1,9 +1,9 @@
 //! The public HTTPS API: sends and topic membership for app servers, as Mi Push's server SDKs speak it, and accounts for
 //! devices.
 //!
-//! A request goes one way: [`server`] accepts the connection, [`request`] sheds, reads the body and measures, [`params`]
-//! turns what came into named parameters, a handler ([`send`], [`topics`], [`devices`]) makes one bus call of them, and
-//! [`reply`] puts the answer into the envelope. This crate stores nothing and decides nothing about messages: it reaches
+//! A request goes one way: `server` accepts the connection, `request` sheds, reads the body and measures, `params`
+//! turns what came into named parameters, a handler (`send`, `topics`, `devices`) makes one bus call of them, and
+//! `reply` puts the answer into the envelope. This crate stores nothing and decides nothing about messages: it reaches
 //! the middle tier through the bus alone.
 
 mod auth;
