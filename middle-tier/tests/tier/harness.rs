@@ -1,0 +1,303 @@
+//! The middle tier with stores in memory, a front that the test plays, and a clock that the test moves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use campanile_middle_tier::{Config, Dependencies, Middle};
+use idl::audience::Audience;
+use idl::bus::{Bus as _, Call, FrontEvent, FrontInbox, InProcess, Limits, Reply, Request};
+use idl::channel;
+use idl::clock::{Clock, SystemEntropy};
+use idl::contract::bus::{
+    ChangeTopic, ChannelReply, ChannelUp, Connect, CreateAccount, CreateApp, FrontBatchReply, FrontItem, OpenChannel,
+    Send, Target,
+};
+use idl::contract::message::Notification;
+use idl::contract::push::{Ack, AppAck, FromDevice, Hello, Register, Result as CommandResult, ToDevice};
+use idl::error::Failure;
+use idl::ids::{AccountId, AppId, FrontId, MessageId, RegId, Shard};
+use idl::seal::{AgreementKey, registration_proof};
+use idl::token::KeyRing;
+use idl::wire::{decode_trusted, encode};
+use prometheus_client::registry::Registry;
+use ring::{digest, hmac};
+use schema::cache::in_process::{CacheLimits, InProcessCache};
+use schema::catalog::sqlite::SqliteCatalog;
+use schema::sorted::memory::MemoryStore;
+use schema::sorted::{RowScan, SortedStore, Table};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const APP: &str = "com.example.demo";
+pub(crate) const FRONT: FrontId = FrontId(1);
+
+/// A clock that stands until it is moved.
+pub(crate) struct TestClock(AtomicU64);
+
+impl Clock for TestClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A running middle tier with one application.
+pub(crate) struct Tier {
+    pub(crate) bus: Arc<InProcess>,
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) front: FrontInbox,
+    pub(crate) secret: String,
+    pub(crate) app_key: String,
+}
+
+/// A device that the test plays: its account and what the middle told it.
+pub(crate) struct Device {
+    pub(crate) account: AccountId,
+    pub(crate) epoch: Vec<u8>,
+    pub(crate) regid: RegId,
+}
+
+impl Tier {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Config::default()).await
+    }
+
+    pub(crate) async fn start_with(config: Config) -> Self {
+        let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
+        let entropy = Arc::new(SystemEntropy);
+        let bus = Arc::new(InProcess::new(Limits::default(), clock.clone(), entropy.clone()));
+        let store = Arc::new(MemoryStore::new(clock.clone()));
+        let dependencies = Dependencies {
+            bus: bus.clone(),
+            inbox: bus.attach_middle(),
+            sorted: store.clone(),
+            catalog: Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")),
+            cache: Arc::new(InProcessCache::new(clock.clone(), entropy.clone(), CacheLimits::default())),
+            keys: KeyRing::new(&[(1, [1; 32])]),
+            regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
+            clock: clock.clone(),
+            entropy,
+        };
+        let middle = Middle::build(config, dependencies, &mut Registry::default());
+        let front = bus.attach_front(FRONT);
+        tokio::spawn(middle.serve(CancellationToken::new()));
+        let mut tier = Self { bus, store, clock, front, secret: String::new(), app_key: String::new() };
+        let Ok(Reply::Apps(apps)) =
+            tier.ask(Request::CreateApp(CreateApp { app: APP.into(), package_name: None })).await
+        else {
+            panic!("an app was expected");
+        };
+        tier.secret = apps.apps[0].secret.clone().expect("a new app has a secret");
+        tier.app_key.clone_from(&apps.apps[0].app_key);
+        tier
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        self.clock.0.fetch_add(u64::try_from(by.as_millis()).expect("fits"), Ordering::SeqCst);
+    }
+
+    pub(crate) async fn ask(&self, request: Request) -> Result<Reply, Failure> {
+        self.bus.request(Call::high(Shard(0), Duration::from_secs(10), request)).await
+    }
+
+    // ----------------------------------------------------------------------------------------------------- as a device
+
+    pub(crate) async fn account(&self) -> (AccountId, String) {
+        let request = CreateAccount { device: "digest".into(), model: None, platform: None };
+        let Ok(Reply::Account(granted)) = self.ask(Request::CreateAccount(request)).await else {
+            panic!("an account was expected");
+        };
+        (granted.account.parse().expect("an account id"), granted.token)
+    }
+
+    pub(crate) async fn connect(&self, account: AccountId) -> Result<Vec<u8>, Failure> {
+        let connect =
+            Connect { account: account.to_string(), resource: "push".into(), front: FRONT.to_string(), epoch: None };
+        match self.ask(Request::Connect(connect)).await? {
+            Reply::Connected(connected) => Ok(connected.epoch),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn open(
+        &self,
+        account: AccountId,
+        epoch: &[u8],
+        regids: &[String],
+    ) -> Result<ChannelReply, Failure> {
+        let hello = Hello { registrations: Some(regids.to_vec()) };
+        let open = OpenChannel {
+            account: account.to_string(),
+            front: FRONT.to_string(),
+            epoch: epoch.to_vec(),
+            channel: i32::try_from(channel::PUSH).expect("fits"),
+            payload: Some(encode(&hello)),
+        };
+        match self.ask(Request::OpenChannel(open)).await? {
+            Reply::Channel(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn up(&self, account: AccountId, epoch: &[u8], payload: Vec<u8>) -> Result<ChannelReply, Failure> {
+        let up = ChannelUp {
+            account: account.to_string(),
+            front: FRONT.to_string(),
+            epoch: epoch.to_vec(),
+            channel: i32::try_from(channel::PUSH).expect("fits"),
+            payload,
+        };
+        match self.ask(Request::ChannelUp(up)).await? {
+            Reply::Channel(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends a command and returns its result.
+    pub(crate) async fn command(&self, device: &Device, command: FromDevice) -> CommandResult {
+        let command = FromDevice { request: Some(7), ..command };
+        let reply = self.up(device.account, &device.epoch, encode(&command)).await.expect("the middle answers");
+        result_of(&reply)
+    }
+
+    pub(crate) fn register(&self, account: AccountId) -> Register {
+        let app: AppId = APP.parse().expect("an app id");
+        let public = AgreementKey::from_bytes([5; 32]).public();
+        Register {
+            app: APP.into(),
+            package_name: APP.into(),
+            public_key: public.to_vec(),
+            proof: registration_proof(&self.app_key, account, &app, &public).to_vec(),
+            attributes: None,
+        }
+    }
+
+    /// A device that is registered and has the channel open.
+    pub(crate) async fn device(&self) -> Device {
+        let (account, _) = self.account().await;
+        let epoch = self.connect(account).await.expect("it connects");
+        self.open(account, &epoch, &[]).await.expect("it opens");
+        let mut device = Device { account, epoch, regid: RegId([0; 24]) };
+        let register = self.register(account);
+        let result = self.command(&device, FromDevice { register_app: Some(register), ..FromDevice::default() }).await;
+        device.regid = result.registered.expect("it registers").regid.parse().expect("a regid");
+        device
+    }
+
+    /// The device loses its connection and comes back.
+    pub(crate) async fn reconnect(&self, device: &mut Device) -> ChannelReply {
+        device.epoch = self.connect(device.account).await.expect("it connects");
+        self.open(device.account, &device.epoch, &[device.regid.to_string()]).await.expect("it opens")
+    }
+
+    pub(crate) async fn ack(&self, device: &Device, messages: &[MessageId], broadcasts: &[MessageId]) {
+        let join = |ids: &[MessageId]| Some(ids.iter().flat_map(|id| id.to_bytes()).collect::<Vec<u8>>());
+        let app = AppAck { app: APP.into(), messages: join(messages), broadcasts: join(broadcasts) };
+        let ack = FromDevice { ack: Some(Ack { apps: vec![app] }), ..FromDevice::default() };
+        self.up(device.account, &device.epoch, encode(&ack)).await.expect("the middle answers");
+    }
+
+    // ------------------------------------------------------------------------------------------------------ as a front
+
+    /// The next item that the middle hands to the front.
+    pub(crate) async fn item(&mut self) -> FrontItem {
+        let mut incoming = tokio::time::timeout(Duration::from_secs(10), self.front.batches.recv())
+            .await
+            .expect("a batch within 10 s")
+            .expect("the bus is there");
+        let item = incoming.batch.items.remove(0);
+        incoming.answer.send(Ok(FrontBatchReply { gone: None }));
+        item
+    }
+
+    /// The ids of the next deliveries, which come in one or more batches.
+    pub(crate) async fn deliveries(&mut self, count: usize) -> Vec<MessageId> {
+        let mut ids = Vec::new();
+        while ids.len() < count {
+            let item = self.item().await;
+            ids.extend(item.payloads.unwrap_or_default().iter().filter_map(|payload| delivery(payload)));
+        }
+        ids
+    }
+
+    pub(crate) async fn broadcast_event(&mut self) -> idl::contract::bus::Broadcast {
+        match tokio::time::timeout(Duration::from_secs(10), self.front.events.recv()).await {
+            Ok(Some(FrontEvent::Broadcast(broadcast))) => broadcast,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- as app server
+
+    pub(crate) fn send_to(&self, target: Target) -> Send {
+        Send {
+            secret_sha256: sha256(&self.secret),
+            target,
+            notification: Notification { payload: Some("hello".into()), ..Notification::default() },
+            ttl_ms: 60_000,
+            packages: None,
+        }
+    }
+
+    pub(crate) async fn send(&self, send: Send) -> Result<(MessageId, Vec<String>), Failure> {
+        match self.ask(Request::Send(send)).await? {
+            Reply::Accepted(accepted) => {
+                Ok((accepted.id.parse().expect("a message id"), accepted.bad_targets.unwrap_or_default()))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn change_topic(&self, device: &Device, topic: &str, subscribe: bool) -> Result<Reply, Failure> {
+        self.ask(Request::ChangeTopic(ChangeTopic {
+            secret_sha256: sha256(&self.secret),
+            topic: topic.into(),
+            subscribe,
+            kind: 1,
+            values: vec![device.regid.to_string()],
+            packages: None,
+        }))
+        .await
+    }
+
+    /// How many cells a table holds.
+    pub(crate) async fn cells(&self, table: Table) -> usize {
+        let scan = RowScan { table, from: Vec::new(), to: None, rows_max: 100_000 };
+        self.store.scan(scan).await.expect("memory").iter().map(|row| row.cells.len()).sum()
+    }
+}
+
+pub(crate) fn regids(targets: &[String]) -> Target {
+    Target { kind: 1, values: Some(targets.to_vec()), audience: None }
+}
+
+pub(crate) fn aliases(targets: &[&str]) -> Target {
+    Target { kind: 2, values: Some(targets.iter().map(ToString::to_string).collect()), audience: None }
+}
+
+pub(crate) fn audience(audience: &Audience) -> Target {
+    Target { kind: 4, values: None, audience: Some(audience.to_wire()) }
+}
+
+pub(crate) fn topic(name: &str) -> Audience {
+    Audience::Topic(name.parse().expect("a topic"))
+}
+
+/// The result in a reply.
+pub(crate) fn result_of(reply: &ChannelReply) -> CommandResult {
+    let payloads = reply.payloads.as_deref().unwrap_or_default();
+    let result = payloads.iter().find_map(|payload| to_device(payload).result);
+    result.unwrap_or_else(|| panic!("no result in {reply:?}"))
+}
+
+pub(crate) fn to_device(payload: &[u8]) -> ToDevice {
+    decode_trusted(payload).expect("a ToDevice")
+}
+
+fn delivery(payload: &[u8]) -> Option<MessageId> {
+    to_device(payload).deliver.map(|deliver| MessageId::from_bytes(&deliver.id).expect("an id"))
+}
+
+fn sha256(secret: &str) -> Vec<u8> {
+    digest::digest(&digest::SHA256, secret.as_bytes()).as_ref().to_vec()
+}
