@@ -1,0 +1,129 @@
+//! The embedded store does what the store in memory does, for any sequence of operations.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use schema::sorted::memory::MemoryStore;
+use schema::sorted::{Cells, Mutation, Put, RowRead, RowScan, SortedStore, Table};
+
+use crate::world::{START_MS, TestClock, open_embedded};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write(Vec<Mutation>),
+    PutIfAbsent(Put),
+    Read(Vec<RowRead>),
+    Scan(RowScan),
+    Advance(u64),
+    Reopen,
+}
+
+/// Few and awkward keys, so that they meet: prefixes of each other, zeros, the largest byte.
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(b'a'), Just(0xff)], 0..3)
+}
+
+fn row() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(b'a'), Just(0xff)], 1..3)
+}
+
+fn table() -> impl Strategy<Value = Table> {
+    prop_oneof![Just(Table::Mailboxes), Just(Table::Names)]
+}
+
+fn put() -> impl Strategy<Value = Put> {
+    let expiry = prop::option::of((0u64..40).prop_map(|ms| START_MS + ms));
+    (table(), row(), key(), prop::collection::vec(any::<u8>(), 0..4), expiry)
+        .prop_map(|(table, row, cell, value, expires_at_ms)| Put { table, row, cell, value, expires_at_ms })
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    prop_oneof![
+        4 => put().prop_map(Mutation::Put),
+        2 => (table(), row(), key()).prop_map(|(table, row, cell)| Mutation::DeleteCell { table, row, cell }),
+        1 => (table(), row()).prop_map(|(table, row)| Mutation::DeleteRow { table, row }),
+    ]
+}
+
+fn cells() -> impl Strategy<Value = Cells> {
+    prop_oneof![
+        Just(Cells::All),
+        key().prop_map(Cells::One),
+        key().prop_map(Cells::Prefix),
+        (key(), prop::option::of(key())).prop_map(|(from, to)| Cells::Range { from, to }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let limit = prop_oneof![0usize..4, Just(usize::MAX)];
+    let read = (table(), row(), cells(), limit.clone()).prop_map(|(table, row, cells, limit)| RowRead {
+        table,
+        row,
+        cells,
+        limit,
+    });
+    let scan = (table(), key(), prop::option::of(key()), limit).prop_map(|(table, from, to, rows_max)| RowScan {
+        table,
+        from,
+        to,
+        rows_max,
+    });
+    prop_oneof![
+        6 => prop::collection::vec(mutation(), 0..8).prop_map(Step::Write),
+        2 => put().prop_map(Step::PutIfAbsent),
+        4 => prop::collection::vec(read, 0..20).prop_map(Step::Read),
+        3 => scan.prop_map(Step::Scan),
+        2 => (1u64..10).prop_map(Step::Advance),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_embedded_store_does_what_the_store_in_memory_does(steps in prop::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (folder, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+            let memory = MemoryStore::new(clock.clone());
+            let mut embedded = Some(open_embedded(folder.path(), &clock));
+            let mut now_ms = START_MS;
+            for step in steps {
+                let store = embedded.as_ref().expect("open between steps");
+                match step {
+                    Step::Write(batch) => {
+                        memory.write(batch.clone()).await.unwrap();
+                        store.write(batch).await.unwrap();
+                    }
+                    Step::PutIfAbsent(put) => {
+                        let expected = memory.put_if_absent(put.clone()).await.unwrap();
+                        prop_assert_eq!(store.put_if_absent(put).await.unwrap(), expected);
+                    }
+                    Step::Read(rows) => {
+                        let expected = memory.read(rows.clone()).await.unwrap();
+                        prop_assert_eq!(store.read(rows).await.unwrap(), expected);
+                    }
+                    Step::Scan(scan) => {
+                        let expected = memory.scan(scan.clone()).await.unwrap();
+                        prop_assert_eq!(store.scan(scan).await.unwrap(), expected);
+                    }
+                    Step::Advance(ms) => {
+                        now_ms += ms;
+                        clock.set(now_ms);
+                    }
+                    Step::Reopen => {
+                        drop(embedded.take());
+                        embedded = Some(open_embedded(folder.path(), &clock));
+                    }
+                }
+            }
+            for table in [Table::Mailboxes, Table::Names] {
+                let all = RowScan { table, from: Vec::new(), to: None, rows_max: usize::MAX };
+                let store: Arc<dyn SortedStore> = Arc::new(embedded.take().unwrap_or_else(|| open_embedded(folder.path(), &clock)));
+                prop_assert_eq!(store.scan(all.clone()).await.unwrap(), memory.scan(all).await.unwrap());
+            }
+            Ok(())
+        })?;
+    }
+}

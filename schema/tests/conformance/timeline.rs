@@ -1,0 +1,82 @@
+//! Timelines.
+
+use idl::audience::Audience;
+use idl::ids::MessageId;
+use idl::message::Message;
+use schema::sorted::{StoreError, Table};
+use schema::timeline::Timelines;
+
+use crate::world::{START_MS, World, app, message, put};
+
+cases! { $ timeline:
+    a_broadcast_is_one_row_with_its_audience,
+    broadcasts_come_in_the_order_of_their_ids,
+    bounds_hold_the_first_id_and_not_the_last,
+    timelines_of_two_apps_do_not_mix,
+    a_broadcast_expires,
+    a_damaged_row_is_named,
+}
+
+fn broadcast(id: u128) -> Message {
+    Message { audience: Some(Audience::Topic("news".parse().unwrap()).not()), ..message(id) }
+}
+
+async fn ids(timelines: &Timelines, from: u128, to: Option<u128>, limit: usize) -> Vec<u128> {
+    let found = timelines.since(&app("demo"), MessageId(from), to.map(MessageId), limit).await.unwrap();
+    found.iter().map(|message| message.id.0).collect()
+}
+
+pub(crate) async fn a_broadcast_is_one_row_with_its_audience(world: World) {
+    let timelines = Timelines::new(world.store.clone());
+    for _ in 0..2 {
+        timelines.append(&broadcast(7)).await.unwrap();
+        assert_eq!(world.rows(Table::Timelines).await, 1);
+    }
+    assert_eq!(timelines.since(&app("demo"), MessageId::MIN, None, 9).await.unwrap(), [broadcast(7)]);
+}
+
+pub(crate) async fn broadcasts_come_in_the_order_of_their_ids(world: World) {
+    let timelines = Timelines::new(world.store);
+    for id in [3, 1, u128::MAX, 256, 255] {
+        timelines.append(&broadcast(id)).await.unwrap();
+    }
+    assert_eq!(ids(&timelines, 0, None, 9).await, [1, 3, 255, 256, u128::MAX]);
+    assert_eq!(ids(&timelines, 0, None, 2).await, [1, 3]);
+}
+
+pub(crate) async fn bounds_hold_the_first_id_and_not_the_last(world: World) {
+    let timelines = Timelines::new(world.store);
+    for id in 1..=5 {
+        timelines.append(&broadcast(id)).await.unwrap();
+    }
+    assert_eq!(ids(&timelines, 2, Some(4), 9).await, [2, 3]);
+    assert_eq!(ids(&timelines, 4, None, 9).await, [4, 5]);
+    assert!(ids(&timelines, 6, None, 9).await.is_empty());
+    assert!(ids(&timelines, 3, Some(3), 9).await.is_empty());
+}
+
+pub(crate) async fn timelines_of_two_apps_do_not_mix(world: World) {
+    let timelines = Timelines::new(world.store);
+    timelines.append(&broadcast(1)).await.unwrap();
+    timelines.append(&Message { app: app("demo2"), ..broadcast(2) }).await.unwrap();
+    assert_eq!(ids(&timelines, 0, None, 9).await, [1]);
+}
+
+pub(crate) async fn a_broadcast_expires(world: World) {
+    let timelines = Timelines::new(world.store);
+    timelines.append(&broadcast(1)).await.unwrap();
+    timelines.append(&Message { expires_at_ms: START_MS + 20_000, ..broadcast(2) }).await.unwrap();
+    world.clock.set(START_MS + 10_000);
+    assert_eq!(ids(&timelines, 0, None, 9).await, [2]);
+}
+
+pub(crate) async fn a_damaged_row_is_named(world: World) {
+    let timelines = Timelines::new(world.store.clone());
+    timelines.append(&broadcast(1)).await.unwrap();
+    let scan = schema::sorted::RowScan { table: Table::Timelines, from: Vec::new(), to: None, rows_max: 1 };
+    let row = world.store.scan(scan).await.unwrap().remove(0).row;
+    world.write([put(Table::Timelines, &row, b"m", b"\xff")]).await;
+    let error = timelines.since(&app("demo"), MessageId::MIN, None, 9).await.unwrap_err();
+    let StoreError::Corrupt(text) = &error else { panic!("{error:?}") };
+    assert!(text.starts_with("table timelines, row "), "{text}");
+}
