@@ -1,0 +1,243 @@
+//! What concerns apps: deliveries to them, acknowledgements, commands, registrations.
+
+use idl::contract::bus::Status;
+use idl::contract::push::{self, Deliver, FromDevice, Register, Registered, Report};
+use idl::error::{Code, Failure};
+use idl::ids::{AppId, MessageId, RegId};
+use idl::seal::{AgreementKey, registration_proof};
+use ring::digest;
+
+use super::{Action, Core, NOTES_MAX, Phase};
+use crate::commands::{Asker, Command, Head, Item};
+use crate::inbox::{self, Delivery};
+use crate::reason::OfflineReason;
+use crate::reconnect::millis;
+
+impl Core {
+    pub(super) fn deliver(&mut self, deliver: &Deliver) -> Result<(), OfflineReason> {
+        match self.inbox.deliver(deliver, &self.saved.apps, self.config.unhandled_max)? {
+            Delivery::Push(push) => self.actions.push_back(Action::Push(push)),
+            Delivery::Seen { app, id, broadcast } => {
+                if let Some(saved) = self.saved.apps.get_mut(&app) {
+                    saved.seen.insert(id, self.config.seen_max);
+                }
+                self.acks.add(&app, id, broadcast, self.now_ms);
+            }
+            Delivery::Known => {}
+            Delivery::Report { app, id, reason } => {
+                self.report(&app, id, reason);
+                // The keys may have changed; registering again brings the current ones.
+                if reason == inbox::REPORT_SEAL && self.refreshed.insert(app.clone()) {
+                    self.commands.register(&app, self.now_ms);
+                }
+            }
+            Delivery::Full => return Err(OfflineReason::TooManyUnhandled),
+        }
+        Ok(())
+    }
+
+    pub(super) fn handled(&mut self, app: &AppId, id: MessageId) {
+        let Some(broadcast) = self.inbox.done(app, id) else { return };
+        let Some(saved) = self.saved.apps.get_mut(app) else { return };
+        saved.seen.insert(id, self.config.seen_max);
+        self.unsaved = true;
+        if saved.registration.is_some() {
+            self.acks.add(app, id, broadcast, self.now_ms);
+        }
+    }
+
+    pub(super) fn report(&mut self, app: &AppId, id: MessageId, reason: i32) {
+        let report = Report { app: app.to_string(), message: id.to_bytes().to_vec(), reason };
+        self.say(&FromDevice { request: None, report: Some(report), ..FromDevice::default() });
+    }
+
+    /// Says it now, or when there is a connection.
+    pub(super) fn note(&mut self, note: FromDevice) {
+        if matches!(self.phase, Phase::Open) {
+            return self.say(&note);
+        }
+        if self.notes.len() >= NOTES_MAX {
+            self.notes.pop_front();
+        }
+        self.notes.push_back(note);
+    }
+
+    pub(super) fn acks_due_ms(&self) -> Option<u64> {
+        self.acks.due_ms(millis(self.config.ack_delay), self.config.ack_batch_max)
+    }
+
+    pub(super) fn send_acks(&mut self) {
+        for ack in self.acks.take() {
+            self.say(&FromDevice { request: None, ack: Some(ack), ..FromDevice::default() });
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------------- commands
+
+    pub(super) fn command(&mut self, ticket: u64, app: &AppId, command: Command) {
+        let refused = if !self.apps.contains_key(app) {
+            Some(Failure::new(Code::UnknownApp, format!("{app} is not one of this device's applications")))
+        } else if matches!(self.phase, Phase::Idle) {
+            Some(Failure::new(Code::TimedOut, "The device is not started."))
+        } else {
+            self.commands.push(app, ticket, command, self.now_ms, &self.times()).err()
+        };
+        if let Some(failure) = refused {
+            self.actions.push_back(Action::CommandDone { ticket, result: Err(failure) });
+        }
+    }
+
+    /// Ends what needs no sending at the head of an app's queue, and sends the first that does.
+    pub(super) fn send_commands(&mut self, app: &AppId) {
+        let open = matches!(self.phase, Phase::Open);
+        while let Head::Ready(command) = self.commands.head(app, self.now_ms) {
+            let Some(saved) = self.saved.apps.get(app) else { return };
+            let (registered, unregistered) = (saved.registration.is_some(), saved.unregistered);
+            if command.is_cached(saved) {
+                self.end(app, &Ok(()));
+            } else if !open {
+                return;
+            } else if registered || matches!(command, Command::Register | Command::Unregister) {
+                let command = command.clone();
+                let request = self.commands.send_head(app, self.now_ms);
+                if let Some(message) = command.to_wire(app, request).or_else(|| self.registration(app, request)) {
+                    self.say(&message);
+                }
+                return;
+            } else if unregistered {
+                let what = format!("{app} was unregistered: register it first");
+                self.end(app, &Err(Failure::new(Code::UnknownRegistration, what)));
+            } else {
+                self.commands.register(app, self.now_ms);
+            }
+        }
+    }
+
+    fn registration(&self, app: &AppId, request: i32) -> Option<FromDevice> {
+        let config = self.apps.get(app)?;
+        let public_key = AgreementKey::from_bytes(self.saved.apps.get(app)?.secret).public();
+        let proof = registration_proof(&config.app_key, self.config.account, app, &public_key);
+        let register = Register {
+            app: app.to_string(),
+            package_name: config.package.clone(),
+            public_key: public_key.to_vec(),
+            proof: proof.to_vec(),
+            attributes: (!config.attributes.is_empty()).then(|| config.attributes.clone()),
+        };
+        Some(FromDevice { request: Some(request), register_app: Some(register), ..FromDevice::default() })
+    }
+
+    /// Digest of what an app registers with, but for its key.
+    pub(super) fn profile(&self, app: &AppId) -> [u8; 32] {
+        let mut text = Vec::new();
+        if let Some(config) = self.apps.get(app) {
+            let attributes = config.attributes.iter().flat_map(|(name, value)| [name, value]);
+            for part in [&config.package].into_iter().chain(attributes) {
+                text.extend_from_slice(&(part.len() as u64).to_be_bytes());
+                text.extend_from_slice(part.as_bytes());
+            }
+        }
+        let mut profile = [0; 32];
+        profile.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
+        profile
+    }
+
+    pub(super) fn result(&mut self, result: push::Result) {
+        // An answer that nobody waits for came too late.
+        let Some((app, command)) = self.commands.app_of(result.request) else { return };
+        let (app, command) = (app.clone(), command.clone());
+        if result.code == 0 {
+            if command == Command::Register {
+                return self.registered(&app, result.registered.as_ref());
+            }
+            if let Some(saved) = self.saved.apps.get_mut(&app) {
+                self.unsaved |= command.remember(saved);
+            }
+            if command == Command::Unregister {
+                self.inbox.forget_keys(&app);
+                self.acks.forget(&app);
+                self.ready.remove(&app);
+            }
+            return self.end(&app, &Ok(()));
+        }
+        let failure = Failure::from_status(Status { code: result.code, description: result.description });
+        let unknown =
+            failure.code == Code::UnknownRegistration && !matches!(command, Command::Register | Command::Unregister);
+        if failure.code.retryable() || failure.code == Code::Superseded || unknown {
+            let times = self.times();
+            self.commands.retry_head(&app, failure, self.now_ms, &times, self.entropy.as_ref());
+            if unknown {
+                self.invalidate(&app);
+            }
+        } else if command == Command::Register {
+            self.register_failed(&app, failure);
+        } else {
+            self.end(&app, &Err(failure));
+        }
+    }
+
+    fn registered(&mut self, app: &AppId, registered: Option<&Registered>) {
+        let profile = self.profile(app);
+        let (Some(config), Some(saved)) = (self.apps.get(app), self.saved.apps.get_mut(app)) else { return };
+        let registration =
+            registered.and_then(|answer| inbox::open_registered(app, &config.app_key, saved.secret, profile, answer));
+        let Some(registration) = registration else {
+            let failure = Failure::new(Code::BadProof, "The server's answer was not made with this app key.");
+            return self.register_failed(app, failure);
+        };
+        if saved.registration.is_some_and(|old| old.regid != registration.regid) {
+            saved.forget_registration();
+            self.ready.remove(app);
+        }
+        saved.registration = Some(registration);
+        saved.unregistered = false;
+        self.inbox.learn_keys(app, &config.app_key, saved);
+        self.unsaved = true;
+        self.announce(app, registration.regid);
+        self.end(app, &Ok(()));
+    }
+
+    /// The server says no for good. What waits for the registration fails with it.
+    fn register_failed(&mut self, app: &AppId, failure: Failure) {
+        let registered = self.saved.regid(app).is_some();
+        let waiting =
+            if registered { self.commands.pop(app).into_iter().collect() } else { self.commands.take_all(app) };
+        for item in waiting {
+            self.done(&item, Err(failure.clone()));
+        }
+        self.actions.push_back(Action::RegisterFailed { app: app.clone(), failure });
+    }
+
+    /// The server does not know the registration.
+    pub(super) fn invalidate(&mut self, app: &AppId) {
+        let Some(saved) = self.saved.apps.get_mut(app) else { return };
+        if saved.registration.is_some() {
+            saved.forget_registration();
+            self.unsaved = true;
+            self.actions.push_back(Action::Invalidated { app: app.clone() });
+        }
+        self.inbox.forget_keys(app);
+        self.acks.forget(app);
+        self.ready.remove(app);
+        self.commands.register(app, self.now_ms);
+    }
+
+    pub(super) fn announce(&mut self, app: &AppId, regid: RegId) {
+        if self.ready.insert(app.clone()) {
+            self.actions.push_back(Action::Ready { app: app.clone(), regid });
+        }
+    }
+
+    /// The head of an app's queue is over.
+    fn end(&mut self, app: &AppId, result: &Result<(), Failure>) {
+        if let Some(item) = self.commands.pop(app) {
+            self.done(&item, result.clone());
+        }
+    }
+
+    pub(super) fn done(&mut self, item: &Item, result: Result<(), Failure>) {
+        if let Asker::App(ticket) = item.asker {
+            self.actions.push_back(Action::CommandDone { ticket, result });
+        }
+    }
+}

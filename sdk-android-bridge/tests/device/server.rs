@@ -1,0 +1,391 @@
+//! The server's side of the protocol as a device meets it, without I/O: bytes in, bytes out, and a log of what was said.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use idl::channel::{PUSH, Payload};
+use idl::clock::Entropy;
+use idl::contract::message::Notification;
+use idl::contract::push::{
+    AppKeys, Deliver, FromDevice, Hello, Invalidated, Register, Registered, Result as Answer, Revoke, ToDevice,
+};
+use idl::ids::{AccountId, AppId, MessageId, RegId};
+use idl::seal::{AgreementKey, BroadcastSealer, SingleSeal, verify_registration_proof};
+use idl::wire;
+use idl::xml::{self, Event, Header, Limits, StreamReader};
+use minidom::Element;
+
+pub(crate) const DOMAIN: &str = "push.example.org";
+pub(crate) const ACCOUNT: AccountId = AccountId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+pub(crate) const TOKEN: &str = "cpt1.1.1754000000000.c2VjcmV0";
+pub(crate) const APP_KEY: &str = "demo-app-key";
+
+const LIMITS: Limits = Limits { stanza_bytes_max: 65_536, depth_max: 8 };
+const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+const SM: &str = "urn:xmpp:sm:3";
+
+/// Repeatable numbers (SplitMix64): the same bytes in every run.
+pub(crate) struct Steady(AtomicU64);
+
+impl Steady {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(AtomicU64::new(seed))
+    }
+}
+
+impl Entropy for Steady {
+    fn fill(&self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            chunk.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+/// How the server treats the next logins and commands.
+#[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
+pub(crate) struct Manners {
+    /// The SASL condition to refuse logins with.
+    pub(crate) login_failure: Option<&'static str>,
+    pub(crate) mechanisms: &'static str,
+    /// Offers XEP-0198, and resumption.
+    pub(crate) manageable: bool,
+    pub(crate) resumable: bool,
+    /// The stanza condition to refuse the channel with.
+    pub(crate) channel_failure: Option<&'static str>,
+    /// Takes commands and says nothing.
+    pub(crate) mute: bool,
+    /// Codes to answer the next commands with.
+    pub(crate) codes: Vec<i32>,
+    /// Takes bytes and does nothing.
+    pub(crate) deaf: bool,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            login_failure: None,
+            mechanisms: "<mechanism>SCRAM-SHA-256</mechanism><mechanism>PLAIN</mechanism>",
+            manageable: false,
+            resumable: true,
+            channel_failure: None,
+            mute: false,
+            codes: Vec::new(),
+            deaf: false,
+        }
+    }
+}
+
+/// What a registration is to the server.
+pub(crate) struct ServerRegistration {
+    pub(crate) regid: RegId,
+    pub(crate) register: Register,
+    seal: SingleSeal,
+}
+
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a connection")]
+pub(crate) struct Server {
+    pub(crate) manners: Manners,
+    /// Whatever the device said on the channel, over all connections.
+    pub(crate) said: Vec<FromDevice>,
+    /// Each Hello.
+    pub(crate) hellos: Vec<Hello>,
+    /// Each stanza and other element, in text.
+    pub(crate) elements: Vec<String>,
+    pub(crate) registrations: BTreeMap<AppId, ServerRegistration>,
+    pub(crate) logins: usize,
+    pub(crate) resumptions: usize,
+    pub(crate) token: String,
+    /// True once the device has closed the stream.
+    pub(crate) closed: bool,
+    pub(crate) open: bool,
+    reader: StreamReader,
+    authenticated: bool,
+    secret: AgreementKey,
+    broadcast: BroadcastSealer,
+    entropy: Steady,
+    managed: bool,
+    received: u32,
+    sent: u32,
+    unacknowledged: Vec<(u32, Vec<u8>)>,
+    regids: u8,
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        let entropy = Steady::new(1_000);
+        Self {
+            manners: Manners::default(),
+            said: Vec::new(),
+            hellos: Vec::new(),
+            elements: Vec::new(),
+            registrations: BTreeMap::new(),
+            logins: 0,
+            resumptions: 0,
+            token: TOKEN.to_owned(),
+            closed: false,
+            open: false,
+            reader: StreamReader::new(LIMITS),
+            authenticated: false,
+            secret: AgreementKey::random(&entropy),
+            broadcast: BroadcastSealer::new(&[7; 32], &[8; 32]),
+            entropy,
+            managed: false,
+            received: 0,
+            sent: 0,
+            unacknowledged: Vec::new(),
+            regids: 0,
+        }
+    }
+
+    /// A new connection has come.
+    pub(crate) fn connected(&mut self) {
+        self.reader = StreamReader::new(LIMITS);
+        self.authenticated = false;
+        self.open = false;
+        self.closed = false;
+    }
+
+    /// Takes bytes; returns the answer.
+    pub(crate) fn receive(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        if self.manners.deaf {
+            return out;
+        }
+        while let Some(event) = self.reader.read(&mut bytes).expect("the device speaks XMPP") {
+            match event {
+                Event::Opened(header) => {
+                    assert_eq!(header.to.as_deref(), Some(DOMAIN));
+                    self.features(&mut out);
+                }
+                Event::Element(element) => self.element(&element, &mut out),
+                Event::Closed => self.closed = true,
+            }
+        }
+        out
+    }
+
+    fn features(&mut self, out: &mut Vec<u8>) {
+        let id = if self.authenticated { "s2" } else { "s1" };
+        let header = Header {
+            from: Some(DOMAIN.to_owned()),
+            id: Some(id.to_owned()),
+            version: Some("1.0".to_owned()),
+            ..Header::default()
+        };
+        xml::write_header(out, &header);
+        let features = if self.authenticated {
+            let management = if self.manners.manageable { format!("<sm xmlns='{SM}'/>") } else { String::new() };
+            format!("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/>{management}")
+        } else {
+            format!("<mechanisms xmlns='{SASL}'>{}</mechanisms>", self.manners.mechanisms)
+        };
+        out.extend_from_slice(format!("<stream:features>{features}</stream:features>").as_bytes());
+    }
+
+    fn element(&mut self, element: &Element, out: &mut Vec<u8>) {
+        self.elements.push(String::from(element));
+        if self.managed && self.authenticated && element.ns() == xml::NS_CLIENT {
+            self.received += 1;
+        }
+        match (element.name(), element.ns().as_str()) {
+            ("auth", SASL) => self.authenticate(element, out),
+            ("enable", SM) => {
+                self.managed = true;
+                (self.received, self.sent) = (0, 0);
+                self.unacknowledged.clear();
+                let resume = if self.manners.resumable { " id='stream-1' resume='true'" } else { "" };
+                out.extend_from_slice(format!("<enabled xmlns='{SM}'{resume}/>").as_bytes());
+            }
+            ("resume", SM) => self.resume(element, out),
+            ("r", SM) => out.extend_from_slice(format!("<a xmlns='{SM}' h='{}'/>", self.received).as_bytes()),
+            ("a", SM) => self.acknowledged(element),
+            ("iq", _) => self.iq(element, out),
+            ("message", _) => {
+                let payload = Payload::from_message(element).expect("a channel").expect("a payload");
+                assert_eq!(payload.number, PUSH);
+                let said: FromDevice = wire::decode_device(&payload.bytes).expect("a FromDevice");
+                self.answer(&said, out);
+                self.said.push(said);
+            }
+            ("error", xml::NS_STREAM) => {}
+            other => panic!("the device sent {other:?}"),
+        }
+    }
+
+    fn authenticate(&mut self, auth: &Element, out: &mut Vec<u8>) {
+        assert_eq!(auth.attr("mechanism"), Some("PLAIN"));
+        let response = STANDARD.decode(auth.text()).expect("base 64");
+        let right = response == format!("\0{ACCOUNT}\0{}", self.token).into_bytes();
+        let failure = self.manners.login_failure.or((!right).then_some("not-authorized"));
+        if let Some(condition) = failure {
+            out.extend_from_slice(format!("<failure xmlns='{SASL}'><{condition}/></failure>").as_bytes());
+            return;
+        }
+        self.logins += 1;
+        self.authenticated = true;
+        self.reader = StreamReader::new(LIMITS);
+        out.extend_from_slice(format!("<success xmlns='{SASL}'/>").as_bytes());
+    }
+
+    fn resume(&mut self, resume: &Element, out: &mut Vec<u8>) {
+        if !self.managed || !self.manners.resumable {
+            out.extend_from_slice(format!("<failed xmlns='{SM}'/>").as_bytes());
+            return;
+        }
+        assert_eq!(resume.attr("previd"), Some("stream-1"));
+        self.acknowledged(resume);
+        self.resumptions += 1;
+        self.open = true;
+        let resumed = format!("<resumed xmlns='{SM}' previd='stream-1' h='{}'/>", self.received);
+        out.extend_from_slice(resumed.as_bytes());
+        for (_, stanza) in &self.unacknowledged {
+            out.extend_from_slice(stanza);
+        }
+    }
+
+    fn acknowledged(&mut self, element: &Element) {
+        let handled: u32 = element.attr("h").and_then(|h| h.parse().ok()).expect("a count");
+        assert!(handled <= self.sent, "the device has {handled} of {} stanzas", self.sent);
+        self.unacknowledged.retain(|(number, _)| *number > handled);
+    }
+
+    fn iq(&mut self, iq: &Element, out: &mut Vec<u8>) {
+        let id = iq.attr("id").expect("an id");
+        if let Some(open) = iq.children().find_map(Payload::from_open) {
+            let open = open.expect("a payload");
+            self.hellos.push(wire::decode_device(&open.bytes).expect("a Hello"));
+            let answer = match self.manners.channel_failure {
+                Some(condition) => format!(
+                    "<iq type='error' id='{id}'><error type='cancel'>\
+                     <{condition} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
+                ),
+                None => format!("<iq type='result' id='{id}'/>"),
+            };
+            self.open = self.manners.channel_failure.is_none();
+            self.stanza(answer.into_bytes(), out);
+        } else if iq.has_child("bind", "urn:ietf:params:xml:ns:xmpp-bind") {
+            let jid = format!("<jid>{ACCOUNT}@{DOMAIN}/push</jid>");
+            let bind = format!("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>{jid}</bind>");
+            out.extend_from_slice(format!("<iq type='result' id='{id}'>{bind}</iq>").as_bytes());
+        } else if iq.has_child("ping", "urn:xmpp:ping") {
+            self.stanza(format!("<iq type='result' id='{id}'/>").into_bytes(), out);
+        }
+    }
+
+    fn answer(&mut self, said: &FromDevice, out: &mut Vec<u8>) {
+        let Some(request) = said.request.filter(|request| *request > 0 && !self.manners.mute) else { return };
+        let code = if self.manners.codes.is_empty() { 0 } else { self.manners.codes.remove(0) };
+        let registered = match &said.register_app {
+            Some(register) if code == 0 => Some(self.register(register)),
+            _ => None,
+        };
+        let description = (code != 0).then(|| "No.".to_owned());
+        let answer = Answer { request, code, description, registered };
+        out.extend(self.say(&ToDevice { result: Some(answer), ..ToDevice::default() }));
+    }
+
+    fn register(&mut self, register: &Register) -> Registered {
+        let app: AppId = register.app.parse().expect("an app id");
+        assert!(verify_registration_proof(APP_KEY, ACCOUNT, &app, &register.public_key, &register.proof));
+        let public: [u8; 32] = register.public_key.as_slice().try_into().expect("32 bytes");
+        let seal = || SingleSeal::new(&self.secret.agree_as_server(&public, APP_KEY).expect("a usable key"));
+        let keys = AppKeys { broadcast_key: vec![7; 32], verify_key: self.broadcast.verify_key().to_vec() };
+        let sealed_keys = seal().seal_keys(&app, &self.entropy, &wire::encode(&keys));
+        let (seal, server_key) = (seal(), self.secret.public().to_vec());
+        let regid = if let Some(known) = self.registrations.get(&app) {
+            known.regid
+        } else {
+            self.regids += 1;
+            RegId([self.regids; 24])
+        };
+        self.registrations.insert(app, ServerRegistration { regid, register: register.clone(), seal });
+        Registered { app: register.app.clone(), regid: regid.to_string(), server_key, sealed_keys }
+    }
+
+    fn stanza(&mut self, stanza: Vec<u8>, out: &mut Vec<u8>) {
+        out.extend_from_slice(&stanza);
+        if self.managed {
+            self.sent += 1;
+            self.unacknowledged.push((self.sent, stanza));
+        }
+    }
+
+    /// A payload on the channel.
+    pub(crate) fn say(&mut self, payload: &ToDevice) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.stanza(Payload { number: PUSH, bytes: wire::encode(payload) }.to_message(), &mut out);
+        out
+    }
+
+    /// A delivery for one registration.
+    pub(crate) fn deliver(&mut self, app: &AppId, id: MessageId, text: &str) -> Vec<u8> {
+        let sealed = self.registrations[app].seal.seal(app, id, &wire::encode(&notification(text)));
+        self.say(&delivery(app, id, sealed, None))
+    }
+
+    /// A broadcast.
+    pub(crate) fn broadcast(&mut self, app: &AppId, id: MessageId, text: &str) -> Vec<u8> {
+        let sealed = self.broadcast.seal(app, id, &wire::encode(&notification(text)));
+        self.say(&delivery(app, id, sealed, Some(true)))
+    }
+
+    pub(crate) fn revoke(&mut self, app: &AppId, id: MessageId) -> Vec<u8> {
+        let revoke = Revoke { app: app.to_string(), message: id.to_bytes().to_vec() };
+        self.say(&ToDevice { revoke: Some(revoke), ..ToDevice::default() })
+    }
+
+    /// Forgets a registration and says so.
+    pub(crate) fn invalidate(&mut self, app: &AppId) -> Vec<u8> {
+        let regid = self.registrations.remove(app).expect("a registration").regid.to_string();
+        let invalidated = Invalidated { regid, app: Some(app.to_string()) };
+        self.say(&ToDevice { invalidated: Some(invalidated), ..ToDevice::default() })
+    }
+
+    /// The ids that were acknowledged, in order, each as often as it was.
+    pub(crate) fn acked(&self) -> Vec<MessageId> {
+        let acks = self.said.iter().filter_map(|said| said.ack.as_ref()).flat_map(|ack| &ack.apps);
+        acks.flat_map(|app| app.messages.iter().chain(&app.broadcasts))
+            .flat_map(|ids| ids.chunks(16))
+            .map(|id| MessageId::from_bytes(id).expect("16 bytes"))
+            .collect()
+    }
+
+    /// The reports, in order.
+    pub(crate) fn reports(&self) -> Vec<(MessageId, i32)> {
+        let reports = self.said.iter().filter_map(|said| said.report.as_ref());
+        reports.map(|report| (MessageId::from_bytes(&report.message).expect("16 bytes"), report.reason)).collect()
+    }
+
+    /// The Register commands, in order.
+    pub(crate) fn registers(&self) -> Vec<&Register> {
+        self.said.iter().filter_map(|said| said.register_app.as_ref()).collect()
+    }
+}
+
+pub(crate) fn notification(text: &str) -> Notification {
+    Notification::new(
+        text.to_owned(),
+        None,
+        None,
+        Some(true),
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        Some(1_754_000_000_000),
+    )
+}
+
+pub(crate) fn delivery(app: &AppId, id: MessageId, sealed: Vec<u8>, broadcast: Option<bool>) -> ToDevice {
+    let deliver = Deliver { id: id.to_bytes().to_vec(), app: app.to_string(), sealed, broadcast };
+    ToDevice { deliver: Some(deliver), ..ToDevice::default() }
+}
