@@ -393,6 +393,8 @@ fn refuse_schedule(params: &Params, now_ms: u64) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::params::BodyFormat;
 
@@ -517,5 +519,19 @@ mod tests {
         assert_eq!(check(Packages::One, ""), Ok(None));
         let many = (0..21).map(|n| format!("p{n},")).collect::<Vec<_>>().concat();
         assert_eq!(check(Packages::Several, &format!("restricted_package_name={many}")), Err(Code::BadValue));
+    }
+
+    proptest! {
+        #[test]
+        fn no_parameters_make_a_send_panic(values in proptest::collection::vec("[^&=]{0,12}|-?[0-9]{1,20}", 9)) {
+            let names = [
+                "payload", "notify_type", "notify_id", "time_to_live", "time_to_send", "topics", "topic_op", "alias", "extra.k",
+            ];
+            let pairs: Vec<_> = names.iter().zip(&values).map(|(name, value)| format!("{name}={value}")).collect();
+            if let Ok(params) = Params::read(None, BodyFormat::Form, pairs.join("&").as_bytes()) {
+                let _ = (notification(&params), topics(&params), targets(Audience::Aliases, &params));
+                let _ = (time_to_live(&params), refuse_schedule(&params, 0), packages(Packages::One, &params));
+            }
+        }
     }
 }
