@@ -57,19 +57,18 @@ impl ServerKeys {
     /// a damaged file is an error and is never replaced.
     pub fn load_or_make(folder: &DataFolder, entropy: &dyn Entropy) -> Result<Self> {
         let path = folder.keys();
-        let stored = match read_json::<StoredKeys>(&path)? {
-            Some(stored) => stored,
-            None => {
-                let fresh = || {
-                    let mut key = [0; 32];
-                    entropy.fill(&mut key);
-                    STANDARD.encode(key)
-                };
-                let token_keys = vec![StoredKey { number: 1, key: fresh() }];
-                let made = StoredKeys { token_keys, regid_key: fresh() };
-                write_json(&path, &made)?;
-                made
-            }
+        let stored = if let Some(stored) = read_json::<StoredKeys>(&path)? {
+            stored
+        } else {
+            let fresh = || {
+                let mut key = [0; 32];
+                entropy.fill(&mut key);
+                STANDARD.encode(key)
+            };
+            let token_keys = vec![StoredKey { number: 1, key: fresh() }];
+            let made = StoredKeys { token_keys, regid_key: fresh() };
+            write_json(&path, &made)?;
+            made
         };
         let damaged = || format!("{} is damaged; restore it from a backup", path.display());
         let read = |text: &str| -> Result<[u8; 32]> {
@@ -204,9 +203,9 @@ impl OwnCa<'_> {
 /// The same for the same key, but for the validity: so the CA's name needs no note of its own.
 fn ca_parameters(pair: &KeyPair, now_s: u64) -> CertificateParams {
     let digest = ring::digest::digest(&ring::digest::SHA256, pair.public_key_raw());
-    let fingerprint: String = digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let fingerprint = digest.as_ref().first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
     let mut parameters = CertificateParams::default();
-    parameters.distinguished_name = common_name(&format!("Campanile CA {fingerprint}"));
+    parameters.distinguished_name = common_name(&format!("Campanile CA {fingerprint:08x}"));
     set_validity(&mut parameters, now_s, CA_DAYS);
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -1,2 +1,5 @@
-//! Stub.
-fn main() {}
+//! The binary `campanile`.
+
+fn main() -> std::process::ExitCode {
+    campanile_ops::cli::main()
+}

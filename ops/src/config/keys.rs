@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use schema::cache::in_process::CacheLimits;
+use schema::sorted::embedded::EmbeddedOptions;
+
 use super::values::Setting;
 use super::{Config, Written};
 
@@ -11,13 +14,31 @@ use super::{Config, Written};
 pub struct Limits {
     /// How long a drain may take before the process ends anyway.
     pub drain_max: Duration,
-    /// What may wait on the bus.
+    /// Of the bus.
     pub bus: idl::bus::Limits,
+    /// Of the front.
+    pub xmpp: xmpp_frontend::Limits,
+    /// Of the public API.
+    pub http: http_frontend::Limits,
+    /// Of the middle tier.
+    pub middle: middle_tier::Config,
+    /// Of the cache in the process.
+    pub cache: CacheLimits,
+    /// Of the embedded store.
+    pub store: EmbeddedOptions,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { drain_max: Duration::from_secs(20), bus: idl::bus::Limits::default() }
+        Self {
+            drain_max: Duration::from_secs(20),
+            bus: idl::bus::Limits::default(),
+            xmpp: xmpp_frontend::Limits::default(),
+            http: http_frontend::Limits::default(),
+            middle: middle_tier::Config::default(),
+            cache: CacheLimits::default(),
+            store: EmbeddedOptions::default(),
+        }
     }
 }
 
@@ -49,8 +70,18 @@ fn expected_of<T: Setting>(_: fn(&Config) -> &T) -> &'static str {
     T::EXPECTED
 }
 
+/// Zero, where it was written and the key has a meaning for it.
+fn zero_if<T: Setting>(meanings: &[u8], written: &Written) -> Option<T> {
+    let is_zero = match written {
+        Written::Integer(number) => *number == 0,
+        Written::Word(word) => word == "0",
+        _ => false,
+    };
+    if is_zero && !meanings.is_empty() { T::zero() } else { None }
+}
+
 macro_rules! keys {
-    ($($name:literal => $($field:ident).+, $doc:literal;)*) => {
+    ($($name:literal => $($field:ident).+ $(or $zero:literal)?, $doc:literal;)*) => {
         /// Every key, in the order of the reference.
         pub static KEYS: &[Key] = &[$(Key {
             name: $name,
@@ -58,7 +89,8 @@ macro_rules! keys {
             expected: || expected_of(|config| &config.$($field).+),
             show: |config| config.$($field).+.show(),
             set: |config, written| {
-                config.$($field).+ = Setting::read(written)?;
+                let zero = zero_if(&[$($zero)?], written);
+                config.$($field).+ = zero.map_or_else(|| Setting::read(written), Ok)?;
                 Ok(())
             },
         },)*];
@@ -115,6 +147,118 @@ keys! {
         "Batches of deliveries waiting for each front.";
     "limits.bus_events_max" => limits.bus.events_max,
         "Broadcasts and other events waiting for each front.";
+    "limits.xmpp_connections_max" => limits.xmpp.connections_max,
+        "Connections of devices in all, logged in or not.";
+    "limits.xmpp_connections_per_address_max" => limits.xmpp.connections_per_address_max,
+        "Connections of one IPv4 address or one IPv6 /64.";
+    "limits.xmpp_handshakes_max" => limits.xmpp.handshakes_max,
+        "Connections that are not logged in yet.";
+    "limits.xmpp_login_ms_max" => limits.xmpp.login_time_max,
+        "From the first byte to a bound resource.";
+    "limits.xmpp_login_attempts_max" => limits.xmpp.login_attempts_max,
+        "Failed SASL exchanges on one connection.";
+    "limits.xmpp_stanza_before_login_bytes_max" => limits.xmpp.stanza_bytes_max_before_login,
+        "One stanza before login.";
+    "limits.xmpp_stanza_bytes_max" => limits.xmpp.stanza_bytes_max,
+        "One stanza after login.";
+    "limits.xmpp_stanza_depth_max" => limits.xmpp.stanza_depth_max,
+        "Elements inside each other in one stanza.";
+    "limits.xmpp_outbox_bytes_max" => limits.xmpp.outbox_bytes_max,
+        "What waits to be written to one connection. Over it the connection ends; what is stored comes again.";
+    "limits.xmpp_channel_queue_max" => limits.xmpp.channel_queue_max,
+        "Channel requests of one connection that wait for the middle tier.";
+    "limits.xmpp_channel_queue_bytes_max" => limits.xmpp.channel_queue_bytes_max,
+        "Payload in those requests.";
+    "limits.xmpp_bus_ms_max" => limits.xmpp.bus_time_max,
+        "One request to the middle tier before it is tried again.";
+    "limits.xmpp_channel_retry_ms_max" => limits.xmpp.channel_retry_time_max,
+        "How long a channel request is tried in all before the stream ends.";
+    "limits.xmpp_idle_ms_max" => limits.xmpp.idle_time_max,
+        "Silence after which a connection is asked for a sign of life.";
+    "limits.xmpp_probe_ms_max" => limits.xmpp.probe_time_max,
+        "How long that sign may take.";
+    "limits.xmpp_write_ms_max" => limits.xmpp.write_time_max,
+        "How long a write may make no progress.";
+    "limits.xmpp_resume_ms_max" => limits.xmpp.resume_time_max,
+        "How long a lost stream may be resumed (XEP-0198).";
+    "limits.xmpp_resumable_max" => limits.xmpp.resumable_max,
+        "Lost streams kept for resumption.";
+    "limits.xmpp_scram_derivations_max" => limits.xmpp.scram_derivations_max,
+        "PBKDF2 derivations at one time, the dearest step of a SCRAM login.";
+    "limits.xmpp_scram_keys_max" => limits.xmpp.scram_keys_max,
+        "Derived SCRAM keys that are remembered.";
+    "limits.xmpp_recent_broadcasts_max" => limits.xmpp.recent_broadcasts_max,
+        "Broadcasts remembered for connections whose channel is being opened.";
+    "limits.xmpp_broadcast_chunk_max" => limits.xmpp.broadcast_chunk_max,
+        "Connections written to in one go of a broadcast; single sends go between.";
+    "limits.xmpp_announcements_max" => limits.xmpp.announcements_max,
+        "Connections announced at one time after the middle tier lost its memory.";
+    "limits.xmpp_reconnect_spread_ms" => limits.xmpp.reconnect_spread,
+        "Draining ends the connections in waves over this time.";
+    "limits.http_body_bytes_max" => limits.http.body_bytes_max,
+        "One request body.";
+    "limits.http_bodies_bytes_max" => limits.http.bodies_bytes_max,
+        "All bodies held at once; a request beyond is shed as busy.";
+    "limits.http_requests_max" => limits.http.requests_max,
+        "Requests under way at once; one beyond is shed as busy.";
+    "limits.http_connections_max" => limits.http.connections_max,
+        "Open connections.";
+    "limits.http_connections_per_address_max" => limits.http.connections_per_address_max or 0,
+        "Open connections of one IPv4 address or one IPv6 /64; 0: no such limit.";
+    "limits.http_handshakes_max" => limits.http.handshakes_max,
+        "TLS handshakes under way; further ones wait.";
+    "limits.http_handshake_ms_max" => limits.http.handshake_time_max,
+        "From the connection to the end of its TLS handshake.";
+    "limits.http_header_ms_max" => limits.http.header_time_max,
+        "From a connection's start or last answer to the end of the next request's header.";
+    "limits.http_request_ms_max" => limits.http.request_time_max,
+        "From the end of the header to the answer.";
+    "limits.http_drain_ms_max" => limits.http.drain_time_max,
+        "How long a connection may take to end after the drain began.";
+    "limits.http_accounts_per_address_per_minute" => limits.http.accounts_per_address_per_minute or 0,
+        "New or renewed device accounts of one IPv4 address or one IPv6 /64; 0: no such limit.";
+    "limits.http_addresses_max" => limits.http.addresses_max,
+        "Addresses whose rates are remembered.";
+    "limits.middle_requests_max" => limits.middle.requests_max,
+        "Requests worked on at one time; the rest wait in their lanes.";
+    "limits.middle_registrations_per_account_max" => limits.middle.registrations_per_account_max,
+        "Registrations of one account.";
+    "limits.middle_names_per_registration_max" => limits.middle.names_per_registration_max,
+        "Aliases, user accounts and topics, each, of one registration.";
+    "limits.middle_registrations_per_name_max" => limits.middle.registrations_per_name_max,
+        "Registrations that one alias or user account stands for in one send.";
+    "limits.middle_window_max" => limits.middle.window_max,
+        "Deliveries handed to a registration and not yet acknowledged.";
+    "limits.middle_judged_rows_max" => limits.middle.judged_rows_max,
+        "Timeline rows judged in one step.";
+    "limits.middle_overlap_ms" => limits.middle.overlap,
+        "How far before a cursor judging starts; longer than any request may take to be stored.";
+    "limits.middle_judge_lag_ms" => limits.middle.judge_lag,
+        "How long a live broadcast has before a judgement sends it again.";
+    "limits.middle_check_interval_ms" => limits.middle.check_interval,
+        "Each session is checked against the store once in this time.";
+    "limits.middle_retry_wait_ms_max" => limits.middle.retry_wait_max,
+        "Longest wait before a hand-off that failed is tried again.";
+    "limits.middle_hand_off_ms_max" => limits.middle.hand_off_time_max,
+        "How long one hand-off to a front may take.";
+    "limits.cache_routes_max" => limits.cache.routes_max,
+        "Routes: one for each connected resource of an account.";
+    "limits.cache_fronts_max" => limits.cache.fronts_max,
+        "Fronts with a lease.";
+    "limits.cache_lease_ms" => limits.cache.lease,
+        "How long a front counts as alive after it said so.";
+    "limits.store_queue_max" => limits.store.queue_max,
+        "Write requests that wait for the committing thread; further ones wait for room.";
+    "limits.store_group_mutations_max" => limits.store.group_mutations_max,
+        "Mutations in one group of writes.";
+    "limits.store_group_bytes_max" => limits.store.group_bytes_max,
+        "Keys and values in one group of writes.";
+    "limits.store_cache_bytes_max" => limits.store.cache_bytes,
+        "Memory for blocks read from disk.";
+    "limits.store_memtable_bytes_max" => limits.store.memtable_bytes,
+        "One table in memory before it is written to a file.";
+    "limits.store_free_bytes_min" => limits.store.free_bytes_min or 0,
+        "With less than this free on the disk only deletions are accepted; 0: no such check.";
 }
 
 /// `docs/configuration.md`, from the table.
@@ -129,7 +273,7 @@ pub fn reference() -> String {
          `--data` and `--role` have flags of their own. An unknown key is an error that names the nearest valid one. \
          `campanile check-config` shows what would be in force.\n\n\
          A listener is an address with port (port 0: any free one, see `run.json`) or `\"\"` for none. Names ending in \
-         `_ms` or `_ms_max` are milliseconds, in `_bytes_max` bytes.\n",
+         `_ms` or `_ms_max` are milliseconds, in `_bytes_max` or `_bytes_min` bytes.\n",
     );
     let mut section = None;
     let default = Config::default();
@@ -178,8 +322,10 @@ mod tests {
 
     #[test]
     fn every_default_reads_back_from_what_the_reference_shows() {
-        let shown: String =
-            KEYS.iter().map(|key| format!("{} = {}\n", key.name, key.show(&Config::default()))).collect();
+        let mut shown = String::new();
+        for key in KEYS {
+            let _ = writeln!(shown, "{} = {}", key.name, key.show(&Config::default()));
+        }
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("all.toml");
         std::fs::write(&file, &shown).expect("writes");

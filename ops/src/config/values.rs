@@ -46,6 +46,11 @@ pub(super) trait Setting: Sized {
     fn from_boolean(_: bool) -> Option<Self> {
         None
     }
+
+    /// Zero, for keys that have a meaning for it.
+    fn zero() -> Option<Self> {
+        None
+    }
 }
 
 /// An address with port to listen on, or none.
@@ -107,6 +112,10 @@ macro_rules! number {
 
             fn from_integer(number: i64) -> Option<Self> {
                 $type::try_from(number).ok().filter(|number| *number > 0)
+            }
+
+            fn zero() -> Option<Self> {
+                Some(0)
             }
 
             fn show(&self) -> String {

@@ -1,0 +1,322 @@
+//! `campanile device`: a device on the terminal.
+//!
+//! It makes an account over HTTPS, connects, registers one app and prints each push as a line of JSON. With `--state` it
+//! keeps what a device must keep, so that after a restart it is the same device and no push is printed twice.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use clap::Args;
+use idl::clock::{Entropy as _, SystemEntropy};
+use idl::ids::{AccountId, AppId, RegId};
+use rustls_pki_types::ServerName;
+use sdk_android_bridge::driver::tls::{Endpoint, TlsConnector, TlsMode};
+use sdk_android_bridge::driver::{Device as SdkDevice, DeviceControl, DeviceEvent, DeviceHandle};
+use sdk_android_bridge::{AppConfig, Command, Config as DeviceConfig, Core, Failure, Push, Saved};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use super::server::{Found, Server};
+use super::{Settings, Usage, small_runtime};
+use crate::admin::{App, Ask};
+use crate::api::{self, Account};
+use crate::config::Config;
+use crate::data_folder::{DataFolder, read_json, write_json};
+use crate::socket::ask_server;
+
+/// Be a device: register an app, print what it gets.
+#[derive(Args)]
+pub(super) struct Device {
+    /// The application to register
+    #[arg(long)]
+    app: String,
+    /// Its key [default: asked of the server of the data folder]
+    #[arg(long)]
+    app_key: Option<String>,
+    /// Its package name [default: that of the application, or its id]
+    #[arg(long)]
+    package: Option<String>,
+    /// An alias to set; may be repeated
+    #[arg(long)]
+    alias: Vec<String>,
+    /// A topic to subscribe to; may be repeated
+    #[arg(long)]
+    topic: Vec<String>,
+    /// A user account to set; may be repeated
+    #[arg(long)]
+    user_account: Vec<String>,
+    /// File that keeps the device over restarts; made if absent
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// What `--state` keeps. It holds secrets.
+#[derive(Serialize, Deserialize)]
+struct State {
+    app: String,
+    account: Account,
+    /// [`Saved`], in base 64.
+    saved: String,
+}
+
+impl Device {
+    /// Runs until a signal.
+    pub(super) fn run(self, settings: &Settings) -> Result<()> {
+        let config = settings.load(&[])?;
+        let commands = self.commands()?;
+        let app: AppId = parse("--app", &self.app)?;
+        let found = self.server.find(&config)?;
+        let known = self.known_app(&config, &app)?;
+        let state = self.state(&found)?;
+        let keeper = Keeper { path: self.state, state };
+        let core = keeper.core(known)?;
+        let connector = connector(&keeper.state.account, &found)?;
+        small_runtime()?.block_on(async {
+            let handle = SdkDevice::spawn(core, connector);
+            Session { settings, app, commands, keeper, regid: None }.run(handle).await
+        })
+    }
+
+    /// What is asked of the server once the app is registered.
+    fn commands(&self) -> Result<Vec<Command>> {
+        let mut commands = Vec::new();
+        for alias in &self.alias {
+            commands.push(Command::SetAlias(parse("--alias", alias)?));
+        }
+        for account in &self.user_account {
+            commands.push(Command::SetUserAccount(parse("--user-account", account)?));
+        }
+        for topic in &self.topic {
+            commands.push(Command::Subscribe(parse("--topic", topic)?));
+        }
+        Ok(commands)
+    }
+
+    /// The application with its key: as told, or as the server on this machine knows it.
+    fn known_app(&self, config: &Config, app: &AppId) -> Result<AppConfig> {
+        let (app_key, package) = if let Some(key) = &self.app_key {
+            (key.clone(), None)
+        } else {
+            let folder = DataFolder::at(config.data());
+            let listed = ask_server(&folder, &Ask::AppList)?
+                .ok_or_else(|| Usage("the app key is needed: give --app-key".to_owned()))?;
+            let apps: Vec<App> =
+                serde_json::from_value(listed["apps"].clone()).context("the server's answer can't be read")?;
+            let known = apps
+                .into_iter()
+                .find(|known| known.app == app.as_str())
+                .ok_or_else(|| anyhow!("there is no application {app}; make it with campanile app create {app}"))?;
+            (known.app_key, Some(known.package))
+        };
+        let package = self.package.clone().or(package).unwrap_or_else(|| app.to_string());
+        let attributes = BTreeMap::from([("platform".to_owned(), std::env::consts::OS.to_owned())]);
+        Ok(AppConfig { app: app.clone(), package, app_key, attributes })
+    }
+
+    /// The device that was kept, or a new one with an account of its own.
+    fn state(&self, found: &Found) -> Result<State> {
+        if let Some(path) = &self.state
+            && let Some(state) = read_json::<State>(path)?
+        {
+            if state.app != self.app {
+                bail!("{} keeps a device with the app {}; give another file to --state", path.display(), state.app);
+            }
+            return Ok(state);
+        }
+        let mut identity = [0; 24];
+        SystemEntropy.fill(&mut identity);
+        let account = found.api()?.create_account(&URL_SAFE_NO_PAD.encode(identity), "campanile device")?;
+        let state = State { app: self.app.clone(), account, saved: STANDARD.encode(Saved::default().to_bytes()) };
+        if let Some(path) = &self.state {
+            write_json(path, &state)?;
+        }
+        Ok(state)
+    }
+}
+
+struct Keeper {
+    path: Option<PathBuf>,
+    state: State,
+}
+
+impl Keeper {
+    fn core(&self, app: AppConfig) -> Result<Core> {
+        let damaged = || "the device's state is damaged; begin anew with another --state".to_owned();
+        let saved = STANDARD.decode(&self.state.saved).with_context(damaged)?;
+        let saved = Saved::from_bytes(&saved).with_context(damaged)?;
+        let (id, domain) = identity(&self.state.account)?;
+        let config = DeviceConfig::new(domain, id, self.state.account.token.clone());
+        Ok(Core::new(config, vec![app], saved, Arc::new(SystemEntropy)))
+    }
+
+    fn keep(&mut self, saved: &[u8]) -> Result<()> {
+        self.state.saved = STANDARD.encode(saved);
+        self.path.as_ref().map_or(Ok(()), |path| write_json(path, &self.state))
+    }
+}
+
+/// The account's id and domain.
+fn identity(account: &Account) -> Result<(AccountId, &str)> {
+    let (id, domain) = account.jid.split_once('@').context("the server gave an account without a domain")?;
+    Ok((id.parse().context("the server gave an account that is none")?, domain))
+}
+
+fn connector(account: &Account, found: &Found) -> Result<TlsConnector> {
+    let (_, domain) = identity(account)?;
+    let endpoints: Vec<Endpoint> = account
+        .endpoints
+        .iter()
+        .map(|endpoint| Endpoint {
+            host: endpoint.host.clone(),
+            port: endpoint.port,
+            tls: if endpoint.tls == "starttls" { TlsMode::StartTls } else { TlsMode::Direct },
+        })
+        .collect();
+    if endpoints.is_empty() {
+        bail!("the server has no listener for devices (xmpp.tls or xmpp.starttls)");
+    }
+    let name = ServerName::try_from(domain.to_owned()).context("the server's domain is no name")?;
+    Ok(TlsConnector::new(endpoints, domain, name, api::device_tls(found.ca.as_deref())?))
+}
+
+/// The device while it runs.
+struct Session<'a> {
+    settings: &'a Settings,
+    app: AppId,
+    commands: Vec<Command>,
+    keeper: Keeper,
+    /// The registration that the commands were given for.
+    regid: Option<RegId>,
+}
+
+type Commanding = JoinHandle<Result<RegId, Failure>>;
+
+impl Session<'_> {
+    async fn run(mut self, mut device: DeviceHandle) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be watched")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be watched")?;
+        let control = device.control();
+        let mut commanding: Option<Commanding> = None;
+        loop {
+            let done = async {
+                match &mut commanding {
+                    Some(task) => task.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                event = device.events.recv() => {
+                    let Some(event) = event else { bail!("the device ended by itself") };
+                    if let Some(task) = self.take(event, &control)? {
+                        commanding = Some(task);
+                    }
+                }
+                done = done => {
+                    commanding = None;
+                    match done.context("the device crashed")? {
+                        Ok(regid) => {
+                            self.regid = Some(regid);
+                            self.say_ready(regid)?;
+                        }
+                        Err(failure) => bail!("the server refused what was asked for {}: {failure}", self.app),
+                    }
+                }
+            }
+        }
+        let saved = device.stop().await;
+        self.keeper.keep(&saved.to_bytes())
+    }
+
+    /// Takes one event. Gives a task when names and topics are to be set.
+    fn take(&mut self, event: DeviceEvent, control: &DeviceControl) -> Result<Option<Commanding>> {
+        match event {
+            DeviceEvent::Push(push) => {
+                self.settings.say(&line_of(&push), &line_of(&push).to_string())?;
+                control.handled(&push.app, push.id);
+            }
+            DeviceEvent::Ready { regid, .. } if self.regid == Some(regid) => self.say_ready(regid)?,
+            DeviceEvent::Ready { regid, .. } => {
+                let (app, commands, control) = (self.app.clone(), self.commands.clone(), control.clone());
+                return Ok(Some(tokio::spawn(async move {
+                    for command in commands {
+                        control.command(app.clone(), command).await?;
+                    }
+                    Ok(regid)
+                })));
+            }
+            DeviceEvent::RegisterFailed { failure, .. } => bail!("{} could not be registered: {failure}", self.app),
+            DeviceEvent::Revoked { id, .. } => {
+                let line = json!({ "event": "revoked", "app": self.app.as_str(), "id": id.to_string() });
+                self.settings.say(&line, &format!("taken back: {id}"))?;
+            }
+            DeviceEvent::Invalidated { .. } => {
+                let line = json!({ "event": "invalidated", "app": self.app.as_str() });
+                self.settings.say(&line, "the registration is gone; registering anew")?;
+            }
+            DeviceEvent::Offline { reason } => {
+                let line = json!({ "event": "offline", "reason": reason.to_string() });
+                self.settings.say(&line, &format!("offline: {reason}; coming back"))?;
+            }
+            DeviceEvent::LoggedOut { reason } => {
+                bail!("the server no longer accepts the device's token ({reason}); begin anew with another --state")
+            }
+            DeviceEvent::Save(saved) => self.keeper.keep(&saved)?,
+        }
+        Ok(None)
+    }
+
+    fn say_ready(&self, regid: RegId) -> Result<()> {
+        let account = &self.keeper.state.account.jid;
+        let line = json!({
+            "event": "ready",
+            "account": account,
+            "app": self.app.as_str(),
+            "regid": regid.to_string(),
+        });
+        self.settings.say(&line, &format!("ready: registration {regid} of {} on {account}", self.app))
+    }
+}
+
+/// A push as one JSON object. What the sender left out is left out.
+fn line_of(push: &Push) -> Value {
+    let notification = &push.notification;
+    let all = [
+        ("event", json!("push")),
+        ("id", json!(push.id.to_string())),
+        ("app", json!(push.app.as_str())),
+        ("payload", json!(notification.payload)),
+        ("title", json!(notification.title)),
+        ("description", json!(notification.description)),
+        ("pass_through", json!(notification.pass_through)),
+        ("notify_type", json!(notification.notify_type)),
+        ("notify_id", json!(notification.notify_id)),
+        ("extra", json!(notification.extra)),
+        ("topic", json!(notification.topic)),
+        ("alias", json!(notification.alias_name)),
+        ("user_account", json!(notification.user_account)),
+        ("job_key", json!(notification.job_key)),
+        ("accepted_at_ms", json!(notification.accepted_at_ms)),
+        ("broadcast", json!(push.broadcast)),
+    ];
+    let line: Map<_, _> =
+        all.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect();
+    Value::Object(line)
+}
+
+fn parse<T>(flag: &str, text: &str) -> Result<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| Usage(format!("{flag}: {error}")).into())
+}

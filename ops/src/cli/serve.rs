@@ -1,0 +1,135 @@
+//! `campanile serve`: runs the server and says how to try it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{Settings, check_config};
+use crate::config::DataPath;
+use crate::lifecycle;
+use crate::telemetry;
+use crate::wiring::{self, Ready};
+
+/// What is left when the server has ended may take this long.
+const LEFTOVERS_MAX: Duration = Duration::from_secs(1);
+
+/// The topic of the commands that are printed.
+const DEMO_TOPIC: &str = "news";
+
+/// Run the server.
+#[derive(Args, Default)]
+pub(super) struct Serve {
+    /// Which tiers to run: all, xmpp-frontend, middle-tier or http-frontend [default: all]
+    #[arg(long)]
+    role: Option<String>,
+}
+
+impl Serve {
+    /// Serves until a signal or `campanile ctl drain`.
+    pub(super) fn run(self, settings: &Settings) -> Result<()> {
+        let role = self.role.as_deref().map(|role| ("--role", "role", role));
+        let config = settings.load(role.as_slice())?;
+        check_config::check_files(&config)?;
+        telemetry::install_logs(&config.log)?;
+        lifecycle::raise_file_limit();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime can't be started")?;
+        let served = runtime.block_on(async {
+            let stop = CancellationToken::new();
+            lifecycle::watch_signals(stop.clone())?;
+            wiring::serve(config, stop, |ready| {
+                // Nobody may be reading; the server serves all the same.
+                let _ = settings.say(&announcement(ready), &welcome(ready, &this_program()));
+            })
+            .await
+        });
+        runtime.shutdown_timeout(LEFTOVERS_MAX);
+        served
+    }
+}
+
+fn announcement(ready: &Ready) -> serde_json::Value {
+    let mut line = json!(ready.run);
+    line["event"] = json!("ready");
+    line["data"] = json!(ready.folder.path());
+    if let Some(demo) = &ready.demo {
+        line["demo"] = json!(demo);
+    }
+    line
+}
+
+/// What a person reads first.
+fn welcome(ready: &Ready, program: &str) -> String {
+    let run = &ready.run;
+    let mut lines = vec![format!("Campanile {} is ready.", run.version), String::new()];
+    for (key, address) in &run.listeners {
+        lines.push(format!("  {key:<17} {address}"));
+    }
+    if let Some(ca) = &run.ca {
+        lines.push(format!("  {:<17} {}", "CA", shown(ca)));
+    }
+    let (Some(https), Some(demo)) = (run.https(), &ready.demo) else { return lines.join("\n") };
+    let data = match ready.folder.path() {
+        path if path == DataPath::default().0 => String::new(),
+        path => format!(" --data {}", quoted(&shown(path))),
+    };
+    let app = &demo.app;
+    lines.push(String::new());
+    lines.push("In a second terminal, in this folder, be a device:".to_owned());
+    lines.push(format!("\n  {program} device{data} --app {app} --topic {DEMO_TOPIC}\n"));
+    lines.push("In a third one, send to it:".to_owned());
+    if let (Some(ca), Some(secret)) = (&run.ca, &demo.secret) {
+        lines.push(format!(
+            "\n  curl --cacert {} -H 'Authorization: key={secret}' -d topic={DEMO_TOPIC} -d payload='Hello from curl' \
+             {https}/v3/message/topic\n",
+            quoted(&shown(ca))
+        ));
+    }
+    lines.push(format!("  {program} send{data} --app {app} --topic {DEMO_TOPIC} 'Hello from the tower'\n"));
+    lines.join("\n")
+}
+
+/// How this program was called, so that it can be called again from the same folder.
+fn this_program() -> String {
+    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if called.components().count() == 1 && !called.as_os_str().is_empty() {
+        // Found through PATH.
+        return quoted(&called.display().to_string());
+    }
+    std::env::current_exe().map_or_else(|_| "campanile".to_owned(), |path| quoted(&shown(&path)))
+}
+
+/// A path as seen from the working folder.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    match path.strip_prefix(&here) {
+        // A bare name would be looked up in PATH.
+        Ok(below) if below.components().count() == 1 => format!("./{}", below.display()),
+        Ok(below) => below.display().to_string(),
+        Err(_) => path.display().to_string(),
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_a_space_survives_the_shell() {
+        assert_eq!(quoted("target/release/campanile"), "target/release/campanile");
+        assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
+    }
+}
