@@ -1,6 +1,8 @@
 //! A disk that takes no more writes, for real: the limit on file sizes makes the kernel refuse them, without privileges and
 //! without a disk to fill. The one test here owns its process, because the limit is the process's.
 
+#![expect(clippy::unwrap_used, reason = "in a test a failure is a panic; clippy knows tests by their attribute alone")]
+
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;

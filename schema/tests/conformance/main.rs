@@ -1,6 +1,8 @@
 //! One suite, every backend: each case below runs against each backend of its kind, and is named after both, such as
 //! `embedded::mailbox::an_unacked_message_stays`.
 
+#![expect(clippy::unwrap_used, reason = "in a test a failure is a panic; clippy knows tests by their attribute alone")]
+
 // As the other crates of the workspace name it.
 extern crate campanile_schema as schema;
 
