@@ -1,23 +1,56 @@
 //! The front: it holds the connections of devices and knows no payload.
 //!
-//! It speaks XMPP to devices and asks the middle tier over the bus.
+//! A connection is admitted ([`listener`]), negotiated ([`negotiate`], driven by [`login`]) and becomes a *line*
+//! ([`line`]): a bound resource that [`connection`] serves for as long as its stream lives, and that waits for resumption
+//! afterwards. [`hub`] knows all lines, the index over them and the recent broadcasts; [`channels`] hands on what clients
+//! say to the middle tier, which is reached over the bus alone.
 
+mod announce;
+mod channels;
+mod close;
 mod config;
+mod connection;
+mod credentials;
+mod drain;
+mod hub;
+mod index;
+mod line;
+mod listener;
+mod login;
+mod metrics;
+mod middle;
+mod negotiate;
+mod outbox;
+mod revoked;
+mod ring;
+mod sasl;
+mod scram;
+mod stanza;
+mod walk;
+mod xmpp_io;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use idl::bus::{Bus, FrontInbox};
 use idl::clock::{SharedClock, SharedEntropy};
-use idl::ids::FrontId;
+use idl::contract::bus::TokenRevoked;
+use idl::ids::{FrontId, Generation};
 use idl::token::KeyRing;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, watch};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crate::config::{Config, Limits, Listener};
+use crate::credentials::Credentials;
+use crate::hub::Hub;
+use crate::listener::{Admissions, Listeners};
+use crate::metrics::Metrics;
+use crate::middle::Middle;
 
 /// What a front needs, by name.
 pub struct Dependencies {
@@ -50,15 +83,17 @@ pub enum Security {
     Trusted,
 }
 
-/// A front that is built and not yet bound.
+/// A front that is built and not yet bound. Dropping it ends whatever its acceptors wait for.
 pub struct Front {
-    config: Config,
-    dependencies: Dependencies,
+    shared: Arc<Shared>,
+    inbox: FrontInbox,
+    life: Life,
 }
 
 /// A front whose ports are known.
 pub struct BoundFront {
     front: Front,
+    listeners: Listeners,
     addresses: Addresses,
 }
 
@@ -73,25 +108,105 @@ pub struct Addresses {
     pub plain: Option<SocketAddr>,
 }
 
-/// Takes established byte streams.
+/// Takes established byte streams. Clones serve the same front.
 #[derive(Clone)]
-pub struct Acceptor {}
+pub struct Acceptor {
+    shared: Arc<Shared>,
+}
+
+/// What all parts of the front share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) domain: Arc<str>,
+    pub(crate) hub: Hub,
+    pub(crate) middle: Middle,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) admissions: Admissions,
+    pub(crate) tls: TlsAcceptor,
+    pub(crate) clock: SharedClock,
+    pub(crate) entropy: SharedEntropy,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Wakes the announcing of lines.
+    pub(crate) announce: Notify,
+    phase: watch::Sender<Phase>,
+    /// Cancelled when no new connection is taken and the others are being ended.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled when everything must end at once.
+    pub(crate) stop: CancellationToken,
+    tasks: OnceLock<TaskTracker>,
+    /// Connections and what is still to be handed on for them: what draining waits for.
+    connections: TaskTracker,
+}
+
+/// Where a front is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    NotServing,
+    /// Serving, but the middle tier has not answered yet, so it is unknown which tokens are revoked.
+    Starting,
+    Ready,
+    /// The middle tier doesn't answer.
+    CutOff,
+    Ended,
+}
+
+/// Ends everything when dropped, as a crash would.
+struct Life(Arc<Shared>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.draining.cancel();
+        self.0.stop.cancel();
+        self.0.phase.send_replace(Phase::Ended);
+    }
+}
 
 impl Front {
     /// Builds the front. Nothing runs until [`BoundFront::serve`].
-    pub fn build(config: Config, dependencies: Dependencies, _registry: &mut Registry) -> Self {
-        Self { config, dependencies }
+    pub fn build(config: Config, dependencies: Dependencies, registry: &mut Registry) -> Self {
+        let Dependencies { bus, inbox, front, keys, tls, clock, entropy } = dependencies;
+        let metrics = Arc::new(Metrics::register(registry));
+        let limits = &config.limits;
+        let credentials =
+            Credentials::new(keys, limits.scram_derivations_max, limits.scram_keys_max, Arc::clone(&metrics));
+        let middle = Middle {
+            bus,
+            front,
+            entropy: Arc::clone(&entropy),
+            request_time_max: limits.bus_time_max,
+            metrics: Arc::clone(&metrics),
+        };
+        let shared = Arc::new(Shared {
+            domain: config.domain.as_str().into(),
+            hub: Hub::new(limits.recent_broadcasts_max, Arc::clone(&metrics)),
+            middle,
+            credentials: Arc::new(credentials),
+            admissions: Admissions::new(limits, Arc::clone(&metrics)),
+            tls: TlsAcceptor::from(tls),
+            clock,
+            entropy,
+            metrics,
+            announce: Notify::new(),
+            phase: watch::Sender::new(Phase::NotServing),
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            tasks: OnceLock::new(),
+            connections: TaskTracker::new(),
+            config,
+        });
+        Self { inbox, life: Life(Arc::clone(&shared)), shared }
     }
 
-    /// Binds the listeners.
+    /// Binds the listeners. Fails if an address can't be bound, or if `plain` is not on loopback and
+    /// `allow_plain_remote` is not set.
     pub async fn bind(self) -> io::Result<BoundFront> {
-        tokio::task::yield_now().await;
-        Ok(BoundFront { front: self, addresses: Addresses::default() })
+        let (listeners, addresses) = Listeners::bind(&self.shared.config).await?;
+        Ok(BoundFront { front: self, listeners, addresses })
     }
 
     /// Hands byte streams to this front.
     pub fn acceptor(&self) -> Acceptor {
-        Acceptor {}
+        Acceptor { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -106,33 +221,106 @@ impl BoundFront {
         self.front.acceptor()
     }
 
-    /// True while the front serves and the middle tier answers it. See also [`Acceptor::is_ready`], which lives on
-    /// while the front serves.
+    /// True while the front serves and the middle tier answers it. [`Acceptor::is_ready`] tells the same after
+    /// [`BoundFront::serve`] has taken the front.
     pub fn is_ready(&self) -> bool {
         self.acceptor().is_ready()
     }
 
-    /// Serves until `drain` is cancelled and the connections have ended. Dropping the future ends all at once, as a
-    /// crash would.
-    pub async fn serve(self, drain: CancellationToken, _tasks: TaskTracker) {
-        let _ = (self.front.config, self.front.dependencies);
+    /// Serves until `drain` is cancelled: then no connection is taken any more, those that are there end in waves with
+    /// `system-shutdown`, their routes are given back, and the future ends. All tasks are spawned on `tasks`.
+    ///
+    /// Dropping the future ends everything at once, as a crash would: nobody is told anything.
+    pub async fn serve(self, drain: CancellationToken, tasks: TaskTracker) {
+        let Self { front: Front { shared, inbox, life }, listeners, .. } = self;
+        if shared.tasks.set(tasks).is_err() {
+            return;
+        }
+        shared.phase.send_replace(Phase::Starting);
+        shared.spawn(walk::serve_inbox(Arc::clone(&shared), inbox));
+        shared.spawn(announce::keep_lease(Arc::clone(&shared)));
+        shared.spawn(announce::announce(Arc::clone(&shared)));
+        listeners.serve(&shared);
         drain.cancelled().await;
+        drain::drain(&shared).await;
+        drop(life);
     }
 }
 
 impl Acceptor {
     /// Hands an established byte stream to the front, which holds the connection from then on. Waits until the front
-    /// serves; once it drains, the stream is dropped.
-    pub async fn accept<S>(&self, stream: S, _peer: IpAddr, _security: Security)
+    /// serves; once it drains or has ended, the stream is dropped.
+    pub async fn accept<S>(&self, stream: S, peer: IpAddr, security: Security)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        tokio::task::yield_now().await;
-        drop(stream);
+        let mut phase = self.shared.phase.subscribe();
+        let serving = phase.wait_for(|phase| *phase != Phase::NotServing).await;
+        if serving.is_ok_and(|phase| *phase != Phase::Ended) && !self.shared.draining.is_cancelled() {
+            listener::take(&self.shared, stream, peer, security);
+        }
     }
 
-    /// True while the front serves and the middle tier answers it.
+    /// True while the front serves, does not drain, and the middle tier answers it.
     pub fn is_ready(&self) -> bool {
-        false
+        *self.shared.phase.borrow() == Phase::Ready && !self.shared.draining.is_cancelled()
     }
+}
+
+impl Shared {
+    /// Runs a task until it ends or everything must end.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Before the front serves there is nothing that could want a task.
+        if let Some(tasks) = self.tasks.get() {
+            let stop = self.stop.clone();
+            tasks.spawn(async move {
+                stop.run_until_cancelled_owned(task).await;
+            });
+        }
+    }
+
+    /// Runs a task that draining waits for.
+    pub(crate) fn spawn_connection(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(self.connections.track_future(task));
+    }
+
+    /// Learns the generation that a reply of the middle tier carried.
+    pub(crate) fn learn(&self, generation: Generation) {
+        if self.hub.learn(generation) {
+            tracing::info!("the middle tier's memory is another: announcing all connections anew");
+            self.announce.notify_one();
+        }
+    }
+
+    /// Refuses the account's older tokens from now on and ends what was opened with them.
+    pub(crate) fn revoke(&self, revoked: &TokenRevoked) -> Option<(idl::ids::AccountId, u64)> {
+        let (account, issued_before_ms) = self.credentials.revoked.learn(revoked)?;
+        self.hub.revoke(account, issued_before_ms);
+        Some((account, issued_before_ms))
+    }
+
+    /// The middle tier has answered a lease, or not.
+    pub(crate) fn leased(&self, answered: bool) {
+        self.phase.send_if_modified(|phase| {
+            let next = match (*phase, answered) {
+                (Phase::Ended | Phase::NotServing, _) => return false,
+                (Phase::Starting, false) => Phase::Starting,
+                (_, true) => Phase::Ready,
+                (_, false) => Phase::CutOff,
+            };
+            std::mem::replace(phase, next) != next
+        });
+    }
+
+    /// Waits until it is known which tokens are revoked.
+    pub(crate) async fn revocations_known(&self) {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as `self`.
+        let _ = phase.wait_for(|phase| !matches!(phase, Phase::NotServing | Phase::Starting)).await;
+    }
+}
+
+/// What is behind the locks of this crate is whole at every moment, so a panic elsewhere leaves nothing half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,361 @@
+//! Channels: which number is served by whom, and the requests of one connection to its channels' services, one after the
+//! other.
+//!
+//! A task works on a line's requests while there are any. It outlives the stream, so what a client has sent is handed on
+//! although the client has gone.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use idl::channel::{NS, PUSH, Payload};
+use idl::error::{Code, Failure};
+use idl::ids::Generation;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::Shared;
+use crate::close::Reason;
+use crate::hub::{Applied, read_changes};
+use crate::line::Line;
+use crate::lock;
+use crate::middle::{ChannelReply, Patience};
+use crate::outbox::Frame;
+use crate::stanza::{ReplyTo, Request, Trouble};
+
+/// How often a channel is opened again at once because the ring of broadcasts wrapped; then it waits longer each time.
+const REOPEN_WAIT: Duration = Duration::from_millis(200);
+const REOPEN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What a line wants of its channels' services.
+#[derive(Default)]
+pub(crate) struct Work {
+    jobs: VecDeque<Job>,
+    /// Bytes of payload in `jobs`.
+    bytes: usize,
+    /// A task is at work.
+    busy: bool,
+    /// The open channels, each with the payload that it was opened with.
+    open: BTreeMap<u32, Vec<u8>>,
+    /// The life of the middle's memory that this line was last announced to.
+    generation: Option<Generation>,
+    announcing: bool,
+    reopened: u32,
+}
+
+enum Job {
+    Open(Request, Option<u32>),
+    Up(Request, Option<u32>),
+    /// Open a channel again, for what was missed.
+    Reopen(u32),
+    /// Tell the middle about a connection that it may have forgotten. The permit paces this.
+    Announce(OwnedSemaphorePermit),
+    /// The connection has ended for good.
+    Disconnect,
+}
+
+/// Too many requests wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct QueueFull;
+
+/// How a job failed.
+enum Failed {
+    /// The client is told and the stream goes on.
+    Told(Failure),
+    /// The stream must end.
+    Fatal(Reason),
+}
+
+impl Work {
+    /// The work of a line whose route was claimed in that life of the middle's memory.
+    pub(crate) fn new(generation: Generation) -> Self {
+        Self { generation: Some(generation), ..Self::default() }
+    }
+}
+
+/// True if a channel of that number is served.
+fn is_served(number: u32) -> bool {
+    number == PUSH
+}
+
+/// Queues the opening of a channel. `stanza` is its number as XEP-0198 counts.
+pub(crate) fn open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Result<(), QueueFull> {
+    if !is_served(request.payload.number) {
+        line.received(false);
+        let text = format!("there is no channel {}", request.payload.number);
+        answer_error(shared, line, &request.reply, &Trouble::new("cancel", "item-not-found", text));
+        return Ok(());
+    }
+    let size = request.payload.bytes.len();
+    queue(shared, line, size, |stanza| Job::Open(request, stanza))
+}
+
+/// Queues a payload for its channel's service.
+pub(crate) fn up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Result<(), QueueFull> {
+    let size = request.payload.bytes.len();
+    queue(shared, line, size, |stanza| Job::Up(request, stanza))
+}
+
+/// Queues the announcement of a line to a middle tier that may have forgotten it. Does nothing if one is queued already.
+pub(crate) fn announce(shared: &Arc<Shared>, line: &Arc<Line>, permit: OwnedSemaphorePermit) {
+    let mut work = lock(&line.work);
+    if !std::mem::replace(&mut work.announcing, true) {
+        // Before what waits: it would fail for want of the announcement.
+        work.jobs.push_front(Job::Announce(permit));
+        start(shared, line, &mut work);
+    }
+}
+
+/// True if the line was last announced to another life of the middle's memory.
+pub(crate) fn needs_announcing(line: &Line, generation: Generation) -> bool {
+    let work = lock(&line.work);
+    work.generation != Some(generation) && !work.announcing
+}
+
+/// Gives the route back once everything that is queued has been done.
+pub(crate) fn disconnect(shared: &Arc<Shared>, line: &Arc<Line>) {
+    let mut work = lock(&line.work);
+    work.jobs.push_back(Job::Disconnect);
+    start(shared, line, &mut work);
+}
+
+fn queue(
+    shared: &Arc<Shared>,
+    line: &Arc<Line>,
+    size: usize,
+    job: impl FnOnce(Option<u32>) -> Job,
+) -> Result<(), QueueFull> {
+    let limits = &shared.config.limits;
+    let mut work = lock(&line.work);
+    if work.jobs.len() >= limits.channel_queue_max || work.bytes + size > limits.channel_queue_bytes_max {
+        return Err(QueueFull);
+    }
+    let stanza = line.received(true);
+    work.bytes += size;
+    work.jobs.push_back(job(stanza));
+    start(shared, line, &mut work);
+    Ok(())
+}
+
+fn start(shared: &Arc<Shared>, line: &Arc<Line>, work: &mut Work) {
+    if !std::mem::replace(&mut work.busy, true) {
+        shared.spawn_connection(run(Arc::clone(shared), Arc::clone(line)));
+    }
+}
+
+async fn run(shared: Arc<Shared>, line: Arc<Line>) {
+    while let Some(job) = next(&line) {
+        match job {
+            Job::Open(request, stanza) => {
+                do_open(&shared, &line, request).await;
+                handled(&line, stanza);
+            }
+            Job::Up(request, stanza) => {
+                do_up(&shared, &line, request).await;
+                handled(&line, stanza);
+            }
+            Job::Reopen(number) => reopen(&shared, &line, number).await,
+            Job::Announce(permit) => {
+                shared.metrics.announcements.inc();
+                if let Err(failure) = announce_now(&shared, &line).await {
+                    tracing::debug!(%failure, "a connection could not be announced");
+                }
+                lock(&line.work).announcing = false;
+                drop(permit);
+            }
+            Job::Disconnect => do_disconnect(&shared, &line).await,
+        }
+    }
+}
+
+fn next(line: &Line) -> Option<Job> {
+    let mut work = lock(&line.work);
+    let job = work.jobs.pop_front();
+    match &job {
+        Some(Job::Open(request, _) | Job::Up(request, _)) => work.bytes -= request.payload.bytes.len(),
+        Some(_) => {}
+        None => work.busy = false,
+    }
+    job
+}
+
+fn handled(line: &Line, stanza: Option<u32>) {
+    if let Some(number) = stanza {
+        line.handled_one(number);
+    }
+}
+
+async fn do_open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
+    let Payload { number, bytes } = request.payload;
+    match open_now(shared, line, number, &bytes).await {
+        Ok((place, reply)) => {
+            lock(&line.work).open.insert(number, bytes);
+            let opened = format!("<open xmlns='{NS}' number='{number}'/>");
+            let result = Frame::stanza(request.reply.result(&full_jid(shared, line), &opened));
+            apply(shared, line, number, place, reply, Some(result));
+        }
+        Err(failure) => match failure.code {
+            Code::Superseded => line.close(Reason::Conflict),
+            Code::UnknownAccount => line.close(Reason::Revoked),
+            // Nothing is lost by telling: the client opens the channel again when it likes.
+            _ => answer_error(shared, line, &request.reply, &trouble(&failure)),
+        },
+    }
+}
+
+async fn do_up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
+    let Payload { number, bytes } = request.payload;
+    if !lock(&line.work).open.contains_key(&number) {
+        let text = format!("open channel {number} before sending on it");
+        let trouble = Trouble::new("cancel", "not-allowed", text);
+        return answer_error(shared, line, &request.reply, &trouble);
+    }
+    // Of the first try: what was stored before any of the tries did its work need not be replayed.
+    let place = shared.hub.place();
+    let patience = patience(shared, line);
+    let mut result = shared.middle.channel_up(line.place, number, bytes.clone(), patience).await;
+    if forgotten(&result) && announce_now(shared, line).await.is_ok() {
+        result = shared.middle.channel_up(line.place, number, bytes, patience).await;
+    }
+    match result.map_err(failed) {
+        Ok(reply) => apply(shared, line, number, place, reply, None),
+        Err(Failed::Told(failure)) => answer_error(shared, line, &request.reply, &trouble(&failure)),
+        Err(Failed::Fatal(reason)) => line.close(reason),
+    }
+}
+
+/// Opens a channel that the client opened before, because broadcasts may have been missed since.
+async fn reopen(shared: &Arc<Shared>, line: &Arc<Line>, number: u32) {
+    let (payload, reopened) = {
+        let mut work = lock(&line.work);
+        work.reopened += 1;
+        (work.open.get(&number).cloned(), work.reopened)
+    };
+    let Some(payload) = payload else { return };
+    if reopened > 1 {
+        // Broadcasts come faster than channels open: don't make it worse.
+        tokio::time::sleep(REOPEN_WAIT.saturating_mul(1 << reopened.min(8)).min(REOPEN_WAIT_MAX)).await;
+    }
+    match open_now(shared, line, number, &payload).await {
+        Ok((place, reply)) => apply(shared, line, number, place, reply, None),
+        Err(failure) => match failed(failure) {
+            Failed::Told(_) => line.close(Reason::MiddleFailed),
+            Failed::Fatal(reason) => line.close(reason),
+        },
+    }
+}
+
+async fn open_now(
+    shared: &Arc<Shared>,
+    line: &Arc<Line>,
+    number: u32,
+    payload: &[u8],
+) -> Result<(u64, ChannelReply), Failure> {
+    let place = shared.hub.place();
+    let patience = patience(shared, line);
+    let mut result = shared.middle.open_channel(line.place, number, payload.to_vec(), patience).await;
+    if forgotten(&result) && claim(shared, line).await.is_ok() {
+        result = shared.middle.open_channel(line.place, number, payload.to_vec(), patience).await;
+    }
+    result.map(|reply| (place, reply))
+}
+
+/// Announces the connection and opens its channels again.
+async fn announce_now(shared: &Arc<Shared>, line: &Arc<Line>) -> Result<(), Failure> {
+    claim(shared, line).await?;
+    let open = lock(&line.work).open.clone();
+    for (number, payload) in open {
+        let place = shared.hub.place();
+        let reply = shared.middle.open_channel(line.place, number, payload, patience(shared, line)).await;
+        let reply = reply.inspect_err(|failure| {
+            if failure.code == Code::Superseded {
+                line.close(Reason::Conflict);
+            } else {
+                // Announced, but not listening: the next round has to try again.
+                lock(&line.work).generation = None;
+            }
+        })?;
+        apply(shared, line, number, place, reply, None);
+    }
+    Ok(())
+}
+
+/// Claims the route for the connection's epoch.
+async fn claim(shared: &Arc<Shared>, line: &Arc<Line>) -> Result<(), Failure> {
+    let epoch = Some(line.epoch());
+    let connected = shared.middle.connect(line.account(), &line.resource, epoch, patience(shared, line)).await;
+    let connected = connected.inspect_err(|failure| match failure.code {
+        Code::Superseded => line.close(Reason::Conflict),
+        Code::UnknownAccount => line.close(Reason::Revoked),
+        _ => {}
+    })?;
+    lock(&line.work).generation = Some(connected.generation);
+    shared.learn(connected.generation);
+    Ok(())
+}
+
+async fn do_disconnect(shared: &Arc<Shared>, line: &Arc<Line>) {
+    let patience = Patience::For(shared.config.limits.bus_time_max);
+    // The lease and the epoch make up for it if this fails.
+    if let Err(failure) = shared.middle.disconnect(line.place, &line.resource, patience).await {
+        tracing::debug!(%failure, "a route could not be given back");
+    }
+}
+
+fn patience<'a>(shared: &Shared, line: &'a Line) -> Patience<'a> {
+    Patience::While(line, shared.config.limits.channel_retry_time_max)
+}
+
+fn apply(shared: &Arc<Shared>, line: &Arc<Line>, number: u32, place: u64, reply: ChannelReply, result: Option<Frame>) {
+    shared.metrics.payloads_down.inc_by(reply.payloads.len() as u64);
+    let payloads = reply.payloads.into_iter().map(|bytes| Frame::stanza(Payload { number, bytes }.to_message()));
+    let frames = result.into_iter().chain(payloads).collect();
+    let changes = read_changes(&reply.index);
+    let applied = shared.hub.apply(line, place, changes, frames, shared.clock.now_ms());
+    shared.learn(reply.generation);
+    let mut work = lock(&line.work);
+    match applied {
+        Applied::Whole => work.reopened = 0,
+        Applied::Wrapped => {
+            shared.metrics.limit("recent_broadcasts_max");
+            work.jobs.push_front(Job::Reopen(number));
+        }
+        Applied::Gone => {}
+    }
+}
+
+/// True if the middle doesn't know this connection: it may have lost its memory, or another connection is newer.
+/// Announcing tells which.
+fn forgotten<T>(result: &Result<T, Failure>) -> bool {
+    matches!(result, Err(failure) if failure.code == Code::Superseded)
+}
+
+fn failed(failure: Failure) -> Failed {
+    match failure.code {
+        Code::Superseded => Failed::Fatal(Reason::Conflict),
+        Code::UnknownAccount => Failed::Fatal(Reason::Revoked),
+        Code::System => Failed::Fatal(Reason::MiddleFailed),
+        code if code.retryable() => Failed::Fatal(Reason::MiddleBusy),
+        _ => Failed::Told(failure),
+    }
+}
+
+fn trouble(failure: &Failure) -> Trouble {
+    let (kind, condition) = match failure.code {
+        code if code.retryable() => ("wait", "resource-constraint"),
+        Code::NotServed | Code::UnknownApp | Code::UnknownRegistration => ("cancel", "item-not-found"),
+        Code::BadProof | Code::Unauthorized => ("auth", "forbidden"),
+        Code::LimitReached => ("cancel", "resource-constraint"),
+        Code::Illegal => ("cancel", "not-allowed"),
+        _ => ("modify", "bad-request"),
+    };
+    Trouble::new(kind, condition, failure.description.clone())
+}
+
+fn answer_error(shared: &Shared, line: &Line, reply: &ReplyTo, trouble: &Trouble) {
+    // A line that takes no more is closing: its client comes back and asks anew.
+    let _ = line.push(Frame::stanza(reply.error(Some(&full_jid(shared, line)), trouble)));
+}
+
+fn full_jid(shared: &Shared, line: &Line) -> String {
+    format!("{}@{}/{}", line.account(), shared.config.domain, line.resource)
+}

@@ -1,0 +1,376 @@
+//! The front's connections by slot, name and epoch, the index over them, and what the middle tier writes to them.
+//!
+//! All of it is behind one lock that is held for short, bounded work: one connection, one batch, or one chunk of a
+//! broadcast. Frames only go into outboxes here; each connection's own task writes them.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use idl::audience::Audience;
+use idl::channel::Payload;
+use idl::contract::bus as wire;
+use idl::ids::{AccountId, AppId, Epoch, Generation, MessageId};
+
+use crate::close::Reason;
+use crate::index::{Change, Index, Membership};
+use crate::line::Line;
+use crate::lock;
+use crate::metrics::Metrics;
+use crate::outbox::Frame;
+use crate::ring::{Recent, Ring};
+use crate::walk::Walk;
+
+/// All connections of this front.
+pub(crate) struct Hub {
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+struct State {
+    slots: Vec<Option<Slot>>,
+    free: Vec<u32>,
+    by_epoch: HashMap<Epoch, u32>,
+    by_name: BTreeMap<(AccountId, Box<str>), u32>,
+    resumable: HashMap<Arc<str>, Arc<Line>>,
+    index: Index,
+    ring: Ring,
+    generation: Option<Generation>,
+    previous_generation: Option<Generation>,
+}
+
+/// One connection.
+struct Slot {
+    line: Arc<Line>,
+    /// Broadcasts before this place in the ring are not for this connection, whoever had the slot before.
+    since: u64,
+    memberships: HashMap<AppId, Membership>,
+}
+
+/// What became of index entries that came with a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// They are in force and nothing was missed.
+    Whole,
+    /// They are in force, but broadcasts since the request have been forgotten: the channel must be opened again.
+    Wrapped,
+    /// The connection is gone.
+    Gone,
+}
+
+impl Hub {
+    pub(crate) fn new(recent_broadcasts_max: usize, metrics: Arc<Metrics>) -> Self {
+        let state = State {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_epoch: HashMap::new(),
+            by_name: BTreeMap::new(),
+            resumable: HashMap::new(),
+            index: Index::default(),
+            ring: Ring::new(recent_broadcasts_max),
+            generation: None,
+            previous_generation: None,
+        };
+        Self { state: Mutex::new(state), metrics }
+    }
+
+    /// Adds a connection. An older one of the same account and resource ends with `conflict`; if this one is the older,
+    /// it is not added.
+    pub(crate) fn attach(&self, line: &Arc<Line>) -> Result<(), Reason> {
+        let mut state = lock(&self.state);
+        let name = (line.account(), line.resource.clone());
+        if let Some(other) = state.by_name.get(&name).copied().and_then(|slot| state.line(slot)) {
+            if other.epoch() > line.epoch() {
+                return Err(Reason::Conflict);
+            }
+            other.close(Reason::Conflict);
+            state.remove(&other);
+            self.metrics.lines.dec();
+        }
+        let since = state.ring.next_place();
+        let seat = Slot { line: Arc::clone(line), since, memberships: HashMap::new() };
+        let slot = if let Some(slot) = state.free.pop() {
+            if let Some(place) = state.slots.get_mut(slot as usize) {
+                *place = Some(seat);
+            }
+            slot
+        } else {
+            state.slots.push(Some(seat));
+            u32::try_from(state.slots.len() - 1).expect("connections_max is far below 2^32")
+        };
+        state.by_epoch.insert(line.epoch(), slot);
+        state.by_name.insert(name, slot);
+        self.metrics.lines.inc();
+        Ok(())
+    }
+
+    /// Takes a connection out. Repeating it is harmless.
+    pub(crate) fn detach(&self, line: &Arc<Line>) {
+        if lock(&self.state).remove(line) {
+            self.metrics.lines.dec();
+        }
+    }
+
+    /// Makes a connection known by what its stream can be resumed with, until it is detached.
+    pub(crate) fn allow_resuming(&self, line: &Arc<Line>, id: Arc<str>) {
+        let mut state = lock(&self.state);
+        if state.by_epoch.contains_key(&line.epoch()) {
+            state.resumable.insert(id, Arc::clone(line));
+        }
+    }
+
+    /// The connection whose stream that id resumes.
+    pub(crate) fn resumable(&self, id: &str) -> Option<Arc<Line>> {
+        lock(&self.state).resumable.get(id).cloned()
+    }
+
+    /// All connections.
+    pub(crate) fn lines(&self) -> Vec<Arc<Line>> {
+        lock(&self.state).slots.iter().flatten().map(|slot| Arc::clone(&slot.line)).collect()
+    }
+
+    /// Ends the connections of an account whose token was issued before that time.
+    pub(crate) fn revoke(&self, account: AccountId, issued_before_ms: u64) {
+        let state = lock(&self.state);
+        let names = state.by_name.range((account, Box::from(""))..).take_while(|((other, _), _)| *other == account);
+        for (_, slot) in names {
+            if let Some(line) = state.line(*slot).filter(|line| line.login().issued_at_ms < issued_before_ms) {
+                line.close(Reason::Revoked);
+            }
+        }
+    }
+
+    /// The generation of the middle tier's memory, as far as it is known.
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        lock(&self.state).generation
+    }
+
+    /// Learns the generation that a reply carried. Returns true if it is another than before. A reply that was under way
+    /// while the memory changed still carries the one before: it teaches nothing.
+    pub(crate) fn learn(&self, generation: Generation) -> bool {
+        let mut state = lock(&self.state);
+        if state.generation == Some(generation) || state.previous_generation == Some(generation) {
+            return false;
+        }
+        state.previous_generation = state.generation.replace(generation);
+        let changed = state.previous_generation.is_some();
+        if changed {
+            self.metrics.generations.inc();
+        }
+        changed
+    }
+
+    /// The place in the ring from which broadcasts have to be replayed once the reply to a request that is sent now
+    /// arrives.
+    pub(crate) fn place(&self) -> u64 {
+        lock(&self.state).ring.next_place()
+    }
+
+    /// Applies what a reply to a channel request brought: index entries first, then the frames, then the broadcasts
+    /// since `place` that the new entries match and the old ones did not.
+    pub(crate) fn apply(
+        &self,
+        line: &Arc<Line>,
+        place: u64,
+        changes: Vec<Change>,
+        frames: Vec<Frame>,
+        now_ms: u64,
+    ) -> Applied {
+        let state = &mut *lock(&self.state);
+        let Some(slot) = state.by_epoch.get(&line.epoch()).copied() else { return Applied::Gone };
+        let mut before: HashMap<AppId, Option<Membership>> = HashMap::new();
+        for change in changes {
+            let app = change.app.clone();
+            let old = state.change(slot, change, place);
+            before.entry(app).or_insert(old);
+        }
+        for frame in frames {
+            if line.push(frame).is_err() {
+                return self.evict(state, line);
+            }
+        }
+        if before.is_empty() {
+            return Applied::Whole;
+        }
+        let Some(Some(seat)) = state.slots.get(slot as usize) else { return Applied::Gone };
+        let Ok(recents) = state.ring.since(place) else { return Applied::Wrapped };
+        let matches = |recent: &Recent| {
+            let had = |old: &Membership| old.since <= recent.place && recent.audience.evaluate(old);
+            let old = before.get(&recent.app)?;
+            let new = seat.memberships.get(&recent.app)?;
+            Some(recent.expires_at_ms > now_ms && recent.audience.evaluate(new) && !old.as_ref().is_some_and(had))
+        };
+        let replay: Vec<_> = recents.filter(|recent| matches(recent) == Some(true)).map(Arc::clone).collect();
+        for recent in replay {
+            if line.push(Frame::Stanza(Arc::clone(&recent.frame))).is_err() {
+                return self.evict(state, line);
+            }
+            self.metrics.broadcast_deliveries.inc();
+            self.metrics.broadcast_replays.inc();
+        }
+        Applied::Whole
+    }
+
+    /// Applies a batch from the middle tier and says which items found no connection with their epoch.
+    pub(crate) fn deliver(&self, batch: wire::FrontBatch) -> wire::FrontBatchReply {
+        let state = &mut *lock(&self.state);
+        let gone: Vec<_> = (0..)
+            .zip(batch.items)
+            .filter_map(|(number, item)| (!self.deliver_item(state, item)).then_some(number))
+            .collect();
+        self.metrics.items_gone.inc_by(gone.len() as u64);
+        wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone) }
+    }
+
+    fn deliver_item(&self, state: &mut State, item: wire::FrontItem) -> bool {
+        let Some((slot, line)) = state.find(&item) else { return false };
+        if item.conflict == Some(true) {
+            line.close(Reason::Conflict);
+            self.evict(state, &line);
+            return true;
+        }
+        let place = state.ring.next_place();
+        for change in read_changes(&item.index.unwrap_or_default()) {
+            state.change(slot, change, place);
+        }
+        let Some(number) = item.channel.and_then(|number| u32::try_from(number).ok()) else { return true };
+        for bytes in item.payloads.unwrap_or_default() {
+            let frame = Frame::stanza(Payload { number, bytes }.to_message());
+            if line.push(frame).is_err() {
+                self.evict(state, &line);
+                return false;
+            }
+            self.metrics.payloads_down.inc();
+        }
+        true
+    }
+
+    /// Takes in a broadcast: from now on it is in the ring, and the walk over its audience can begin. `None` if it has
+    /// expired or can't be read.
+    pub(crate) fn broadcast(&self, broadcast: &wire::Broadcast, now_ms: u64) -> Option<Walk> {
+        self.metrics.broadcasts.inc();
+        let expires_at_ms = u64::try_from(broadcast.expires_at_ms).unwrap_or(0);
+        if expires_at_ms <= now_ms {
+            self.metrics.broadcasts_expired.inc();
+            return None;
+        }
+        let id = MessageId::from_bytes(&broadcast.id).map(|id| id.to_string()).unwrap_or_default();
+        let app: AppId = broadcast.app.parse().ok()?;
+        let audience = Audience::try_from(&broadcast.audience)
+            .inspect_err(|error| tracing::warn!(id, %error, "a broadcast has an audience that can't be read"))
+            .ok()?;
+        let number = u32::try_from(broadcast.channel).ok()?;
+        let frame = Payload { number, bytes: broadcast.payload.clone() }.to_message().into();
+        let state = &mut *lock(&self.state);
+        let recent = state.ring.push(|place| Recent { place, app, audience, frame, expires_at_ms });
+        let slots = state.index.audience(&recent.app, &recent.audience);
+        tracing::debug!(id, audience = slots.len(), "broadcast");
+        Some(Walk::new(recent, slots))
+    }
+
+    /// Writes one chunk of a broadcast. Returns false once the walk is over.
+    pub(crate) fn walk(&self, walk: &mut Walk, chunk_max: usize, now_ms: u64) -> bool {
+        if walk.recent.expires_at_ms <= now_ms {
+            self.metrics.broadcasts_expired.inc();
+            return false;
+        }
+        let state = &mut *lock(&self.state);
+        for _ in 0..chunk_max.max(1) {
+            let Some(slot) = walk.next() else { return false };
+            let Some(Some(seat)) = state.slots.get(slot as usize) else { continue };
+            if seat.since > walk.recent.place {
+                continue;
+            }
+            let line = Arc::clone(&seat.line);
+            if line.push(Frame::Stanza(Arc::clone(&walk.recent.frame))).is_ok() {
+                self.metrics.broadcast_deliveries.inc();
+            } else {
+                self.evict(state, &line);
+            }
+        }
+        true
+    }
+
+    /// A line that takes no more frames takes no part any more; its owner does the rest.
+    fn evict(&self, state: &mut State, line: &Arc<Line>) -> Applied {
+        if state.remove(line) {
+            self.metrics.lines.dec();
+        }
+        Applied::Gone
+    }
+}
+
+impl State {
+    fn line(&self, slot: u32) -> Option<Arc<Line>> {
+        self.slots.get(slot as usize)?.as_ref().map(|slot| Arc::clone(&slot.line))
+    }
+
+    fn find(&self, item: &wire::FrontItem) -> Option<(u32, Arc<Line>)> {
+        let epoch = Epoch::from_bytes(&item.epoch).ok()?;
+        let slot = *self.by_epoch.get(&epoch)?;
+        let line = self.line(slot)?;
+        (item.account.parse() == Ok(line.account())).then_some((slot, line))
+    }
+
+    fn remove(&mut self, line: &Arc<Line>) -> bool {
+        let Entry::Occupied(slot) = self.by_epoch.entry(line.epoch()) else { return false };
+        let number = *slot.get();
+        let ours = matches!(self.slots.get(number as usize), Some(Some(slot)) if Arc::ptr_eq(&slot.line, line));
+        if !ours {
+            return false;
+        }
+        slot.remove();
+        let name = (line.account(), line.resource.clone());
+        if self.by_name.get(&name) == Some(&number) {
+            self.by_name.remove(&name);
+        }
+        if let Some(id) = line.resume_id() {
+            self.resumable.remove(&id);
+        }
+        if let Some(slot) = self.slots.get_mut(number as usize).and_then(Option::take) {
+            for (app, membership) in &slot.memberships {
+                self.index.remove(app, number, membership);
+            }
+        }
+        self.free.push(number);
+        true
+    }
+
+    /// Puts a change in force unless what is known is newer, and returns what was there before. `since` is the place
+    /// from which the new membership judges broadcasts.
+    fn change(&mut self, slot: u32, change: Change, since: u64) -> Option<Membership> {
+        let seat = self.slots.get_mut(slot as usize)?.as_mut()?;
+        let old = seat.memberships.get(&change.app).cloned();
+        match (&old, change.topics) {
+            (Some(known), Some(_)) if known.version >= change.version => {
+                // Nothing new; but what came between is replayed now, so it counts from there.
+                if let Some(known) = seat.memberships.get_mut(&change.app) {
+                    known.since = known.since.min(since);
+                }
+            }
+            (Some(known), None) if known.version > change.version => {}
+            (known, topics) => {
+                if let Some(known) = known {
+                    self.index.remove(&change.app, slot, known);
+                    seat.memberships.remove(&change.app);
+                }
+                if let Some(topics) = topics {
+                    let membership = Membership { version: change.version, topics, since };
+                    self.index.insert(&change.app, slot, &membership);
+                    seat.memberships.insert(change.app, membership);
+                }
+            }
+        }
+        old
+    }
+}
+
+/// Reads index entries; one that can't be read is left out, since the others still hold.
+pub(crate) fn read_changes(entries: &[wire::IndexEntry]) -> Vec<Change> {
+    let read = |entry| {
+        Change::try_from(entry)
+            .inspect_err(|error| tracing::warn!(%error, "an index entry from the middle tier can't be read"))
+            .ok()
+    };
+    entries.iter().filter_map(read).collect()
+}

@@ -1,0 +1,317 @@
+//! A bound resource: what is known of one connection while it lives, and, with XEP-0198, while its stream is lost and may
+//! still be resumed.
+//!
+//! A line has one owner, the task that serves its stream. Others put frames into it and may ask it to close.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use idl::ids::{AccountId, Epoch};
+use tokio::sync::Notify;
+
+use crate::channels::Work;
+use crate::close::Reason;
+use crate::lock;
+use crate::middle::Place;
+use crate::outbox::{AckTooHigh, Frame, Outbox};
+use crate::sasl::Login;
+
+/// One bound resource.
+pub(crate) struct Line {
+    pub(crate) place: Place,
+    pub(crate) resource: Box<str>,
+    state: Mutex<State>,
+    pub(crate) work: Mutex<Work>,
+}
+
+struct State {
+    outbox: Outbox,
+    issued_at_ms: u64,
+    closing: Option<Reason>,
+    /// Grows with each stream that serves this line; an older stream lets go.
+    attachment: u64,
+    wake: Arc<Notify>,
+    resume_id: Option<Arc<str>>,
+    received: Received,
+}
+
+/// Stanzas from the client, as XEP-0198 counts them.
+#[derive(Default)]
+struct Received {
+    counting: bool,
+    count: u32,
+    /// Numbers of those that are not handled yet.
+    open: VecDeque<u32>,
+}
+
+/// A stream's hold on its line.
+#[derive(Clone)]
+pub(crate) struct Attachment {
+    number: u64,
+    pub(crate) wake: Arc<Notify>,
+}
+
+/// What a stream has to do for its line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Nothing: wait.
+    Nothing,
+    /// Write the bytes.
+    Write,
+    /// All is written: end the stream.
+    Close(Reason),
+}
+
+/// Why a frame was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The line is closing.
+    Closing,
+    /// The outbox is full; the line is closing from now on.
+    Full,
+}
+
+impl Line {
+    pub(crate) fn new(
+        login: Login,
+        epoch: Epoch,
+        resource: &str,
+        outbox_bytes_max: usize,
+        work: Work,
+    ) -> (Arc<Self>, Attachment) {
+        let wake = Arc::new(Notify::new());
+        let state = State {
+            outbox: Outbox::new(outbox_bytes_max),
+            issued_at_ms: login.issued_at_ms,
+            closing: None,
+            attachment: 0,
+            wake: Arc::clone(&wake),
+            resume_id: None,
+            received: Received::default(),
+        };
+        let line = Self {
+            place: Place { account: login.account, epoch },
+            resource: resource.into(),
+            state: Mutex::new(state),
+            work: Mutex::new(work),
+        };
+        (Arc::new(line), Attachment { number: 0, wake })
+    }
+
+    pub(crate) fn account(&self) -> AccountId {
+        self.place.account
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.place.epoch
+    }
+
+    /// The login that this line lives by.
+    pub(crate) fn login(&self) -> Login {
+        Login { account: self.place.account, issued_at_ms: lock(&self.state).issued_at_ms }
+    }
+
+    /// Puts a frame into the outbox. A full outbox closes the line.
+    pub(crate) fn push(&self, frame: Frame) -> Result<(), Refused> {
+        let mut state = lock(&self.state);
+        if state.closing.is_some() {
+            return Err(Refused::Closing);
+        }
+        let pushed = state.outbox.push(frame).map_err(|_| Refused::Full);
+        if pushed.is_err() {
+            state.closing = Some(Reason::OutboxFull);
+        }
+        state.wake.notify_one();
+        pushed
+    }
+
+    /// Asks the owner to end the line, after what waits has been written. The first reason stays.
+    pub(crate) fn close(&self, reason: Reason) {
+        let mut state = lock(&self.state);
+        state.closing.get_or_insert(reason);
+        state.wake.notify_one();
+    }
+
+    pub(crate) fn closing(&self) -> Option<Reason> {
+        lock(&self.state).closing
+    }
+
+    /// Ends the line if no newer stream has taken it over, and returns for which reason: the first one stays. It can't be
+    /// resumed from then on.
+    pub(crate) fn give_up(&self, attachment: &Attachment, reason: Reason) -> Option<Reason> {
+        let mut state = lock(&self.state);
+        (state.attachment == attachment.number).then(|| *state.closing.get_or_insert(reason))
+    }
+
+    /// True while no newer stream has taken the line over.
+    pub(crate) fn is_held_by(&self, attachment: &Attachment) -> bool {
+        lock(&self.state).attachment == attachment.number
+    }
+
+    /// What is due; bytes to be written are appended to `out`.
+    pub(crate) fn due(&self, attachment: &Attachment, out: &mut Vec<u8>) -> Due {
+        let mut state = lock(&self.state);
+        if state.attachment != attachment.number {
+            return Due::Close(Reason::Resumed);
+        }
+        if !state.outbox.is_empty() {
+            state.outbox.take(out);
+            return Due::Write;
+        }
+        state.closing.map_or(Due::Nothing, Due::Close)
+    }
+
+    /// Turns stream management on. Returns false if it is on already.
+    pub(crate) fn enable(&self, enabled: &str, resume_id: Option<Arc<str>>) -> bool {
+        let mut state = lock(&self.state);
+        if state.received.counting {
+            return false;
+        }
+        state.received.counting = true;
+        state.resume_id = resume_id;
+        if state.outbox.push(Frame::Enabled(enabled.as_bytes().into())).is_err() {
+            state.closing.get_or_insert(Reason::OutboxFull);
+        }
+        state.wake.notify_one();
+        true
+    }
+
+    /// By what a lost stream can be resumed; `None` if it can't.
+    pub(crate) fn resume_id(&self) -> Option<Arc<str>> {
+        lock(&self.state).resume_id.clone()
+    }
+
+    /// The client has handled so many stanzas.
+    pub(crate) fn acknowledge(&self, handled: u32) -> Result<(), AckTooHigh> {
+        let ask = lock(&self.state).outbox.acknowledge(handled)?;
+        if ask {
+            let _ = self.push(Frame::other(format!("<r xmlns='{}'/>", crate::negotiate::NS_SM)));
+        }
+        Ok(())
+    }
+
+    /// Counts a stanza from the client. One that is `open` counts as handled only after [`Line::handled_one`] with the
+    /// returned number; `None` while nothing is counted.
+    pub(crate) fn received(&self, open: bool) -> Option<u32> {
+        let received = &mut lock(&self.state).received;
+        if !received.counting {
+            return None;
+        }
+        received.count = received.count.wrapping_add(1);
+        if open {
+            received.open.push_back(received.count);
+        }
+        Some(received.count)
+    }
+
+    /// A stanza that was open is handled.
+    pub(crate) fn handled_one(&self, number: u32) {
+        let received = &mut lock(&self.state).received;
+        if let Some(position) = received.open.iter().position(|open| *open == number) {
+            received.open.remove(position);
+        }
+    }
+
+    /// How many stanzas from the client are handled: the crash of this process loses none of them.
+    pub(crate) fn handled(&self) -> u32 {
+        lock(&self.state).received.handled()
+    }
+
+    /// A new stream takes the line over. The older one, if it still lives, ends.
+    pub(crate) fn resume(&self, login: Login, handled: u32) -> Result<Attachment, ResumeError> {
+        let mut state = lock(&self.state);
+        let Some(id) = state.resume_id.clone().filter(|_| login.account == self.place.account) else {
+            return Err(ResumeError::NotFound);
+        };
+        if state.closing.is_some() {
+            return Err(ResumeError::NotFound);
+        }
+        // What the client is told not to be handled it sends again.
+        let count = state.received.handled();
+        let resumed = format!("<resumed xmlns='{}' h='{count}' previd='{id}'/>", crate::negotiate::NS_SM);
+        state.outbox.resume(handled, resumed.as_bytes()).map_err(|AckTooHigh| ResumeError::AckTooHigh)?;
+        state.received.count = count;
+        state.issued_at_ms = login.issued_at_ms;
+        state.attachment += 1;
+        let older = std::mem::replace(&mut state.wake, Arc::new(Notify::new()));
+        older.notify_one();
+        state.wake.notify_one();
+        Ok(Attachment { number: state.attachment, wake: Arc::clone(&state.wake) })
+    }
+}
+
+/// Why a stream was not resumed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ResumeError {
+    /// There is no such stream of this account any more.
+    NotFound,
+    /// The client acknowledged more than was sent.
+    AckTooHigh,
+}
+
+impl Received {
+    fn handled(&self) -> u32 {
+        self.open.front().map_or(self.count, |first| first.wrapping_sub(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGIN: Login = Login { account: AccountId(1), issued_at_ms: 1 };
+
+    fn line() -> (Arc<Line>, Attachment) {
+        Line::new(LOGIN, Epoch(1), "r", 1024, Work::default())
+    }
+
+    fn due(line: &Line, attachment: &Attachment) -> (Due, String) {
+        let mut out = Vec::new();
+        let due = line.due(attachment, &mut out);
+        (due, String::from_utf8(out).expect("text"))
+    }
+
+    #[test]
+    fn a_full_outbox_closes_the_line_after_what_is_in_it_has_been_written() {
+        let (line, attachment) = line();
+        line.push(Frame::stanza("a")).expect("room");
+        assert_eq!(line.push(Frame::stanza("x".repeat(1024))), Err(Refused::Full));
+        assert_eq!(line.push(Frame::stanza("b")), Err(Refused::Closing));
+        assert_eq!(due(&line, &attachment), (Due::Write, "a".to_owned()));
+        assert_eq!(due(&line, &attachment).0, Due::Close(Reason::OutboxFull));
+    }
+
+    #[test]
+    fn a_stanza_counts_as_handled_when_all_before_it_are() {
+        let (line, _) = line();
+        assert_eq!(line.received(true), None);
+        assert!(line.enable("+", None));
+        assert!(!line.enable("+", None));
+        assert_eq!((line.received(true), line.received(true), line.received(false)), (Some(1), Some(2), Some(3)));
+        assert_eq!(line.handled(), 0);
+        line.handled_one(2);
+        assert_eq!(line.handled(), 0);
+        line.handled_one(1);
+        assert_eq!(line.handled(), 3);
+    }
+
+    #[test]
+    fn a_resumed_line_belongs_to_the_newer_stream() {
+        let (line, older) = line();
+        assert_eq!(line.resume(LOGIN, 0).err(), Some(ResumeError::NotFound), "nothing was enabled");
+        line.enable("+", Some("id".into()));
+        line.push(Frame::stanza("a")).expect("room");
+        assert_eq!(due(&line, &older).0, Due::Write);
+        line.received(true);
+        let stranger = Login { account: AccountId(2), issued_at_ms: 1 };
+        assert_eq!(line.resume(stranger, 0).err(), Some(ResumeError::NotFound));
+        assert_eq!(line.resume(LOGIN, 7).err(), Some(ResumeError::AckTooHigh));
+        let newer = line.resume(LOGIN, 0).expect("a stream to resume");
+        assert_eq!(due(&line, &older).0, Due::Close(Reason::Resumed));
+        let (due, text) = due(&line, &newer);
+        assert_eq!(due, Due::Write);
+        assert!(text.starts_with("<resumed xmlns='urn:xmpp:sm:3' h='0' previd='id'/>a"), "{text}");
+        line.close(Reason::Conflict);
+        assert_eq!(line.resume(LOGIN, 0).err(), Some(ResumeError::NotFound));
+    }
+}

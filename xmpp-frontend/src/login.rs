@@ -1,0 +1,180 @@
+//! Drives a negotiation: does what [`Negotiator`] asks for, within the time that a login may take.
+
+use std::sync::Arc;
+
+use idl::error::{Code, Failure};
+use idl::xml::Limits;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout_at};
+
+use crate::Shared;
+use crate::channels::Work;
+use crate::close::Reason;
+use crate::line::{Attachment, Line, ResumeError};
+use crate::middle::Patience;
+use crate::negotiate::{Bind, Negotiator, Protection, Resume, Step, bound, not_resumed};
+use crate::outbox::Frame;
+use crate::xmpp_io::Incoming;
+
+/// A connection that is being negotiated.
+pub(crate) struct Talk<S> {
+    shared: Arc<Shared>,
+    incoming: Incoming<S>,
+    negotiator: Negotiator,
+    deadline: Instant,
+}
+
+/// What became of a negotiation.
+pub(crate) enum Outcome<S> {
+    /// TLS comes next, on these bytes.
+    StartTls(S, Negotiator),
+    /// A resource is bound or resumed.
+    Bound(Arc<Line>, Attachment, Box<Incoming<S>>),
+    /// The stream has ended and its last words are said.
+    Ended,
+}
+
+enum Agreed {
+    StartTls,
+    Bound(Arc<Line>, Attachment),
+}
+
+/// The negotiation of a new connection.
+pub(crate) fn negotiator(shared: &Shared, protection: Protection) -> Negotiator {
+    Negotiator::new(
+        Arc::clone(&shared.domain),
+        Arc::clone(&shared.credentials),
+        Arc::clone(&shared.entropy),
+        protection,
+        shared.config.limits.login_attempts_max,
+    )
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
+    pub(crate) fn new(shared: Arc<Shared>, stream: S, negotiator: Negotiator, deadline: Instant) -> Self {
+        let incoming = Incoming::new(stream, stanza_limits(&shared, false));
+        Self { shared, incoming, negotiator, deadline }
+    }
+
+    /// Negotiates until TLS comes next, a resource is bound, or the stream ends.
+    pub(crate) async fn run(mut self) -> Outcome<S> {
+        let draining = self.shared.draining.clone();
+        let agreed = tokio::select! {
+            biased;
+            () = draining.cancelled() => Err(Reason::Shutdown),
+            agreed = timeout_at(self.deadline, self.negotiate()) => agreed.unwrap_or(Err(Reason::LoginTime)),
+        };
+        let reason = match agreed {
+            Ok(Agreed::Bound(line, attachment)) => return Outcome::Bound(line, attachment, Box::new(self.incoming)),
+            Ok(Agreed::StartTls) => match self.incoming.into_inner() {
+                (stream, false) => return Outcome::StartTls(stream, self.negotiator),
+                (stream, true) => {
+                    self.incoming = Incoming::new(stream, stanza_limits(&self.shared, false));
+                    Reason::BytesBeforeTls
+                }
+            },
+            Err(reason) => reason,
+        };
+        tracing::debug!(reason = reason.label(), "a stream ended before login");
+        self.shared.metrics.ended(reason);
+        if reason != Reason::Lost {
+            let mut words = Vec::new();
+            self.negotiator.end(reason, &mut words);
+            self.incoming.say_last(&words, self.shared.config.limits.write_time_max).await;
+        }
+        Outcome::Ended
+    }
+
+    async fn negotiate(&mut self) -> Result<Agreed, Reason> {
+        self.shared.revocations_known().await;
+        let mut out = Vec::new();
+        loop {
+            let event = self.incoming.next().await?;
+            let mut step = self.negotiator.handle(event, &mut out);
+            if let Step::CheckScram(check) = step {
+                let proved = self.shared.credentials.prove_scram(check, &self.shared.middle).await;
+                step = self.negotiator.scram_checked(proved, &mut out);
+            }
+            match step {
+                Step::Read | Step::CheckScram(_) => {}
+                Step::Restart => {
+                    self.incoming.restart(stanza_limits(&self.shared, self.negotiator.is_logged_in()));
+                }
+                Step::StartTls => {
+                    self.incoming.write(&mut out).await?;
+                    return Ok(Agreed::StartTls);
+                }
+                Step::Bind(bind) => return self.bind(bind).await,
+                Step::Resume(resume) => {
+                    if let Some(agreed) = self.resume(&resume)? {
+                        return Ok(agreed);
+                    }
+                    out.extend_from_slice(not_resumed().as_bytes());
+                }
+                Step::End(reason) => {
+                    self.incoming.write(&mut out).await?;
+                    return Err(reason);
+                }
+            }
+            self.incoming.write(&mut out).await?;
+        }
+    }
+
+    async fn bind(&mut self, bind: Bind) -> Result<Agreed, Reason> {
+        let shared = &self.shared;
+        let Bind { login, resource, iq } = bind;
+        // Each try claims the route with a newer epoch; the last one counts.
+        let patience = Patience::For(shared.config.limits.channel_retry_time_max);
+        let connected = shared.middle.connect(login.account, &resource, None, patience).await;
+        let connected = connected.map_err(|failure| not_connected(&failure))?;
+        shared.learn(connected.generation);
+        let bytes_max = shared.config.limits.outbox_bytes_max;
+        let work = Work::new(connected.generation);
+        let (line, attachment) = Line::new(login, connected.epoch, &resource, bytes_max, work);
+        let jid = format!("{}@{}/{resource}", login.account, shared.config.domain);
+        // Before anyone else can put something into the outbox.
+        line.push(Frame::stanza(bound(&iq, &jid))).map_err(|_| Reason::OutboxFull)?;
+        shared.hub.attach(&line)?;
+        self.check(&line);
+        Ok(Agreed::Bound(line, attachment))
+    }
+
+    fn resume(&self, resume: &Resume) -> Result<Option<Agreed>, Reason> {
+        let Some(line) = self.shared.hub.resumable(&resume.previous) else { return Ok(None) };
+        match line.resume(resume.login, resume.handled) {
+            Ok(attachment) => {
+                self.shared.metrics.resumed.inc();
+                self.check(&line);
+                Ok(Some(Agreed::Bound(line, attachment)))
+            }
+            Err(ResumeError::NotFound) => Ok(None),
+            Err(ResumeError::AckTooHigh) => Err(Reason::AckTooHigh),
+        }
+    }
+
+    /// What may have happened while the line was not yet where those who end lines look.
+    fn check(&self, line: &Line) {
+        if self.shared.credentials.revoked.covers(line.login()) {
+            line.close(Reason::Revoked);
+        }
+        if self.shared.draining.is_cancelled() {
+            line.close(Reason::Shutdown);
+        }
+    }
+}
+
+fn stanza_limits(shared: &Shared, logged_in: bool) -> Limits {
+    let limits = &shared.config.limits;
+    let stanza_bytes_max = if logged_in { limits.stanza_bytes_max } else { limits.stanza_bytes_max_before_login };
+    Limits { stanza_bytes_max, depth_max: limits.stanza_depth_max }
+}
+
+fn not_connected(failure: &Failure) -> Reason {
+    tracing::debug!(%failure, "a route was not claimed");
+    match failure.code {
+        Code::UnknownAccount => Reason::Revoked,
+        Code::Superseded => Reason::Conflict,
+        code if code.retryable() && code != Code::System => Reason::MiddleBusy,
+        _ => Reason::MiddleFailed,
+    }
+}

@@ -1,0 +1,140 @@
+//! What a front counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::close::Reason;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    reason: &'static str,
+    again: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLimit {
+    limit: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LoginLabels {
+    mechanism: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRequest {
+    request: &'static str,
+    /// 0, or a number of the error table.
+    code: i32,
+}
+
+pub(crate) struct Metrics {
+    streams_ended: Family<Ended, Counter>,
+    limits: Family<OfLimit, Counter>,
+    logins: Family<LoginLabels, Counter>,
+    requests: Family<OfRequest, Counter>,
+    /// Byte streams, logged in or not.
+    pub(crate) connections: Gauge,
+    /// Bound resources, those waiting for resumption included.
+    pub(crate) lines: Gauge,
+    /// Lost streams that may be resumed.
+    pub(crate) resumable: Gauge,
+    pub(crate) resumed: Counter,
+    pub(crate) scram_derivations: Counter,
+    pub(crate) stanzas_in: Counter,
+    pub(crate) payloads_down: Counter,
+    pub(crate) items_gone: Counter,
+    pub(crate) broadcasts: Counter,
+    pub(crate) broadcasts_expired: Counter,
+    pub(crate) broadcast_deliveries: Counter,
+    pub(crate) broadcast_replays: Counter,
+    pub(crate) generations: Counter,
+    pub(crate) announcements: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("campanile_front");
+        let streams_ended = Family::default();
+        registry.register(
+            "streams_ended",
+            "Streams that ended, by reason and whether the client should connect again",
+            streams_ended.clone(),
+        );
+        let limits = Family::default();
+        registry.register("limits_hit", "Times a limit was hit, by its name in the configuration", limits.clone());
+        let logins = Family::default();
+        registry.register("logins", "SASL exchanges by mechanism and result", logins.clone());
+        let requests = Family::default();
+        registry.register("requests", "Requests to the middle tier by kind and result code", requests.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let connections = gauge("connections", "Byte streams, logged in or not");
+        let lines = gauge("lines", "Bound resources, those that may be resumed included");
+        let resumable = gauge("resumable", "Lost streams that may be resumed");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        Self {
+            streams_ended,
+            limits,
+            logins,
+            requests,
+            connections,
+            lines,
+            resumable,
+            resumed: counter("resumed", "Streams that were resumed"),
+            scram_derivations: counter("scram_derivations", "PBKDF2 derivations for SCRAM logins"),
+            stanzas_in: counter("stanzas_in", "Elements that clients sent after login"),
+            payloads_down: counter("payloads_down", "Channel payloads that the middle tier handed to connections"),
+            items_gone: counter("items_gone", "Items of batches whose connection was not here"),
+            broadcasts: counter("broadcasts", "Broadcasts that came over the bus"),
+            broadcasts_expired: counter("broadcasts_expired", "Broadcasts that had expired when they came"),
+            broadcast_deliveries: counter("broadcast_deliveries", "Broadcast payloads put into outboxes"),
+            broadcast_replays: counter("broadcast_replays", "Of these, those replayed after a change of the index"),
+            generations: counter("generations", "Times the middle tier's memory was found to be another"),
+            announcements: counter("announcements", "Connections announced anew to the middle tier"),
+        }
+    }
+
+    pub(crate) fn ended(&self, reason: Reason) {
+        let labels = Ended { reason: reason.label(), again: reason.again().label() };
+        self.streams_ended.get_or_create(&labels).inc();
+        let limit = match reason {
+            Reason::StanzaTooLarge => "stanza_bytes_max",
+            Reason::LoginAttempts => "login_attempts_max",
+            Reason::LoginTime => "login_time_max",
+            Reason::Connections => "connections_max",
+            Reason::ConnectionsPerAddress => "connections_per_address_max",
+            Reason::Handshakes => "handshakes_max",
+            Reason::OutboxFull => "outbox_bytes_max",
+            Reason::ChannelQueueFull => "channel_queue_max",
+            Reason::WriteTime => "write_time_max",
+            Reason::Idle => "idle_time_max",
+            Reason::MiddleBusy => "channel_retry_time_max",
+            _ => return,
+        };
+        self.limit(limit);
+    }
+
+    pub(crate) fn limit(&self, limit: &'static str) {
+        self.limits.get_or_create(&OfLimit { limit }).inc();
+    }
+
+    pub(crate) fn login(&self, mechanism: &'static str, result: &'static str) {
+        self.logins.get_or_create(&LoginLabels { mechanism, result }).inc();
+    }
+
+    pub(crate) fn request(&self, request: &'static str, code: i32) {
+        self.requests.get_or_create(&OfRequest { request, code }).inc();
+    }
+}

@@ -1,0 +1,247 @@
+//! What waits to be written to one connection, and, with stream management (XEP-0198), what was written and not yet
+//! acknowledged. No I/O.
+//!
+//! It outlives the stream: a resumed stream takes it over, and what the client has not acknowledged is written again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::negotiate::NS_SM;
+
+/// What a frame costs beyond its bytes, so that many small ones meet the limit too.
+const FRAME_OVERHEAD_BYTES: usize = 64;
+/// About this much goes out in one write.
+const WRITE_BYTES: usize = 32 * 1024;
+
+/// Something to be written, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// A stanza. A broadcast's is shared by all its receivers.
+    Stanza(Arc<[u8]>),
+    /// An element that stream management doesn't count.
+    Other(Arc<[u8]>),
+    /// `<enabled/>`: stanzas behind it are counted.
+    Enabled(Arc<[u8]>),
+}
+
+impl Frame {
+    pub(crate) fn stanza(text: impl AsRef<[u8]>) -> Self {
+        Self::Stanza(text.as_ref().into())
+    }
+
+    pub(crate) fn other(text: impl AsRef<[u8]>) -> Self {
+        Self::Other(text.as_ref().into())
+    }
+
+    fn bytes(&self) -> &Arc<[u8]> {
+        match self {
+            Self::Stanza(bytes) | Self::Other(bytes) | Self::Enabled(bytes) => bytes,
+        }
+    }
+}
+
+/// The frame would go over the limit.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// The client acknowledged more than was sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct AckTooHigh;
+
+/// The frames of one connection.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    bytes_max: usize,
+    /// Of the waiting and the unacknowledged together.
+    bytes: usize,
+    waiting: VecDeque<Frame>,
+    /// Written stanzas are counted and kept until they are acknowledged.
+    counting: bool,
+    unacked: VecDeque<Arc<[u8]>>,
+    /// How many stanzas the client has acknowledged, modulo 2³².
+    acked: u32,
+    /// An `<r/>` is out.
+    asked: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            bytes: 0,
+            waiting: VecDeque::new(),
+            counting: false,
+            unacked: VecDeque::new(),
+            acked: 0,
+            asked: false,
+        }
+    }
+
+    /// Puts a frame behind the others.
+    pub(crate) fn push(&mut self, frame: Frame) -> Result<(), Full> {
+        let cost = cost(frame.bytes());
+        if self.bytes + cost > self.bytes_max {
+            return Err(Full);
+        }
+        self.bytes += cost;
+        self.waiting.push_back(frame);
+        Ok(())
+    }
+
+    /// True if nothing waits to be written.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Moves what goes out in one write to `out`, with a request for acknowledgement behind it where one is due.
+    pub(crate) fn take(&mut self, out: &mut Vec<u8>) {
+        let mut counted = false;
+        while out.len() < WRITE_BYTES {
+            let Some(frame) = self.waiting.pop_front() else { break };
+            out.extend_from_slice(frame.bytes());
+            match frame {
+                Frame::Stanza(bytes) if self.counting => {
+                    self.unacked.push_back(bytes);
+                    counted = true;
+                }
+                Frame::Enabled(bytes) => {
+                    self.bytes -= cost(&bytes);
+                    self.counting = true;
+                }
+                Frame::Stanza(bytes) | Frame::Other(bytes) => self.bytes -= cost(&bytes),
+            }
+        }
+        if counted && !self.asked {
+            out.extend_from_slice(format!("<r xmlns='{NS_SM}'/>").as_bytes());
+            self.asked = true;
+        }
+    }
+
+    /// The client has handled `handled` stanzas. Returns true if it should be asked again: more was written since it was
+    /// asked.
+    pub(crate) fn acknowledge(&mut self, handled: u32) -> Result<bool, AckTooHigh> {
+        let newly = usize::try_from(handled.wrapping_sub(self.acked)).unwrap_or(usize::MAX);
+        if newly > self.unacked.len() {
+            return Err(AckTooHigh);
+        }
+        for bytes in self.unacked.drain(..newly) {
+            self.bytes -= cost(&bytes);
+        }
+        self.acked = handled;
+        // Asking again only after progress: a client that repeats itself isn't asked for ever.
+        self.asked = newly > 0 && !self.unacked.is_empty();
+        Ok(self.asked)
+    }
+
+    /// The stream is resumed: what was not acknowledged comes first, behind `resumed`. What isn't counted is not
+    /// repeated.
+    pub(crate) fn resume(&mut self, handled: u32, resumed: &[u8]) -> Result<(), AckTooHigh> {
+        self.acknowledge(handled)?;
+        self.asked = false;
+        let waiting = std::mem::take(&mut self.waiting);
+        let again = std::mem::take(&mut self.unacked).into_iter().map(Frame::Stanza);
+        let stanzas = waiting.into_iter().filter(|frame| matches!(frame, Frame::Stanza(_)));
+        self.waiting = std::iter::once(Frame::other(resumed)).chain(again).chain(stanzas).collect();
+        self.bytes = self.waiting.iter().map(|frame| cost(frame.bytes())).sum();
+        Ok(())
+    }
+}
+
+fn cost(bytes: &Arc<[u8]>) -> usize {
+    bytes.len() + FRAME_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASK: &str = "<r xmlns='urn:xmpp:sm:3'/>";
+
+    fn taken(outbox: &mut Outbox) -> String {
+        let mut out = Vec::new();
+        outbox.take(&mut out);
+        String::from_utf8(out).expect("text")
+    }
+
+    fn push(outbox: &mut Outbox, text: &str) {
+        outbox.push(Frame::stanza(text)).expect("room");
+    }
+
+    fn enabled() -> Outbox {
+        let mut outbox = Outbox::new(4096);
+        push(&mut outbox, "a");
+        outbox.push(Frame::Enabled("+".as_bytes().into())).expect("room");
+        push(&mut outbox, "b");
+        push(&mut outbox, "c");
+        outbox
+    }
+
+    #[test]
+    fn several_frames_leave_in_one_write_in_order() {
+        let mut outbox = Outbox::new(4096);
+        for text in ["a", "b", "c"] {
+            push(&mut outbox, text);
+        }
+        assert_eq!(taken(&mut outbox), "abc");
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_refused() {
+        let mut outbox = Outbox::new(2 * FRAME_OVERHEAD_BYTES + 10);
+        push(&mut outbox, "12345");
+        push(&mut outbox, "67890");
+        assert_eq!(outbox.push(Frame::stanza("x")), Err(Full));
+        taken(&mut outbox);
+        push(&mut outbox, "x");
+    }
+
+    #[test]
+    fn stanzas_are_counted_from_enabled_on_and_kept_until_acknowledged() {
+        let mut outbox = enabled();
+        assert_eq!(taken(&mut outbox), format!("a+bc{ASK}"));
+        push(&mut outbox, "d");
+        assert_eq!(taken(&mut outbox), "d", "one question at a time");
+        assert_eq!(outbox.acknowledge(4), Err(AckTooHigh));
+        assert_eq!(outbox.acknowledge(2), Ok(true));
+        assert_eq!(outbox.acknowledge(2), Ok(false));
+        assert_eq!(outbox.acknowledge(3), Ok(false));
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_comes_again_before_what_waits() {
+        let mut outbox = enabled();
+        taken(&mut outbox);
+        push(&mut outbox, "d");
+        outbox.push(Frame::other("<a/>")).expect("room");
+        outbox.resume(1, b"!").expect("a count that was sent");
+        assert_eq!(taken(&mut outbox), format!("!cd{ASK}"));
+        assert_eq!(outbox.acknowledge(3), Ok(false));
+        assert_eq!(outbox.bytes, 0);
+        assert_eq!(outbox.resume(9, b"!"), Err(AckTooHigh));
+    }
+
+    #[test]
+    fn what_is_unacknowledged_counts_against_the_limit() {
+        let mut outbox = Outbox::new(3 * FRAME_OVERHEAD_BYTES + 3);
+        outbox.push(Frame::Enabled("+".as_bytes().into())).expect("room");
+        push(&mut outbox, "a");
+        push(&mut outbox, "b");
+        taken(&mut outbox);
+        push(&mut outbox, "c");
+        assert_eq!(outbox.push(Frame::stanza("d")), Err(Full));
+        assert_eq!(outbox.acknowledge(1), Ok(true));
+        push(&mut outbox, "d");
+    }
+
+    #[test]
+    fn counts_wrap_at_two_to_the_thirty_second() {
+        let mut outbox = enabled();
+        outbox.acked = u32::MAX;
+        taken(&mut outbox);
+        assert_eq!(outbox.acknowledge(0), Ok(true));
+        assert_eq!(outbox.acknowledge(1), Ok(false));
+    }
+}

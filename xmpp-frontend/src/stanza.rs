@@ -1,0 +1,341 @@
+//! What a client may say after login and what we answer ourselves: pings, discovery, errors. Pure functions.
+
+use idl::channel::{self, Payload};
+use idl::xml::{NS_CLIENT, escape_attribute};
+use minidom::Element;
+
+use crate::close::Reason;
+use crate::negotiate::NS_SM;
+
+/// Namespace of stanza error conditions (RFC 6120 §8.3).
+pub(crate) const NS_STANZAS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
+const NS_PING: &str = "urn:xmpp:ping";
+const NS_DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
+const NS_DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
+const NS_SESSION: &str = "urn:ietf:params:xml:ns:xmpp-session";
+
+/// What an element from a client means.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Heard {
+    /// Nothing is to be done.
+    Nothing,
+    /// Answer with this stanza.
+    Answer(String),
+    /// Open a channel.
+    Open(Request),
+    /// Hand a payload up its channel.
+    Up(Request),
+    /// Turn stream management on (XEP-0198 §3).
+    Enable {
+        /// The client wants to be able to resume.
+        resume: bool,
+    },
+    /// Resuming is only possible instead of binding (XEP-0198 §5).
+    ResumeTooLate,
+    /// The client asks how many stanzas were handled.
+    AckRequest,
+    /// The client says how many stanzas it has handled.
+    Ack(u32),
+    /// The stream must end.
+    End(Reason),
+}
+
+/// A channel request, with what its answer needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) payload: Payload,
+    pub(crate) reply: ReplyTo,
+}
+
+/// Where a stanza's answer goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ReplyTo {
+    kind: Kind,
+    id: Option<Box<str>>,
+    to: Option<Box<str>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Iq,
+    Message,
+    Presence,
+}
+
+/// A stanza error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    kind: &'static str,
+    condition: &'static str,
+    text: String,
+}
+
+impl Trouble {
+    /// `kind` is RFC 6120's error type: `cancel`, `modify`, `wait`, `auth`.
+    pub(crate) fn new(kind: &'static str, condition: &'static str, text: impl Into<String>) -> Self {
+        Self { kind, condition, text: text.into() }
+    }
+
+    fn unavailable() -> Self {
+        Self::new("cancel", "service-unavailable", "")
+    }
+}
+
+/// Who is speaking.
+pub(crate) struct Speaker<'a> {
+    pub(crate) domain: &'a str,
+    /// The bare JID.
+    pub(crate) bare: &'a str,
+    pub(crate) resource: &'a str,
+}
+
+impl Speaker<'_> {
+    /// Whom the stanza is to, as far as we serve it.
+    fn addressee(&self, stanza: &Element) -> Addressee {
+        let Some(to) = stanza.attr("to") else { return Addressee::Account };
+        let (bare, resource) = to.split_once('/').map_or((to, None), |(bare, resource)| (bare, Some(resource)));
+        if to.eq_ignore_ascii_case(self.domain) {
+            Addressee::Domain
+        } else if bare.eq_ignore_ascii_case(self.bare) && resource.is_none_or(|resource| resource == self.resource) {
+            Addressee::Account
+        } else {
+            Addressee::Other
+        }
+    }
+
+    fn full(&self) -> String {
+        format!("{}/{}", self.bare, self.resource)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Addressee {
+    Domain,
+    Account,
+    Other,
+}
+
+/// True for what XEP-0198 counts.
+pub(crate) fn is_stanza(element: &Element) -> bool {
+    element.has_ns(NS_CLIENT) && matches!(element.name(), "iq" | "message" | "presence")
+}
+
+/// What an element means, coming from this speaker.
+pub(crate) fn hear(element: &Element, speaker: &Speaker<'_>) -> Heard {
+    if element.has_ns(NS_CLIENT) {
+        match element.name() {
+            "iq" => return iq(element, speaker),
+            "message" => return message(element, speaker),
+            "presence" => return Heard::Nothing,
+            _ => {}
+        }
+    }
+    if element.has_ns(NS_SM) {
+        return match element.name() {
+            "enable" => Heard::Enable { resume: matches!(element.attr("resume"), Some("true" | "1")) },
+            "resume" => Heard::ResumeTooLate,
+            "r" => Heard::AckRequest,
+            "a" => match element.attr("h").and_then(|h| h.parse().ok()) {
+                Some(handled) => Heard::Ack(handled),
+                None => Heard::End(Reason::UnsupportedStanzaType),
+            },
+            _ => Heard::End(Reason::UnsupportedStanzaType),
+        };
+    }
+    Heard::End(Reason::UnsupportedStanzaType)
+}
+
+fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
+    let refuse = |trouble: &Trouble| Heard::Answer(error(element, Some(speaker), trouble));
+    let set = match element.attr("type") {
+        Some("get") => false,
+        Some("set") => true,
+        // Answers to our own pings, or to nothing.
+        Some("result" | "error") => return Heard::Nothing,
+        _ => return refuse(&Trouble::new("modify", "bad-request", "an IQ's type is get, set, result or error")),
+    };
+    if element.attr("id").is_none() {
+        return refuse(&Trouble::new("modify", "bad-request", "an IQ must have an id"));
+    }
+    let mut children = element.children();
+    let (Some(child), None) = (children.next(), children.next()) else {
+        return refuse(&Trouble::new("modify", "bad-request", "an IQ of type get or set has exactly one child"));
+    };
+    let addressee = speaker.addressee(element);
+    if addressee == Addressee::Other {
+        return refuse(&Trouble::unavailable());
+    }
+    if set && child.is("session", NS_SESSION) {
+        return Heard::Answer(result(element, speaker, ""));
+    }
+    if !set && child.is("ping", NS_PING) {
+        return Heard::Answer(result(element, speaker, ""));
+    }
+    if !set && (child.is("query", NS_DISCO_INFO) || child.is("query", NS_DISCO_ITEMS)) {
+        return match discover(child, addressee) {
+            Ok(answer) => Heard::Answer(result(element, speaker, &answer)),
+            Err(trouble) => refuse(&trouble),
+        };
+    }
+    match Payload::from_open(child).filter(|_| set) {
+        Some(Ok(payload)) => Heard::Open(Request { payload, reply: ReplyTo::new(element, Kind::Iq) }),
+        Some(Err(invalid)) => refuse(&Trouble::new("modify", "bad-request", invalid.to_string())),
+        None => refuse(&Trouble::unavailable()),
+    }
+}
+
+fn discover(query: &Element, addressee: Addressee) -> Result<String, Trouble> {
+    if query.attr("node").is_some_and(|node| !node.is_empty()) {
+        return Err(Trouble::new("cancel", "item-not-found", ""));
+    }
+    if query.has_ns(NS_DISCO_ITEMS) {
+        return Ok(format!("<query xmlns='{NS_DISCO_ITEMS}'/>"));
+    }
+    let (identity, features): (_, &[&str]) = match addressee {
+        Addressee::Domain => (
+            "<identity category='server' type='im' name='Campanile'/>",
+            &[NS_DISCO_INFO, NS_DISCO_ITEMS, NS_PING, channel::NS],
+        ),
+        _ => ("<identity category='account' type='registered'/>", &[NS_DISCO_INFO, NS_DISCO_ITEMS]),
+    };
+    let features: Vec<_> = features.iter().map(|feature| format!("<feature var='{feature}'/>")).collect();
+    Ok(format!("<query xmlns='{NS_DISCO_INFO}'>{identity}{}</query>", features.concat()))
+}
+
+fn message(element: &Element, speaker: &Speaker<'_>) -> Heard {
+    // An error must not be answered by an error (RFC 6120 §8.3.1).
+    if element.attr("type") == Some("error") {
+        return Heard::Nothing;
+    }
+    let payload = Payload::from_message(element).filter(|_| speaker.addressee(element) != Addressee::Other);
+    match payload {
+        Some(Ok(payload)) => Heard::Up(Request { payload, reply: ReplyTo::new(element, Kind::Message) }),
+        Some(Err(invalid)) => {
+            let trouble = Trouble::new("modify", "bad-request", invalid.to_string());
+            Heard::Answer(error(element, Some(speaker), &trouble))
+        }
+        None => Heard::Answer(error(element, Some(speaker), &Trouble::unavailable())),
+    }
+}
+
+fn result(element: &Element, speaker: &Speaker<'_>, child: &str) -> String {
+    ReplyTo::new(element, Kind::Iq).result(&speaker.full(), child)
+}
+
+/// The error that answers a stanza.
+pub(crate) fn error(element: &Element, speaker: Option<&Speaker<'_>>, trouble: &Trouble) -> String {
+    let kind = match element.name() {
+        "iq" => Kind::Iq,
+        "message" => Kind::Message,
+        _ => Kind::Presence,
+    };
+    ReplyTo::new(element, kind).error(speaker.map(Speaker::full).as_deref(), trouble)
+}
+
+impl ReplyTo {
+    fn new(element: &Element, kind: Kind) -> Self {
+        Self { kind, id: element.attr("id").map(Into::into), to: element.attr("to").map(Into::into) }
+    }
+
+    /// The result of an IQ, to that full JID. `child` is written as it is.
+    pub(crate) fn result(&self, to: &str, child: &str) -> String {
+        let attributes = self.attributes(Some(to));
+        format!("<iq type='result'{attributes}>{child}</iq>")
+    }
+
+    /// The error of a stanza.
+    pub(crate) fn error(&self, to: Option<&str>, trouble: &Trouble) -> String {
+        let name = match self.kind {
+            Kind::Iq => "iq",
+            Kind::Message => "message",
+            Kind::Presence => "presence",
+        };
+        let attributes = self.attributes(to);
+        let Trouble { kind, condition, text } = trouble;
+        let text = if text.is_empty() {
+            String::new()
+        } else {
+            format!("<text xmlns='{NS_STANZAS}' xml:lang='en'>{}</text>", escape_attribute(text))
+        };
+        format!(
+            "<{name} type='error'{attributes}>\
+             <error type='{kind}'><{condition} xmlns='{NS_STANZAS}'/>{text}</error></{name}>"
+        )
+    }
+
+    fn attributes(&self, to: Option<&str>) -> String {
+        [("id", self.id.as_deref()), ("from", self.to.as_deref()), ("to", to)]
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!(" {name}='{}'", escape_attribute(value?))))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEAKER: Speaker<'_> = Speaker { domain: "example.org", bare: "me@example.org", resource: "r" };
+
+    fn heard(text: &str) -> Heard {
+        let text = text.replacen('>', " xmlns='jabber:client'>", 1);
+        hear(&text.parse().expect("an element"), &SPEAKER)
+    }
+
+    fn answer(text: &str) -> Element {
+        match heard(text) {
+            Heard::Answer(answer) => answer.replacen('>', " xmlns='jabber:client'>", 1).parse().expect("an element"),
+            other => panic!("{text} gives {other:?}"),
+        }
+    }
+
+    fn condition(text: &str) -> String {
+        let answer = answer(text);
+        let error = answer.get_child("error", NS_CLIENT).expect("an error");
+        error.children().next().expect("a condition").name().to_owned()
+    }
+
+    #[test]
+    fn an_iq_that_can_not_be_served_is_answered_with_what_is_wrong() {
+        assert_eq!(condition("<iq type='get' id='1'><x xmlns='y'/></iq>"), "service-unavailable");
+        assert_eq!(
+            condition("<iq type='get' id='1' to='you@example.org'><ping xmlns='urn:xmpp:ping'/></iq>"),
+            "service-unavailable"
+        );
+        assert_eq!(condition("<iq type='get'><ping xmlns='urn:xmpp:ping'/></iq>"), "bad-request");
+        assert_eq!(condition("<iq type='get' id='1'></iq>"), "bad-request");
+        assert_eq!(condition("<iq type='what' id='1'><x xmlns='y'/></iq>"), "bad-request");
+        assert_eq!(condition("<iq type='set' id='1'><open xmlns='urn:campanile:channel:1'/></iq>"), "bad-request");
+        assert_eq!(heard("<iq type='error' id='1'></iq>"), Heard::Nothing);
+        assert_eq!(heard("<iq type='result' id='1'></iq>"), Heard::Nothing);
+    }
+
+    #[test]
+    fn messages_to_others_are_refused_and_errors_are_not_answered() {
+        assert_eq!(condition("<message to='you@example.org'><body>hi</body></message>"), "service-unavailable");
+        assert_eq!(heard("<message type='error' to='you@example.org'></message>"), Heard::Nothing);
+        assert_eq!(heard("<presence></presence>"), Heard::Nothing);
+        let channel = "<channel xmlns='urn:campanile:channel:1' number='5'>AAE=</channel>";
+        let refused = format!("<message to='you@example.org'>{channel}</message>");
+        assert_eq!(condition(&refused), "service-unavailable");
+        let Heard::Up(request) = heard(&format!("<message id='7'>{channel}</message>")) else { panic!("a payload") };
+        assert_eq!(request.payload, Payload { number: 5, bytes: vec![0, 1] });
+    }
+
+    #[test]
+    fn an_answer_goes_back_where_the_stanza_came_from() {
+        let answer = answer("<iq type='get' id='a&apos;b' to='example.org'><ping xmlns='urn:xmpp:ping'/></iq>");
+        assert_eq!(answer.attr("type"), Some("result"));
+        assert_eq!(answer.attr("id"), Some("a'b"));
+        assert_eq!(answer.attr("from"), Some("example.org"));
+        assert_eq!(answer.attr("to"), Some("me@example.org/r"));
+    }
+
+    #[test]
+    fn what_is_no_stanza_ends_the_stream() {
+        let element: Element = "<x xmlns='y'/>".parse().expect("an element");
+        assert_eq!(hear(&element, &SPEAKER), Heard::End(Reason::UnsupportedStanzaType));
+        let element: Element = "<a xmlns='urn:xmpp:sm:3' h='many'/>".parse().expect("an element");
+        assert_eq!(hear(&element, &SPEAKER), Heard::End(Reason::UnsupportedStanzaType));
+    }
+}
