@@ -18,6 +18,8 @@ use crate::saved::SavedApp;
 
 /// Most commands of one app that wait.
 pub(crate) const QUEUE_MAX: usize = 256;
+/// Most commands under way at one time, of all apps: a server takes only so many stanzas at once from one connection.
+const UNDER_WAY_MAX: usize = 32;
 /// Most names of one kind that are remembered as set. More may be set; setting them again is sent.
 const NAMES_MAX: usize = 256;
 
@@ -158,6 +160,18 @@ impl Commands {
         }
     }
 
+    /// True while no more may be sent.
+    pub(crate) fn is_busy(&self) -> bool {
+        let heads = self.queues.values().filter_map(VecDeque::front);
+        heads.filter(|item| item.sent.is_some()).count() >= UNDER_WAY_MAX
+    }
+
+    /// True if the app's registration is being ended.
+    pub(crate) fn is_unregistering(&self, app: &AppId) -> bool {
+        let head = self.queues.get(app).and_then(VecDeque::front);
+        head.is_some_and(|item| item.command == Command::Unregister)
+    }
+
     /// The head is sent now; returns its request number.
     pub(crate) fn send_head(&mut self, app: &AppId, now_ms: u64) -> i32 {
         self.request = self.request.checked_add(1).unwrap_or(1);
@@ -245,9 +259,12 @@ impl Commands {
     /// When [`Commands::expire`] or [`Commands::head`] has something to say again. Sending counts only while `online`.
     pub(crate) fn next_ms(&self, online: bool, times: &Times) -> Option<u64> {
         let deadlines = self.queues.values().flatten().filter_map(|item| item.deadline_ms);
-        let heads = self.queues.values().filter_map(VecDeque::front).filter(|_| online).map(|item| match item.sent {
-            Some((_, at_ms)) => at_ms.saturating_add(times.answer_ms_max()),
-            None => item.not_before_ms,
+        let busy = self.is_busy();
+        let heads = self.queues.values().filter_map(VecDeque::front).filter(|_| online);
+        let heads = heads.filter_map(|item| match item.sent {
+            Some((_, at_ms)) => Some(at_ms.saturating_add(times.answer_ms_max())),
+            // While no more may be sent, an answer is waited for, not a time.
+            None => (!busy).then_some(item.not_before_ms),
         });
         deadlines.chain(heads).min()
     }

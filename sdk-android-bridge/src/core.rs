@@ -32,7 +32,7 @@ mod stream;
 /// Most apps that a device registers: what `Hello` may hold.
 const APPS_MAX: usize = 256;
 /// Most clicks that wait for a connection; the oldest go first.
-const NOTES_MAX: usize = 256;
+const NOTES_MAX: usize = 32;
 /// Elements inside each other that a server may send.
 const DEPTH_MAX: usize = 16;
 

@@ -12,7 +12,7 @@ use crate::reason::ProtocolFault;
 use crate::saved::{Registration, SavedApp};
 
 /// Ids of one connection that were reported, at most: beyond them nothing is reported.
-const REPORTED_MAX: usize = 1024;
+const REPORTED_MAX: usize = 32;
 
 /// `Report.reason`: the app is not on the device, or not registered.
 pub(crate) const REPORT_APP_GONE: i32 = 1;

@@ -95,7 +95,7 @@ impl Core {
             let (registered, unregistered) = (saved.registration.is_some(), saved.unregistered);
             if command.is_cached(saved) {
                 self.end(app, &Ok(()));
-            } else if !open {
+            } else if !open || self.commands.is_busy() {
                 return;
             } else if registered || matches!(command, Command::Register | Command::Unregister) {
                 let command = command.clone();
@@ -211,15 +211,21 @@ impl Core {
     /// The server does not know the registration.
     pub(super) fn invalidate(&mut self, app: &AppId) {
         let Some(saved) = self.saved.apps.get_mut(app) else { return };
+        // Whoever unregisters hears of it twice: here, and as the answer.
+        let asked_for = self.commands.is_unregistering(app);
         if saved.registration.is_some() {
             saved.forget_registration();
             self.unsaved = true;
-            self.actions.push_back(Action::Invalidated { app: app.clone() });
+            if !asked_for {
+                self.actions.push_back(Action::Invalidated { app: app.clone() });
+            }
         }
         self.inbox.forget_keys(app);
         self.acks.forget(app);
         self.ready.remove(app);
-        self.commands.register(app, self.now_ms);
+        if !asked_for {
+            self.commands.register(app, self.now_ms);
+        }
     }
 
     pub(super) fn announce(&mut self, app: &AppId, regid: RegId) {

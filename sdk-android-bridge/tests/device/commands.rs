@@ -301,6 +301,7 @@ fn an_unregistered_app_stays_so_until_it_registers_again() {
     let unknown = Code::UnknownRegistration.number();
     assert_eq!(codes(&world), [(1, 0), (2, 0), (3, unknown), (4, 0), (5, 0), (6, 0)]);
     assert_eq!(aliases(&world), ["a", "a"], "the names went with the registration");
+    assert!(!world.told.contains(&Action::Invalidated { app: demo() }), "it was asked for");
     assert_eq!(world.server.said.iter().filter(|said| said.unregister.is_some()).count(), 1);
 }
 
@@ -368,4 +369,18 @@ fn a_stopped_device_answers_what_waits() {
     world.event(Event::Stop);
     world.command(2, alias("b"));
     assert_eq!(codes(&world), [(1, Code::TimedOut.number()), (2, Code::TimedOut.number())]);
+}
+
+#[test]
+fn many_apps_do_not_say_more_at_once_than_a_server_takes() {
+    let app = |number: usize| format!("com.example.app{number}").parse().expect("an app id");
+    let apps = (0..200).map(|number| app_config(app(number))).collect();
+    let mut world = World::with(config(), apps, Saved::default(), 1);
+    world.server.manners.mute = true;
+    world.start();
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.server.registers().len(), 32);
+    world.server.manners.mute = false;
+    world.cut_and_return();
+    assert_eq!(world.ready().len(), 200);
 }

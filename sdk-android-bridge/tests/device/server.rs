@@ -285,6 +285,12 @@ impl Server {
             Some(register) if code == 0 => Some(self.register(register)),
             _ => None,
         };
+        if let (Some(unregister), 0) = (&said.unregister, code) {
+            let app = unregister.app.parse().expect("an app id");
+            if self.registrations.contains_key(&app) {
+                out.extend(self.invalidate(&app));
+            }
+        }
         let description = (code != 0).then(|| "No.".to_owned());
         let answer = Answer { request, code, description, registered };
         out.extend(self.say(&ToDevice { result: Some(answer), ..ToDevice::default() }));
