@@ -5,6 +5,8 @@
 //! is a few microseconds and the write-ahead log lets it go on during a write. In memory both are one connection, and
 //! everything happens on the caller's thread, so that a simulation stays in one.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,12 +36,15 @@ pub struct SqliteCatalog {
 }
 
 impl SqliteCatalog {
-    /// Opens the file, makes it if it is absent, and brings its schema up to date. A file with a newer schema than this
+    /// Opens the file, makes it, for this user alone, if it is absent, and brings its schema up to date. A file with a newer schema than this
     /// build knows is refused and left as it is.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let opening = |error: rusqlite::Error| {
             StoreError::Unavailable(format!("the catalog {} can't be opened: {error}", path.display()))
         };
+        // The apps' secrets lie here. SQLite gives its other files the mode of this one.
+        let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        made.map_err(|error| StoreError::Unavailable(format!("{} can't be opened: {error}", path.display())))?;
         let mut writer = Connection::open(path).map_err(opening)?;
         writer.pragma_update(None, "journal_mode", "WAL").map_err(opening)?;
         prepare(&writer).map_err(opening)?;
@@ -224,6 +229,8 @@ fn failed(error: rusqlite::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn version(connection: &Connection) -> i64 {
@@ -272,6 +279,9 @@ mod tests {
             let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
             let synchronous: i64 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
             assert_eq!((mode.as_str(), synchronous), ("wal", 2));
+            for file in std::fs::read_dir(folder.path()).unwrap() {
+                assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            }
         }
     }
 }

@@ -45,10 +45,11 @@ pub struct EmbeddedOptions {
     pub group_bytes_max: usize,
     /// For blocks read from disk.
     pub cache_bytes: u64,
-    /// Of one table in memory before it is written to a file.
+    /// Of one table in memory before it is written to a file. Taken when the folder is made and kept with it.
     pub memtable_bytes: u64,
-    /// With less than this free on the disk only requests that delete are accepted: fjall needs room to compact, and what it
-    /// can't finish on a full disk makes it stop. 0 turns the check off.
+    /// With less than this free on the disk only requests that delete are accepted. fjall needs the room: when it can't write
+    /// its tables in memory to files it stops, and may hold up the committing thread until the process is started again.
+    /// 0 turns the check off.
     pub free_bytes_min: u64,
 }
 
@@ -128,7 +129,8 @@ struct Shared {
 }
 
 impl EmbeddedStore {
-    /// Opens the store in this folder and makes it if it is absent. What an earlier process was answered `Ok` for is there.
+    /// Opens the store in this folder and makes it, for this user alone, if it is absent. What an earlier process was
+    /// answered `Ok` for is there.
     ///
     /// [`StoreError::Unavailable`] if the folder can't be used, or another process has it open.
     pub fn open(path: &Path, clock: SharedClock, options: EmbeddedOptions) -> Result<Self, StoreError> {

@@ -10,12 +10,26 @@ use crate::world::{START_MS, TestClock, open_embedded};
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write(Vec<Mutation>),
-    PutIfAbsent(Put),
+    /// Requests made at once, so that they are written in few groups, in this order.
+    Write(Vec<Request>),
     Read(Vec<RowRead>),
     Scan(RowScan),
     Advance(u64),
     Reopen,
+}
+
+#[derive(Debug, Clone)]
+enum Request {
+    Batch(Vec<Mutation>),
+    PutIfAbsent(Put),
+}
+
+/// `None` for a batch.
+async fn serve(store: &dyn SortedStore, request: Request) -> Option<bool> {
+    match request {
+        Request::Batch(batch) => store.write(batch).await.map(|()| None).unwrap(),
+        Request::PutIfAbsent(put) => store.put_if_absent(put).await.map(Some).unwrap(),
+    }
 }
 
 /// Few and awkward keys, so that they meet: prefixes of each other, zeros, the largest byte.
@@ -56,6 +70,10 @@ fn cells() -> impl Strategy<Value = Cells> {
 
 fn step() -> impl Strategy<Value = Step> {
     let limit = prop_oneof![0usize..4, Just(usize::MAX)];
+    let request = prop_oneof![
+        3 => prop::collection::vec(mutation(), 0..8).prop_map(Request::Batch),
+        1 => put().prop_map(Request::PutIfAbsent),
+    ];
     let read = (table(), row(), cells(), limit.clone()).prop_map(|(table, row, cells, limit)| RowRead {
         table,
         row,
@@ -69,8 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
         rows_max,
     });
     prop_oneof![
-        6 => prop::collection::vec(mutation(), 0..8).prop_map(Step::Write),
-        2 => put().prop_map(Step::PutIfAbsent),
+        8 => prop::collection::vec(request, 1..6).prop_map(Step::Write),
         4 => prop::collection::vec(read, 0..20).prop_map(Step::Read),
         3 => scan.prop_map(Step::Scan),
         2 => (1u64..10).prop_map(Step::Advance),
@@ -87,18 +104,24 @@ proptest! {
         runtime.block_on(async {
             let (folder, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
             let memory = MemoryStore::new(clock.clone());
-            let mut embedded = Some(open_embedded(folder.path(), &clock));
+            let open = || Some(Arc::new(open_embedded(folder.path(), &clock)));
+            let mut embedded = open();
             let mut now_ms = START_MS;
             for step in steps {
-                let store = embedded.as_ref().expect("open between steps");
+                let store = embedded.clone().expect("open between steps");
                 match step {
-                    Step::Write(batch) => {
-                        memory.write(batch.clone()).await.unwrap();
-                        store.write(batch).await.unwrap();
-                    }
-                    Step::PutIfAbsent(put) => {
-                        let expected = memory.put_if_absent(put.clone()).await.unwrap();
-                        prop_assert_eq!(store.put_if_absent(put).await.unwrap(), expected);
+                    Step::Write(requests) => {
+                        // One thread runs them first come, first served, so they queue in this order.
+                        let together: Vec<_> = requests
+                            .iter()
+                            .map(|request| {
+                                let (store, request) = (store.clone(), request.clone());
+                                tokio::spawn(async move { serve(store.as_ref(), request).await })
+                            })
+                            .collect();
+                        for (request, answer) in requests.into_iter().zip(together) {
+                            prop_assert_eq!(answer.await.unwrap(), serve(&memory, request).await);
+                        }
                     }
                     Step::Read(rows) => {
                         let expected = memory.read(rows.clone()).await.unwrap();
@@ -113,14 +136,14 @@ proptest! {
                         clock.set(now_ms);
                     }
                     Step::Reopen => {
-                        drop(embedded.take());
-                        embedded = Some(open_embedded(folder.path(), &clock));
+                        drop((embedded.take(), store));
+                        embedded = open();
                     }
                 }
             }
+            let store = embedded.expect("open after the last step");
             for table in [Table::Mailboxes, Table::Names] {
                 let all = RowScan { table, from: Vec::new(), to: None, rows_max: usize::MAX };
-                let store: Arc<dyn SortedStore> = Arc::new(embedded.take().unwrap_or_else(|| open_embedded(folder.path(), &clock)));
                 prop_assert_eq!(store.scan(all.clone()).await.unwrap(), memory.scan(all).await.unwrap());
             }
             Ok(())

@@ -122,7 +122,8 @@ impl Committer {
                 return Ok(Ok(()));
             }
             let mutations = staged.len() as u64;
-            match tables.commit(staged.iter().map(|(key, value)| (key.clone(), value.clone()))) {
+            let keys: Vec<_> = staged.keys().cloned().collect();
+            match tables.commit(staged) {
                 Ok(()) => {
                     let metrics = &self.shared.metrics;
                     metrics.groups.fetch_add(1, Ordering::Relaxed);
@@ -130,7 +131,7 @@ impl Committer {
                     metrics.mutations.fetch_add(mutations, Ordering::Relaxed);
                     Ok(Ok(()))
                 }
-                Err(error) => Ok(Err((error.to_string(), former(tables, staged.into_keys())))),
+                Err(error) => Ok(Err((error.to_string(), former(tables, keys)))),
             }
         })?;
         committed.map_err(|(reason, former)| {
@@ -198,8 +199,10 @@ fn reopen(shared: &Shared, former: &[Change]) -> Result<(), Broken> {
 }
 
 /// What these cells hold now. One that can't be read is left out: it can't be told what it held.
-fn former(tables: &Tables, keys: impl Iterator<Item = (Table, Vec<u8>)>) -> Vec<Change> {
-    keys.filter_map(|(table, key)| tables.value(table, &key).ok().map(|value| ((table, key), value))).collect()
+fn former(tables: &Tables, keys: Vec<(Table, Vec<u8>)>) -> Vec<Change> {
+    keys.into_iter()
+        .filter_map(|(table, key)| tables.value(table, &key).ok().map(|value| ((table, key), value)))
+        .collect()
 }
 
 /// Works out what a request changes, on top of those before it in the group.

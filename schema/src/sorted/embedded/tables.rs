@@ -1,8 +1,9 @@
 //! The tables on disk: how rows and cells lie in fjall, how they are opened, and how they expire.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +43,8 @@ impl Tables {
             if making.try_exists()? {
                 fs::remove_dir_all(&making)?;
             }
+            // Seal keys and messages lie here: nobody else may look.
+            DirBuilder::new().recursive(true).mode(0o700).create(&making)?;
             drop(Self::open(&making, clock, options)?);
             fs::rename(&making, path)?;
             sync_folder(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
@@ -285,6 +288,7 @@ impl CompactionFilter for Expiry {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use idl::clock::Clock;
@@ -334,6 +338,7 @@ mod tests {
         drop(Tables::open_or_create(&path, &clock, &EmbeddedOptions::default()).unwrap());
         assert!(!making.exists());
         assert!(path.join(VERSION_FILE).exists());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
