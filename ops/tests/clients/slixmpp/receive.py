@@ -65,6 +65,12 @@ def decode(kind, data: bytes):
     return struct
 
 
+def text_of(message: bytes) -> str:
+    """A message id as replies to senders have it: 26 characters of Crockford's base 32."""
+    number = int.from_bytes(message, "big")
+    return "".join("0123456789ABCDEFGHJKMNPQRSTVWXYZ"[number >> shift & 31] for shift in range(125, -1, -5))
+
+
 class Receiver(slixmpp.ClientXMPP):
     def __init__(self, arguments: argparse.Namespace):
         mechanism = {"feature_mechanisms": {"use_mech": "SCRAM-SHA-256", "encrypted_plain": False}}
@@ -113,7 +119,7 @@ class Receiver(slixmpp.ClientXMPP):
             await self.command(subscribe=command.Subscribe(app=self.arguments.app, topic=topic))
         for alias in self.arguments.alias:
             await self.command(set_alias=command.SetAlias(app=self.arguments.app, alias_name=alias))
-        say("ready", regid=registered.regid, mechanism=self["feature_mechanisms"].mech.name, tls=self.tls_version())
+        say("ready", regid=registered.regid, mechanism=self.plugin["feature_mechanisms"].mech.name, tls=self.tls_version())
         seen: set[bytes] = set()
         while self.arguments.count is None or len(seen) < self.arguments.count:
             deliver = await self.arrived.get()
@@ -193,7 +199,7 @@ class Receiver(slixmpp.ClientXMPP):
             members = {name: value for name, value in vars(notification).items() if value is not None}
             say(
                 "push",
-                id=deliver.id.hex(),
+                id=text_of(deliver.id),
                 app=deliver.app,
                 payload=notification.payload,
                 broadcast=bool(deliver.broadcast),
