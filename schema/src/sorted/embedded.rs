@@ -5,7 +5,7 @@
 //! expiry costs no writes and no index of its own.
 //!
 //! **Writes** go through one committing thread, which takes all requests that wait, up to a limit, applies them as one
-//! batch, syncs the journal once and then answers them all ([`committer`]). While one group is being synced the next
+//! batch, syncs the journal once and then answers them all (`embedded/committer.rs`). While one group is being synced the next
 //! gathers: the slower the disk, the larger the groups.
 //!
 //! **Reads** of a few rows run on the caller's thread: most are answered by memory within microseconds, less than it takes
@@ -13,7 +13,7 @@
 //! blocking threads.
 //!
 //! **A disk that fails or is full** does not end the process: writes are answered [`StoreError::Unavailable`], and when the
-//! disk takes writes again the store mends itself ([`committer`]).
+//! disk takes writes again the store mends itself (`embedded/committer.rs`).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
