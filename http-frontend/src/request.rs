@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use axum::body::{Body, HttpBody as _};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use idl::error::{Code, Failure};
 use tokio::sync::SemaphorePermit;
@@ -19,6 +19,9 @@ use crate::metrics::{Held, Limit};
 use crate::params::{BodyFormat, Params};
 use crate::reply::{Done, Manner, Refusal, envelope};
 use crate::routes::Route;
+
+/// How much of a body that is too long is read after the limit, so that its sender gets to read the answer.
+const DISCARDED_BYTES_MAX: usize = 16 << 20;
 
 /// Where a request came from, as the accept loop saw it.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +90,8 @@ async fn handle(shared: &Shared, route: Route, request: Request, deadline: Insta
     route.what.admit(shared, address)?;
     let (parts, body) = request.into_parts();
     let mut bodies = shared.bodies.try_acquire_many(0).ok();
-    let body = timeout_at(deadline, read(shared, body, &mut bodies)).await.unwrap_or_else(|_| {
+    let mut body = Announced { body, waits: parts.headers.contains_key(header::EXPECT) };
+    let body = timeout_at(deadline, read(shared, &mut body, &mut bodies, deadline)).await.unwrap_or_else(|_| {
         shared.metrics.hit(Limit::request_time_max);
         let seconds = shared.limits.request_time_max.as_secs_f64();
         let description = format!("the body did not arrive within {seconds} s; nothing was done");
@@ -99,30 +103,57 @@ async fn handle(shared: &Shared, route: Route, request: Request, deadline: Insta
     route.what.handle(shared, received).await
 }
 
+/// A body, and whether its sender waits for `100 Continue` before sending it (RFC 9110 §10.1.1), which hyper sends when
+/// the body is first asked for.
+struct Announced {
+    body: Body,
+    waits: bool,
+}
+
+impl Announced {
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        self.waits = false;
+        while let Some(frame) = poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await {
+            let frame = frame.map_err(|error| {
+                Failure::new(Code::BadRequest, format!("the request's body can't be read: {error}"))
+            })?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads on without keeping anything: a sender who is cut off while it sends may never see the answer.
+    async fn discard(&mut self, deadline: Instant) {
+        let mut discarded = 0;
+        let discard = async {
+            while let Ok(Some(data)) = self.next().await {
+                discarded += data.len();
+                if discarded > DISCARDED_BYTES_MAX {
+                    break;
+                }
+            }
+        };
+        // Whether it ended in time or not, the answer is the same.
+        let _ = timeout_at(deadline, discard).await;
+    }
+}
+
 /// Reads the whole body. What is held of all bodies is counted in `held`, as it comes and not as it is announced, so that
 /// slow senders hold little.
 async fn read<'a>(
     shared: &'a Shared,
-    mut body: Body,
+    body: &mut Announced,
     held: &mut Option<SemaphorePermit<'a>>,
+    deadline: Instant,
 ) -> Result<Vec<u8>, Refusal> {
     let limit = shared.limits.body_bytes_max;
-    let too_large = || {
-        shared.metrics.hit(Limit::body_bytes_max);
-        let description = format!("the request's body is longer than {limit} bytes; send fewer targets in one request");
-        Refusal::with_status(StatusCode::PAYLOAD_TOO_LARGE, Code::BadRequest, description)
-    };
-    if body.size_hint().lower() > limit as u64 {
-        return Err(too_large());
-    }
     let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame
-            .map_err(|error| Failure::new(Code::BadRequest, format!("the request's body can't be read: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > limit {
-            return Err(too_large());
-        }
+    let mut too_large = body.body.size_hint().lower() > limit as u64;
+    while !too_large {
+        let Some(data) = body.next().await? else { return Ok(bytes) };
+        too_large = bytes.len() + data.len() > limit;
         let more = u32::try_from(data.len()).ok().and_then(|length| shared.bodies.try_acquire_many(length).ok());
         let (Some(held), Some(more)) = (held.as_mut(), more) else {
             shared.metrics.hit(Limit::bodies_bytes_max);
@@ -131,5 +162,11 @@ async fn read<'a>(
         held.merge(more);
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes)
+    shared.metrics.hit(Limit::body_bytes_max);
+    drop((bytes, held.take()));
+    if !body.waits {
+        body.discard(deadline).await;
+    }
+    let description = format!("the request's body is longer than {limit} bytes; send fewer targets in one request");
+    Err(Refusal::with_status(StatusCode::PAYLOAD_TOO_LARGE, Code::BadRequest, description))
 }

@@ -235,6 +235,21 @@ async fn bytes_that_are_no_tls_or_no_http_harm_nobody() {
 }
 
 #[tokio::test]
+async fn who_sends_far_too_much_still_reads_the_answer() {
+    let running = Running::start(Limits::default()).await;
+    let length = 8 << 20;
+    let mut stream = running.plain().await;
+    let head = format!("POST /v2/message/all HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("writes");
+    stream.write_all(&vec![b'x'; length]).await.expect("is read to its end");
+    let (head, envelope) = response(&mut stream).await;
+    assert!(head.starts_with("http/1.1 413"), "{head}");
+    assert_eq!(envelope["code"], 10008);
+    drop(stream);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn connections_beyond_a_limit_are_closed_and_a_place_that_is_given_back_is_taken() {
     for (limits, name) in [
         (Limits { connections_max: 1, ..Limits::default() }, "connections_max"),
