@@ -198,7 +198,10 @@ impl StreamReader {
 
 impl std::fmt::Debug for StreamReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamReader").field("limits", &self.limits).field("depth", &self.open.len()).finish_non_exhaustive()
+        f.debug_struct("StreamReader")
+            .field("limits", &self.limits)
+            .field("depth", &self.open.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -192,6 +192,9 @@ struct ChannelReply {
   2: optional list<binary> payloads
   /** Which life of the middle tier's memory answered. */
   3: required binary generation
+  /** If set, the payload to open the channel with from now on when the connection is announced anew: what the device
+   *  holds has changed since it opened the channel. */
+  4: optional binary reopen
 }
 
 /** Asks which issue times of an account's tokens are in force: SCRAM needs them before it has seen a token. */

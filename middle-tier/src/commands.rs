@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use idl::bus::Reply;
 use idl::contract::bus as wire;
-use idl::contract::push::{Ack, AppKeys, FromDevice, Register, Registered, Result as CommandResult};
+use idl::contract::push::{Ack, AppKeys, FromDevice, Hello, Register, Registered, Result as CommandResult};
 use idl::error::{Code, Failure};
 use idl::ids::{AccountId, AppId, MessageId, RegId};
 use idl::seal::{AgreementKey, BroadcastSealer, SingleSeal, verify_registration_proof};
@@ -30,6 +30,8 @@ struct Outcome {
     index: Vec<wire::IndexEntry>,
     registered: Option<Registered>,
     payloads: Vec<Vec<u8>>,
+    /// Which registrations the device holds has changed: the Hello from now on.
+    reopen: Option<Vec<u8>>,
 }
 
 /// A payload came up a channel. A command that is malformed or refused is answered to the device; only what keeps the
@@ -73,6 +75,7 @@ pub(crate) async fn channel_up(
         index: Some(outcome.index),
         payloads: Some(outcome.payloads),
         generation: generation(shared).await?,
+        reopen: outcome.reopen,
     }))
 }
 
@@ -276,7 +279,15 @@ async fn register(
         index: vec![index_entry(&registration)],
         registered: Some(registered(shared, &app, &agreement, &registration)),
         payloads: Vec::new(),
+        reopen: Some(hello(shared, account).await?),
     })
+}
+
+/// What the device would open the channel with now.
+async fn hello(shared: &Shared, account: AccountId) -> Result<Vec<u8>, Failure> {
+    let registrations = shared.accounts.registrations(account).await?;
+    let registrations = registrations.into_iter().map(|(_, regid)| regid.to_string()).collect();
+    Ok(encode(&Hello { registrations: Some(registrations) }))
 }
 
 fn registered(shared: &Shared, app: &App, agreement: &AgreementKey, registration: &Registration) -> Registered {
@@ -303,6 +314,7 @@ async fn unregister(shared: &Arc<Shared>, account: AccountId, app: &AppId) -> Re
         index: vec![no_index_entry(app, registration.version + 1)],
         payloads: vec![payload::unregistered(registration.regid, app)],
         registered: None,
+        reopen: Some(hello(shared, account).await?),
     })
 }
 

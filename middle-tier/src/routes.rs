@@ -111,6 +111,7 @@ pub(crate) async fn open_channel(shared: &Arc<Shared>, request: wire::OpenChanne
         index: Some(index),
         payloads: Some(payloads),
         generation: generation(shared).await?,
+        reopen: None,
     }))
 }
 

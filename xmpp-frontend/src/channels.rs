@@ -34,7 +34,7 @@ pub(crate) struct Work {
     bytes: usize,
     /// A task is at work.
     busy: bool,
-    /// The open channels, each with the payload that it was opened with.
+    /// The open channels, each with the payload to open it with again.
     open: BTreeMap<u32, Vec<u8>>,
     /// The life of the middle's memory that this line was last announced to.
     generation: Option<Generation>,
@@ -313,6 +313,9 @@ fn apply(shared: &Arc<Shared>, line: &Arc<Line>, number: u32, place: u64, reply:
     let applied = shared.hub.apply(line, place, changes, frames, shared.clock.now_ms());
     shared.learn(reply.generation);
     let mut work = lock(&line.work);
+    if let Some(reopen) = reply.reopen {
+        work.open.insert(number, reopen);
+    }
     match applied {
         Applied::Whole => work.reopened = 0,
         Applied::Wrapped => {

@@ -32,6 +32,8 @@ pub(crate) struct ChannelReply {
     pub(crate) index: Vec<wire::IndexEntry>,
     pub(crate) payloads: Vec<Vec<u8>>,
     pub(crate) generation: Generation,
+    /// What to open the channel with from now on when it is opened anew.
+    pub(crate) reopen: Option<Vec<u8>>,
 }
 
 /// A route that was claimed.
@@ -167,6 +169,7 @@ impl Middle {
                 index: reply.index.unwrap_or_default(),
                 payloads: reply.payloads.unwrap_or_default(),
                 generation: generation(&reply.generation)?,
+                reopen: reply.reopen,
             }),
             _ => Err(unexpected(name)),
         }

@@ -1862,14 +1862,18 @@ pub struct ChannelReply {
   pub payloads: Option<Vec<Vec<u8>>>,
   /// Which life of the middle tier's memory answered.
   pub generation: Vec<u8>,
+  /// If set, the payload to open the channel with from now on when the connection is announced anew: what the device
+  /// holds has changed since it opened the channel.
+  pub reopen: Option<Vec<u8>>,
 }
 
 impl ChannelReply {
-  pub fn new<F1, F2>(index: F1, payloads: F2, generation: Vec<u8>) -> ChannelReply where F1: Into<Option<Vec<IndexEntry>>>, F2: Into<Option<Vec<Vec<u8>>>> {
+  pub fn new<F1, F2, F4>(index: F1, payloads: F2, generation: Vec<u8>, reopen: F4) -> ChannelReply where F1: Into<Option<Vec<IndexEntry>>>, F2: Into<Option<Vec<Vec<u8>>>>, F4: Into<Option<Vec<u8>>> {
     ChannelReply {
       index: index.into(),
       payloads: payloads.into(),
       generation,
+      reopen: reopen.into(),
     }
   }
 }
@@ -1880,6 +1884,7 @@ impl TSerializable for ChannelReply {
     let mut f_1: Option<Vec<IndexEntry>> = None;
     let mut f_2: Option<Vec<Vec<u8>>> = None;
     let mut f_3: Option<Vec<u8>> = None;
+    let mut f_4: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1911,6 +1916,10 @@ impl TSerializable for ChannelReply {
           let val = i_prot.read_bytes()?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1923,6 +1932,7 @@ impl TSerializable for ChannelReply {
       index: f_1,
       payloads: f_2,
       generation: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      reopen: f_4,
     };
     Ok(ret)
   }
@@ -1950,6 +1960,11 @@ impl TSerializable for ChannelReply {
     o_prot.write_field_begin(&TFieldIdentifier::new("generation", TType::String, 3))?;
     o_prot.write_bytes(&self.generation)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.reopen {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reopen", TType::String, 4))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
