@@ -22,6 +22,11 @@ pub(crate) const ACCOUNT: AccountId = AccountId(0x0123_4567_89ab_cdef_0123_4567_
 pub(crate) const TOKEN: &str = "cpt1.1.1754000000000.c2VjcmV0";
 pub(crate) const APP_KEY: &str = "demo-app-key";
 
+/// The seed of the server's randomness; its private key comes first.
+pub(crate) const SEED: u64 = 1_000;
+pub(crate) const BROADCAST_KEY: [u8; 32] = *b"the key of this app's broadcasts";
+pub(crate) const SIGNING_SEED: [u8; 32] = *b"the seed of the key that signs!!";
+
 const LIMITS: Limits = Limits { stanza_bytes_max: 65_536, depth_max: 8 };
 const SASL: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
 const SM: &str = "urn:xmpp:sm:3";
@@ -118,7 +123,9 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new() -> Self {
-        let entropy = Steady::new(1_000);
+        let entropy = Steady::new(SEED);
+        let mut secret = [0; 32];
+        entropy.fill(&mut secret);
         Self {
             manners: Manners::default(),
             said: Vec::new(),
@@ -132,8 +139,8 @@ impl Server {
             open: false,
             reader: StreamReader::new(LIMITS),
             authenticated: false,
-            secret: AgreementKey::random(&entropy),
-            broadcast: BroadcastSealer::new(&[7; 32], &[8; 32]),
+            secret: AgreementKey::from_bytes(secret),
+            broadcast: BroadcastSealer::new(&BROADCAST_KEY, &SIGNING_SEED),
             entropy,
             managed: false,
             received: 0,
@@ -199,7 +206,7 @@ impl Server {
                 self.managed = true;
                 (self.received, self.sent) = (0, 0);
                 self.unacknowledged.clear();
-                let resume = if self.manners.resumable { " id='stream-1' resume='true'" } else { "" };
+                let resume = if self.manners.resumable { " id='stream-1' resume='true' max='300'" } else { "" };
                 out.extend_from_slice(format!("<enabled xmlns='{SM}'{resume}/>").as_bytes());
             }
             ("resume", SM) => self.resume(element, out),
@@ -260,12 +267,12 @@ impl Server {
         if let Some(open) = iq.children().find_map(Payload::from_open) {
             let open = open.expect("a payload");
             self.hellos.push(wire::decode_device(&open.bytes).expect("a Hello"));
-            let answer = match self.manners.channel_failure {
-                Some(condition) => format!(
-                    "<iq type='error' id='{id}'><error type='cancel'>\
-                     <{condition} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>"
-                ),
-                None => format!("<iq type='result' id='{id}'/>"),
+            let answer = if let Some(condition) = self.manners.channel_failure {
+                let condition = format!("<{condition} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/>");
+                format!("<iq type='error' id='{id}'><error type='cancel'>{condition}</error></iq>")
+            } else {
+                let opened = "<open xmlns='urn:campanile:channel:1' number='5'/>";
+                format!("<iq type='result' id='{id}' to='{ACCOUNT}@{DOMAIN}/push'>{opened}</iq>")
             };
             self.open = self.manners.channel_failure.is_none();
             self.stanza(answer.into_bytes(), out);
@@ -301,7 +308,7 @@ impl Server {
         assert!(verify_registration_proof(APP_KEY, ACCOUNT, &app, &register.public_key, &register.proof));
         let public: [u8; 32] = register.public_key.as_slice().try_into().expect("32 bytes");
         let seal = || SingleSeal::new(&self.secret.agree_as_server(&public, APP_KEY).expect("a usable key"));
-        let keys = AppKeys { broadcast_key: vec![7; 32], verify_key: self.broadcast.verify_key().to_vec() };
+        let keys = AppKeys { broadcast_key: BROADCAST_KEY.to_vec(), verify_key: self.broadcast.verify_key().to_vec() };
         let sealed_keys = seal().seal_keys(&app, &self.entropy, &wire::encode(&keys));
         let (seal, server_key) = (seal(), self.secret.public().to_vec());
         let regid = if let Some(known) = self.registrations.get(&app) {
