@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use serde_json::Value;
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::config::{self, Config, ConfigError, Sources};
@@ -145,16 +145,21 @@ impl Settings {
     }
 
     /// Says something on stdout: the value as one line of JSON, or the words for people.
-    fn say(&self, value: &Value, words: &str) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        if self.json {
-            writeln!(out, "{value}")?;
-        } else {
-            writeln!(out, "{words}")?;
-        }
-        out.flush()?;
-        Ok(())
+    fn say(&self, value: &impl Serialize, words: &str) -> Result<()> {
+        if self.json { say_json(value) } else { say_line(words) }
     }
+}
+
+/// One line of JSON on stdout.
+fn say_json(value: &impl Serialize) -> Result<()> {
+    say_line(&serde_json::to_string(value)?)
+}
+
+fn say_line(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
 }
 
 /// A runtime for a command that does one thing at a time.

@@ -18,12 +18,11 @@ use sdk_android_bridge::driver::tls::{Endpoint, TlsConnector, TlsMode};
 use sdk_android_bridge::driver::{Device as SdkDevice, DeviceControl, DeviceEvent, DeviceHandle};
 use sdk_android_bridge::{AppConfig, Command, Config as DeviceConfig, Core, Failure, Push, Saved};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::server::{Found, Server};
-use super::{Settings, Usage, small_runtime};
+use super::{Settings, Usage, say_json, small_runtime};
 use crate::admin::{App, Ask};
 use crate::api::{self, Account};
 use crate::config::Config;
@@ -241,7 +240,7 @@ impl Session<'_> {
     fn take(&mut self, event: DeviceEvent, control: &DeviceControl) -> Result<Option<Commanding>> {
         match event {
             DeviceEvent::Push(push) => {
-                self.settings.say(&line_of(&push), &line_of(&push).to_string())?;
+                say_json(&line_of(&push))?;
                 control.handled(&push.app, push.id);
             }
             DeviceEvent::Ready { regid, .. } if self.regid == Some(regid) => self.say_ready(regid)?,
@@ -256,15 +255,15 @@ impl Session<'_> {
             }
             DeviceEvent::RegisterFailed { failure, .. } => bail!("{} could not be registered: {failure}", self.app),
             DeviceEvent::Revoked { id, .. } => {
-                let line = json!({ "event": "revoked", "app": self.app.as_str(), "id": id.to_string() });
+                let line = Line::Revoked { app: self.app.as_str(), id: id.to_string() };
                 self.settings.say(&line, &format!("taken back: {id}"))?;
             }
             DeviceEvent::Invalidated { .. } => {
-                let line = json!({ "event": "invalidated", "app": self.app.as_str() });
+                let line = Line::Invalidated { app: self.app.as_str() };
                 self.settings.say(&line, "the registration is gone; registering anew")?;
             }
             DeviceEvent::Offline { reason } => {
-                let line = json!({ "event": "offline", "reason": reason.to_string() });
+                let line = Line::Offline { reason: reason.to_string() };
                 self.settings.say(&line, &format!("offline: {reason}; coming back"))?;
             }
             DeviceEvent::LoggedOut { reason } => {
@@ -277,40 +276,73 @@ impl Session<'_> {
 
     fn say_ready(&self, regid: RegId) -> Result<()> {
         let account = &self.keeper.state.account.jid;
-        let line = json!({
-            "event": "ready",
-            "account": account,
-            "app": self.app.as_str(),
-            "regid": regid.to_string(),
-        });
+        let line = Line::Ready { account, app: self.app.as_str(), regid: regid.to_string() };
         self.settings.say(&line, &format!("ready: registration {regid} of {} on {account}", self.app))
     }
 }
 
-/// A push as one JSON object. What the sender left out is left out.
-fn line_of(push: &Push) -> Value {
+/// What is printed, as JSON. What a sender left out is left out.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Line<'a> {
+    Ready { account: &'a str, app: &'a str, regid: String },
+    Push(PushLine<'a>),
+    Revoked { app: &'a str, id: String },
+    Invalidated { app: &'a str },
+    Offline { reason: String },
+}
+
+/// A push by the names of the send API.
+#[derive(Serialize)]
+struct PushLine<'a> {
+    id: String,
+    app: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pass_through: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notify_type: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notify_id: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extra: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alias: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_account: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_at_ms: Option<i64>,
+    broadcast: bool,
+}
+
+fn line_of(push: &Push) -> Line<'_> {
     let notification = &push.notification;
-    let all = [
-        ("event", json!("push")),
-        ("id", json!(push.id.to_string())),
-        ("app", json!(push.app.as_str())),
-        ("payload", json!(notification.payload)),
-        ("title", json!(notification.title)),
-        ("description", json!(notification.description)),
-        ("pass_through", json!(notification.pass_through)),
-        ("notify_type", json!(notification.notify_type)),
-        ("notify_id", json!(notification.notify_id)),
-        ("extra", json!(notification.extra)),
-        ("topic", json!(notification.topic)),
-        ("alias", json!(notification.alias_name)),
-        ("user_account", json!(notification.user_account)),
-        ("job_key", json!(notification.job_key)),
-        ("accepted_at_ms", json!(notification.accepted_at_ms)),
-        ("broadcast", json!(push.broadcast)),
-    ];
-    let line: Map<_, _> =
-        all.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.to_owned(), value)).collect();
-    Value::Object(line)
+    Line::Push(PushLine {
+        id: push.id.to_string(),
+        app: push.app.as_str(),
+        payload: notification.payload.as_deref(),
+        title: notification.title.as_deref(),
+        description: notification.description.as_deref(),
+        pass_through: notification.pass_through,
+        notify_type: notification.notify_type,
+        notify_id: notification.notify_id,
+        extra: notification.extra.as_ref(),
+        topic: notification.topic.as_deref(),
+        alias: notification.alias_name.as_deref(),
+        user_account: notification.user_account.as_deref(),
+        job_key: notification.job_key.as_deref(),
+        accepted_at_ms: notification.accepted_at_ms,
+        broadcast: push.broadcast,
+    })
 }
 
 fn parse<T>(flag: &str, text: &str) -> Result<T>

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::server::Server;
 use super::{Settings, Usage};
@@ -107,7 +108,7 @@ impl Send {
         for (name, value) in bad {
             let _ = write!(words, "; {name}: {value}");
         }
-        settings.say(&with_event(&envelope.data), &words)
+        settings.say(&Line { event: "accepted", data: &envelope.data }, &words)
     }
 
     fn secret(&self, config: &Config) -> Result<String> {
@@ -125,10 +126,10 @@ impl Send {
     }
 }
 
-fn with_event(data: &Value) -> Value {
-    let mut line = data.clone();
-    if line.is_object() {
-        line["event"] = json!("accepted");
-    }
-    line
+/// What a machine reads: the id, and which targets were not known.
+#[derive(Serialize)]
+struct Line<'a> {
+    event: &'a str,
+    #[serde(flatten)]
+    data: &'a Value,
 }

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{Settings, check_config};
+use crate::admin::App;
 use crate::config::DataPath;
 use crate::lifecycle;
+use crate::socket::Run;
 use crate::telemetry;
 use crate::wiring::{self, Ready};
 
@@ -52,14 +54,19 @@ impl Serve {
     }
 }
 
-fn announcement(ready: &Ready) -> serde_json::Value {
-    let mut line = json!(ready.run);
-    line["event"] = json!("ready");
-    line["data"] = json!(ready.folder.path());
-    if let Some(demo) = &ready.demo {
-        line["demo"] = json!(demo);
-    }
-    line
+/// What a machine reads.
+#[derive(Serialize)]
+struct Announcement<'a> {
+    event: &'a str,
+    data: &'a Path,
+    #[serde(flatten)]
+    run: &'a Run,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    demo: Option<&'a App>,
+}
+
+fn announcement(ready: &Ready) -> Announcement<'_> {
+    Announcement { event: "ready", data: ready.folder.path(), run: &ready.run, demo: ready.demo.as_ref() }
 }
 
 /// What a person reads first.

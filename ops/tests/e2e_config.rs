@@ -1,0 +1,310 @@
+//! The operator's surface of the real binary: exit codes, one line of error with the way out, the first start, one owner
+//! of a data folder, and the commands with and without a running server.
+
+#[path = "harness/harness.rs"]
+#[expect(clippy::allow_attributes, reason = "each test file uses a part of the harness")]
+#[allow(dead_code, reason = "each test file uses a part of the harness")]
+mod harness;
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use harness::server::{Server, campanile, run, text};
+use harness::terminal::TerminalDevice;
+use harness::wait_for;
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// The one line that it said, and its exit code.
+fn refusal(output: &Output) -> (Option<i32>, String) {
+    let said = text(&output.stderr);
+    assert_eq!(said.lines().count(), 1, "an error is one line: {said}");
+    assert!(output.stdout.is_empty(), "an error says nothing on stdout: {}", text(&output.stdout));
+    (output.status.code(), said)
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_one_line() {
+    for arguments in [&["frobnicate"][..], &["serve", "--frob"], &["send", "--app", "a", "text"], &["app", "create"]] {
+        let (code, said) = refusal(&run(arguments));
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert!(said.starts_with("campanile: ") && said.contains("campanile --help"), "{said}");
+    }
+    let (code, said) = refusal(&run(&["check-config", "--set", "nonsense"]));
+    assert_eq!((code, said.contains("--set KEY=VALUE")), (Some(2), true), "{said}");
+    assert!(run(&["--help"]).status.success());
+    assert!(text(&run(&["--version"]).stdout).starts_with("campanile 0."));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place_and_the_nearest_valid_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("campanile.toml");
+    fs::write(&file, "[xmpp]\nstart_tls = \"\"\n").expect("writes");
+    for command in ["serve", "check-config"] {
+        let output = campanile().arg(command).arg("--config").arg(&file).output().expect("the binary runs");
+        let (code, said) = refusal(&output);
+        assert_eq!(code, Some(2));
+        assert!(said.contains("campanile.toml:2: unknown key xmpp.start_tls; did you mean xmpp.starttls?"), "{said}");
+    }
+    let output = campanile().arg("serve").env("CAMPANILE_HTTP__HTTP", "").output().expect("the binary runs");
+    let (code, said) = refusal(&output);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("environment variable CAMPANILE_HTTP__HTTP: unknown key http.http; did you mean"), "{said}");
+    let (code, said) = refusal(&run(&["serve", "--config", "/nowhere/campanile.toml"]));
+    assert_eq!(code, Some(2));
+    assert!(said.contains("/nowhere/campanile.toml: can't be read"), "{said}");
+}
+
+#[test]
+fn check_config_shows_what_would_be_in_force() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("campanile.toml");
+    fs::write(&file, "domain = \"push.example.com\"\n[log]\nformat = \"json\"\n").expect("writes");
+    let mut command = campanile();
+    command.arg("check-config").arg("--config").arg(&file).env("CAMPANILE_XMPP__TLS", "127.0.0.1:7443");
+    let human = command.output().expect("the binary runs");
+    assert!(human.status.success());
+    assert!(text(&human.stdout).contains("domain = \"push.example.com\"\n"));
+    let output = command.arg("--json").output().expect("the binary runs");
+    let line: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(line["valid"], true);
+    assert_eq!(line["settings"]["xmpp.tls"], "127.0.0.1:7443");
+    assert_eq!(line["settings"]["log.format"], "json");
+    assert_eq!(line["settings"]["limits.middle_window_max"], 64);
+}
+
+#[test]
+fn what_can_not_be_served_is_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let key = folder.path().join("key.pem");
+    fs::write(&key, "no key").expect("writes");
+    let key = key.to_str().expect("a path");
+    let cases: &[(&[&str], &str)] = &[
+        (&["--set", "xmpp.plain=0.0.0.0:0"], "set allow_plain_remote = true"),
+        (&["--set", "http.plain=192.0.2.1:80"], "bind it to 127.0.0.1"),
+        (&["--set", "tls.certificate=/nowhere.pem", "--set", "tls.key=/nowhere.key"], "tls.certificate /nowhere.pem"),
+        (&["--set", &format!("tls.certificate={key}"), "--set", "tls.key=/nowhere.key"], "holds no certificate"),
+        (&["--set", "tls.certificate=/nowhere.pem"], "tls.certificate and tls.key go together"),
+        (&["--set", "log.level=loud,=,"], "log.level"),
+        (&["--role", "middle-tier"], "needs bus.kind = \"redis\", which is not in this version yet"),
+        (&["--role", "bell"], "--role: role is \"bell\"; it must be one of"),
+        (&["--set", "bus.kind=redis"], "use \"in-process\""),
+    ];
+    for (arguments, expected) in cases {
+        let output =
+            campanile().arg("serve").arg("--data").arg(&data).args(*arguments).output().expect("the binary runs");
+        let (code, said) = refusal(&output);
+        assert_eq!(code, Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+        assert!(!data.exists(), "{arguments:?} touched the data folder");
+    }
+}
+
+#[test]
+fn a_first_start_makes_an_identity_and_a_demo_application_and_says_how_to_use_them() {
+    let server = Server::start();
+    let mode = |path: &std::path::Path| fs::metadata(path).expect("is there").permissions().mode() & 0o777;
+    assert_eq!(mode(server.data()), 0o700);
+    let folder = server.folder();
+    for private in
+        [folder.keys(), folder.demo(), folder.socket(), folder.tls().join("server.key"), folder.tls().join("ca.key")]
+    {
+        assert_eq!(mode(&private), 0o600, "{}", private.display());
+    }
+    let run: Value = serde_json::from_slice(&fs::read(folder.run()).expect("run.json")).expect("JSON");
+    assert_eq!(run["pid"], server.pid());
+    assert_eq!(run["role"], "all");
+    assert_eq!(run["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(run["ca"], folder.ca().to_str().expect("a path"));
+    for key in ["xmpp.starttls", "xmpp.tls", "http.https", "telemetry.listen"] {
+        assert_ne!(server.address(key).port(), 0, "{key}");
+    }
+    let (said, _) = server.output();
+    let secret = server.demo().secret.expect("the demo's secret");
+    assert!(said.contains(folder.ca().to_str().expect("a path")), "{said}");
+    assert!(said.contains(" device --data ") && said.contains("--app com.example.demo"), "{said}");
+    assert!(said.contains(&format!("Authorization: key={secret}")), "{said}");
+}
+
+#[test]
+fn the_printed_commands_send_from_curl_to_the_device_now_and_after_another_start() {
+    let mut server = Server::start();
+    for round in 0..2 {
+        let (said, _) = server.output();
+        let printed = |word: &str| {
+            let line = said.lines().find(|line| line.starts_with("  ") && line.contains(word));
+            line.unwrap_or_else(|| panic!("no {word} command in {said}")).trim().to_owned()
+        };
+        let device_log = server.data().join(format!("device-{round}"));
+        let log = fs::File::create(&device_log).expect("a file");
+        let mut device = std::process::Command::new("sh")
+            .args(["-c", &format!("exec {}", printed(" device "))])
+            .stdout(log)
+            .spawn()
+            .expect("a shell");
+        let device_said = || fs::read_to_string(&device_log).expect("its output");
+        wait_for("the device is ready", || device_said().contains("ready: registration").then_some(()));
+        for command in [printed("curl "), printed(" send ")] {
+            let output = std::process::Command::new("sh").args(["-c", &command]).output().expect("a shell");
+            assert!(output.status.success(), "{command}: {}", text(&output.stderr));
+        }
+        for push in ["Hello from curl", "Hello from the tower"] {
+            wait_for(push, || device_said().contains(push).then_some(()));
+        }
+        device.kill().expect("a child can be killed");
+        device.wait().expect("a child can be waited for");
+        server.restart();
+    }
+}
+
+#[test]
+fn a_data_folder_has_one_server_and_a_crash_leaves_it_free() {
+    let mut server = Server::start();
+    let data = server.data().to_str().expect("a path").to_owned();
+    let (code, said) = refusal(&run(&["serve", "--data", &data]));
+    assert_eq!(code, Some(1));
+    assert!(said.contains(&format!("in use by process {}", server.pid())), "{said}");
+    server.kill();
+    assert!(server.folder().run().exists(), "a killed server can't take run.json away");
+    server.restart();
+    assert!(server.stop().success());
+    assert!(!server.folder().run().exists() && !server.folder().socket().exists());
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("an address").to_string();
+    for key in ["xmpp.tls", "http.https", "telemetry.listen"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut command = campanile();
+        command.arg("serve").arg("--data").arg(folder.path());
+        for listener in ["xmpp.starttls", "xmpp.tls", "http.https", "telemetry.listen"] {
+            let at = if listener == key { address.as_str() } else { "127.0.0.1:0" };
+            command.arg("--set").arg(format!("{listener}={at}"));
+        }
+        let output = command.arg("--set").arg("log.level=off").output().expect("the binary runs");
+        let (code, said) = refusal(&output);
+        assert_eq!(code, Some(1));
+        assert!(said.contains(&address) && said.contains(key), "{key}: {said}");
+    }
+}
+
+#[test]
+fn applications_are_made_listed_and_rotated_with_and_without_a_running_server() {
+    let mut server = Server::start();
+    let made = server.json(&["app", "create", "com.example.shop", "--package", "com.example.shop.android"]);
+    let secret = made[0]["secret"].as_str().expect("a secret").to_owned();
+    assert_eq!(made[0]["package"], "com.example.shop.android");
+    assert!(server.stop().success());
+
+    let listed = server.json(&["app", "list"]);
+    let ids: Vec<_> = listed.iter().map(|app| app["app"].as_str().expect("an id")).collect();
+    assert_eq!(ids, ["com.example.demo", "com.example.shop"]);
+    assert!(listed.iter().all(|app| app.get("secret").is_none()), "{listed:?}");
+    server.json(&["app", "create", "com.example.offline"]);
+    let rotated = server.json(&["app", "rotate-secret", "com.example.shop"]);
+    let (code, said) = refusal(&server.command(&["app", "create", "com.example.offline"]));
+    assert_eq!((code, said.contains("there is an application com.example.offline already")), (Some(1), true), "{said}");
+
+    server.restart();
+    assert_eq!(server.json(&["app", "list"]).len(), 3);
+    let send = |secret: &str| server.api().post("/v3/message/all", Some(secret), &[("payload", "p")]).expect("answers");
+    assert_eq!(send(&secret).code, 21301, "the secret of before");
+    assert_eq!(send(rotated[0]["secret"].as_str().expect("a secret")).code, 0);
+    let (code, said) = refusal(&server.command(&["app", "rotate-secret", "com.example.nobody"]));
+    assert_eq!((code, said.contains("there is no application com.example.nobody")), (Some(1), true), "{said}");
+
+    server.json(&["app", "rotate-secret", "com.example.demo"]);
+    server.send("/v3/message/all", &[("payload", "with the rotated secret")]);
+}
+
+#[test]
+fn a_running_server_says_how_it_is_and_drains_when_asked() {
+    let mut server = Server::start();
+    let status = &server.json(&["ctl", "status"])[0];
+    assert_eq!((&status["state"], &status["pid"]), (&Value::from("ready"), &Value::from(server.pid())));
+    assert_eq!(server.telemetry("/live"), (200, "live\n".to_owned()));
+    assert_eq!(server.telemetry("/ready"), (200, "ready\n".to_owned()));
+    let (code, page) = server.telemetry("/metrics");
+    assert_eq!(code, 200);
+    for metric in
+        ["campanile_build_info", "campanile_http_", "campanile_front_", "campanile_middle_", "campanile_store_"]
+    {
+        assert!(page.contains(metric), "no {metric} in {page}");
+    }
+    server.json(&["ctl", "drain"]);
+    wait_for("run.json is gone", || (!server.folder().run().exists()).then_some(()));
+    wait_for("no server answers", || (server.command(&["ctl", "status"]).status.code() == Some(1)).then_some(()));
+    let (_, said) = refusal(&server.command(&["ctl", "status"]));
+    assert!(said.contains("no server runs on the data folder") && said.contains("campanile serve"), "{said}");
+    server.kill();
+}
+
+#[test]
+fn revoking_the_tokens_of_an_account_ends_its_device() {
+    let server = Server::start();
+    let device = TerminalDevice::start(&server, &[]);
+    let account = device.events("ready")[0]["account"].as_str().expect("an account").to_owned();
+    server.json(&["ctl", "revoke-tokens", &account]);
+    wait_for("the device is offline", || (!device.events("offline").is_empty()).then_some(()));
+    let (code, said) = refusal(&server.command(&["ctl", "revoke-tokens", "nobody"]));
+    assert_eq!((code, said.contains("account id")), (Some(1), true), "{said}");
+}
+
+#[test]
+fn a_device_keeps_its_state_and_prints_no_push_twice() {
+    let server = Server::start();
+    let state = server.data().join("device.json");
+    let arguments = ["--alias", "keeper", "--state", state.to_str().expect("a path")];
+    let device = TerminalDevice::start(&server, &arguments);
+    let regid = device.regid();
+    server.send("/v3/message/alias", &[("alias", "keeper"), ("payload", "first")]);
+    device.wait_for_push("first");
+    device.stop();
+    server.send("/v3/message/alias", &[("alias", "keeper"), ("payload", "second")]);
+    let device = TerminalDevice::start(&server, &arguments);
+    assert_eq!(device.regid(), regid);
+    device.wait_for_push("second");
+    server.send("/v3/message/alias", &[("alias", "keeper"), ("payload", "third")]);
+    device.wait_for_push("third");
+    assert_eq!(device.payloads(), ["second", "third"]);
+}
+
+/// A server with a request under way that never ends: its drain waits for it.
+fn server_that_can_not_drain(drain_ms_max: &str) -> (Server, TcpStream) {
+    let server = Server::start_with(&[
+        ("http.plain", "127.0.0.1:0"),
+        ("limits.http_request_ms_max", "600000"),
+        ("limits.http_drain_ms_max", "600000"),
+        ("limits.drain_ms_max", drain_ms_max),
+    ]);
+    let mut request = TcpStream::connect(server.address("http.plain")).expect("it listens");
+    let head = "POST /v3/message/all HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n";
+    request.write_all(head.as_bytes()).expect("it reads");
+    wait_for("the request is under way", || (server.metric("campanile_http_requests_in_flight") > 0.0).then_some(()));
+    (server, request)
+}
+
+#[test]
+fn a_second_signal_ends_a_server_that_drains() {
+    let (mut server, _request) = server_that_can_not_drain("600000");
+    server.signal(Signal::TERM);
+    wait_for("it drains", || server.output().1.contains("draining").then_some(()));
+    assert!(server.stop().code() == Some(1), "{}", server.output().1);
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_given_up_and_told() {
+    let (mut server, _request) = server_that_can_not_drain("300");
+    let status = server.stop();
+    let (_, said) = server.output();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("the drain was not over after 300 ms (limits.drain_ms_max)"), "{said}");
+    assert!(!server.folder().run().exists());
+}
