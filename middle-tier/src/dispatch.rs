@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use idl::channel;
 use idl::contract::bus::{FrontBatch, FrontItem};
-use idl::error::Failure;
+use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
 use idl::message::Message;
 use schema::registrations::Registration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::session::{Item, Step};
-use crate::sessions::Handle;
+use crate::sessions::{Handle, index_entry};
 use crate::{Shared, payload};
 
 /// Hand-offs that may fail in a row before a session asks whether its front still lives.
@@ -36,6 +36,11 @@ pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
         }
         let step = handle.lock().next(shared.clock.now_ms(), &shared.config);
         match step {
+            Step::Index(registrations) => {
+                if tell_index(shared, handle, &registrations).await.is_err() {
+                    handle.lock().failed(&shared.config);
+                }
+            }
             Step::HandOff(items) => hand_off(shared, handle, items).await,
             Step::Drain(reads) => drain(shared, handle, &reads).await,
             Step::Judge { app, from, to } => judge(shared, handle, app, from, to).await,
@@ -51,6 +56,38 @@ pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
                 shared.sessions.remove(account, handle);
                 return;
             }
+        }
+    }
+}
+
+/// Tells the front's index of changed registrations and waits until it has them. A front that is gone has nobody to
+/// misdirect anything to.
+pub(crate) async fn tell_index(
+    shared: &Arc<Shared>,
+    handle: &Arc<Handle>,
+    registrations: &[Arc<Registration>],
+) -> Result<(), Failure> {
+    let (front, item) = {
+        let session = handle.lock();
+        let item = FrontItem {
+            account: session.account.to_string(),
+            epoch: session.epoch.to_bytes().to_vec(),
+            index: Some(registrations.iter().map(|registration| index_entry(registration)).collect()),
+            channel: None,
+            payloads: None,
+            conflict: None,
+        };
+        (session.front, item)
+    };
+    let deadline = Instant::now() + shared.config.hand_off_time_max;
+    match shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await {
+        Err(failure) if failure.code != Code::System => Err(failure),
+        _ => {
+            let mut session = handle.lock();
+            for registration in registrations {
+                session.indexed(registration);
+            }
+            Ok(())
         }
     }
 }

@@ -82,8 +82,10 @@ async fn change_one(
         registration.topics.insert(topic.clone(), id);
         Ok(true)
     });
-    if let Some(registration) = changed.await? {
-        shared.sessions.changed(shared, registration).await;
+    match changed.await? {
+        Some(registration) => shared.sessions.changed(shared, registration).await,
+        // Changed by an earlier try whose front did not answer.
+        None if shared.sessions.is_index_due(old.account, app) => shared.sessions.changed(shared, old).await,
+        None => Ok(()),
     }
-    Ok(())
 }

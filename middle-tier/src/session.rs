@@ -39,6 +39,7 @@ pub(crate) struct Session {
 }
 
 /// What the session knows of one registration.
+#[expect(clippy::struct_excessive_bools, reason = "each is a separate thing that is or is not due")]
 struct Held {
     registration: Arc<Registration>,
     in_step: bool,
@@ -56,6 +57,8 @@ struct Held {
     /// Acknowledged broadcasts that a judgement may meet again.
     acked: BTreeSet<MessageId>,
     judge: Judging,
+    /// The front's index has an older version of the membership.
+    index_due: bool,
     /// A judgement met rows since the cursor was written: without any, reading the same nothing again costs nothing.
     cursor_due: bool,
     written: Cursor,
@@ -94,6 +97,8 @@ impl Item {
 
 /// What to do next for a session.
 pub(crate) enum Step {
+    /// Tell the front's index of these registrations.
+    Index(Vec<Arc<Registration>>),
     /// Hand these to the front, in this order.
     HandOff(Vec<(Arc<Registration>, Vec<Item>)>),
     /// Read these mailboxes from their beginning, so many cells each.
@@ -163,6 +168,7 @@ impl Session {
             pending: BTreeMap::new(),
             acked: cursor.acked.iter().copied().collect(),
             judge: Judging::Whole,
+            index_due: false,
             cursor_due: false,
             written: cursor,
             registration,
@@ -179,6 +185,30 @@ impl Session {
         if let Some(held) = self.held.get_mut(&app) {
             held.dirty = self.stored_unheld.remove(&regid);
             self.drained(regid, mailbox, !more);
+        }
+    }
+
+    /// Someone other than the device changed the membership: the front's index must follow.
+    pub(crate) fn changed(&mut self, registration: Arc<Registration>) {
+        let app = registration.app.clone();
+        self.hold(registration);
+        if let Some(held) = self.held.get_mut(&app) {
+            held.index_due = true;
+        }
+    }
+
+    /// True while the front's index has an older version of the app's membership.
+    pub(crate) fn is_index_due(&self, app: &AppId) -> bool {
+        self.held.get(app).is_some_and(|held| held.index_due)
+    }
+
+    /// The front's index has this version. What was broadcast in between is judged.
+    pub(crate) fn indexed(&mut self, registration: &Registration) {
+        if let Some(held) = self.held.get_mut(&registration.app)
+            && held.registration.version == registration.version
+            && std::mem::take(&mut held.index_due)
+        {
+            held.judge = Judging::Whole;
         }
     }
 
@@ -279,6 +309,10 @@ impl Session {
         if self.ending {
             return self.next_of_ending(now_ms, config);
         }
+        let index = self.index_due();
+        if !index.is_empty() {
+            return Step::Index(index);
+        }
         let hand_off = self.hand_off(now_ms, config);
         if !hand_off.is_empty() {
             return Step::HandOff(hand_off);
@@ -304,6 +338,10 @@ impl Session {
         }
         let cursors = self.cursors_to_write(config);
         if cursors.is_empty() { Step::Ended } else { Step::WriteCursors(cursors) }
+    }
+
+    fn index_due(&self) -> Vec<Arc<Registration>> {
+        self.held.values().filter(|held| held.index_due).map(|held| Arc::clone(&held.registration)).collect()
     }
 
     fn hand_off(&mut self, now_ms: u64, config: &Config) -> Vec<(Arc<Registration>, Vec<Item>)> {

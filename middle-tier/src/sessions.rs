@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use idl::contract::bus::{FrontBatch, FrontItem, IndexEntry};
+use idl::contract::bus::IndexEntry;
+use idl::error::Failure;
 use idl::ids::{AccountId, AppId, Epoch, MessageId, RegId};
 use idl::message::Message;
 use schema::registrations::Registration;
-use tokio::time::Instant;
 
 use crate::Shared;
 use crate::dispatch;
@@ -115,33 +115,26 @@ impl Sessions {
         }
     }
 
-    /// A registration was changed by someone other than its device: the session and the front's index follow. Waits until
-    /// the front has it, so that the answer to the change is true; if the front can't be reached, a judgement makes up
-    /// for it.
-    pub(crate) async fn changed(&self, shared: &Arc<Shared>, registration: Arc<Registration>) {
-        let Some(handle) = self.find(registration.account) else { return };
-        let entry = index_entry(&registration);
-        let (front, item) = {
+    /// A registration was changed by someone other than its device: the session follows, and the front's index before
+    /// this returns, so that the answer to the change is true. If the front does not answer, the session goes on trying
+    /// and the change is reported as timed out: it is stored, but a broadcast may still take the old membership for true.
+    pub(crate) async fn changed(&self, shared: &Arc<Shared>, registration: Arc<Registration>) -> Result<(), Failure> {
+        let Some(handle) = self.find(registration.account) else { return Ok(()) };
+        {
             let mut session = handle.lock();
             if session.registration(&registration.app).is_none_or(|held| held.regid != registration.regid) {
-                return;
+                return Ok(());
             }
-            let item = FrontItem {
-                account: session.account.to_string(),
-                epoch: session.epoch.to_bytes().to_vec(),
-                index: Some(vec![entry]),
-                channel: None,
-                payloads: None,
-                conflict: None,
-            };
-            session.hold(registration);
-            (session.front, item)
-        };
-        let deadline = Instant::now() + shared.config.hand_off_time_max;
-        if shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await.is_err() {
-            handle.lock().judge_soon();
+            session.changed(Arc::clone(&registration));
         }
+        let told = dispatch::tell_index(shared, &handle, &[registration]).await;
         dispatch::drive(shared, &handle);
+        told
+    }
+
+    /// True while the front of the account's connection has an older version of the app's membership.
+    pub(crate) fn is_index_due(&self, account: AccountId, app: &AppId) -> bool {
+        self.find(account).is_some_and(|handle| handle.lock().is_index_due(app))
     }
 }
 

@@ -241,18 +241,30 @@ async fn who_was_away_gets_the_broadcasts_that_concern_him_once_acked_never_agai
 
 #[tokio::test]
 async fn a_topic_counts_from_its_subscription_until_its_end() {
-    // The front that the test plays does not answer the index update of the server's change.
-    let config = Config { hand_off_time_max: Duration::from_millis(50), ..Config::default() };
-    let mut tier = Tier::start_with(config).await;
+    let mut tier = Tier::start().await;
     let mut device = tier.device().await;
     let (_before, _) = tier.send(tier.send_to(audience(&topic("news")))).await.expect("accepted");
-    tier.change_topic(&device, "news", true).await.expect("it is changed");
+    let (changed, item) = tokio::join!(tier.change_topic(&device, "news", true), tier.item());
+    changed.expect("it is changed");
+    assert_eq!(item.index.expect("the index follows")[0].topics, Some(vec!["news".to_owned()]));
     tier.command(&device, unsubscribe("news")).await;
     let (_after, _) = tier.send(tier.send_to(audience(&topic("news")))).await.expect("accepted");
     tier.advance(Duration::from_secs(1));
     tier.reconnect(&mut device).await;
     let (id, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [id], "neither broadcast was for it");
+}
+
+#[tokio::test]
+async fn a_change_whose_front_does_not_answer_is_reported_and_told_again() {
+    let config = Config { hand_off_time_max: Duration::from_millis(50), ..Config::default() };
+    let mut tier = Tier::start_with(config).await;
+    let device = tier.device().await;
+    let failure = tier.change_topic(&device, "news", true).await.expect_err("nobody answers");
+    assert_eq!(failure.code, Code::TimedOut);
+    let (again, item) = tokio::join!(tier.change_topic(&device, "news", true), tier.item());
+    again.map_or_else(|failure| assert_eq!(failure.code, Code::TimedOut), drop);
+    assert_eq!(item.index.expect("the index follows")[0].topics, Some(vec!["news".to_owned()]));
 }
 
 #[tokio::test]
