@@ -13,7 +13,7 @@ use crate::login::{Outcome, Talk, negotiator};
 use crate::negotiate::{NS_SM, Negotiator, Protection, random_hex, sm_failed};
 use crate::outbox::Frame;
 use crate::stanza::{self, Heard, Speaker};
-use crate::xmpp_io::Incoming;
+use crate::xmpp_io::{Incoming, Outgoing};
 use crate::{Security, Shared, channels};
 
 /// Serves a connection that was let in.
@@ -74,18 +74,31 @@ async fn live<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     admission.logged_in();
-    let mut reason = converse(shared, line, &attachment, incoming).await;
-    drop(admission);
+    let (mut incoming, mut outgoing) = incoming.split(shared.config.limits.write_time_max);
+    let reason = converse(shared, line, &attachment, &mut incoming, &mut outgoing).await;
     shared.metrics.ended(reason);
     tracing::debug!(account = %line.account(), reason = reason.label(), "a stream ended");
-    if reason.may_resume() && line.resume_id().is_some() {
-        match wait_for_resumption(shared, line, &attachment).await {
-            Some(end) => reason = end,
-            None => return,
-        }
+    let may_resume = reason.may_resume() && line.resume_id().is_some();
+    if !may_resume {
+        end(shared, line, &attachment, reason);
     }
-    // If a newer stream has taken the line over, the line is that stream's.
-    if let Some(reason) = line.give_up(&attachment, reason) {
+    if !matches!(reason, Reason::Lost | Reason::WriteTime) {
+        if !may_resume {
+            // Answers to what was said before the end.
+            while line.due(&attachment, outgoing.buffer()) == Due::Write {}
+        }
+        reason.write(outgoing.buffer());
+        outgoing.close(&mut incoming).await;
+    }
+    drop((incoming, outgoing, admission));
+    if may_resume && let Some(reason) = wait_for_resumption(shared, line, &attachment).await {
+        end(shared, line, &attachment, reason);
+    }
+}
+
+/// Ends a line for good, unless a newer stream has taken it over: then the line is that stream's.
+fn end(shared: &Arc<Shared>, line: &Arc<Line>, attachment: &Attachment, reason: Reason) {
+    if let Some(reason) = line.give_up(attachment, reason) {
         shared.hub.detach(line);
         // Whoever took the route over has it; else it is given back.
         if reason != Reason::Conflict {
@@ -121,24 +134,30 @@ async fn wait_for_resumption(shared: &Shared, line: &Line, attachment: &Attachme
     end
 }
 
-/// Reads and writes a bound stream until it ends, says the last words, and returns why.
-async fn converse<S>(shared: &Arc<Shared>, line: &Arc<Line>, attachment: &Attachment, incoming: Incoming<S>) -> Reason
+/// Reads and writes a bound stream until it ends, and returns why.
+async fn converse<R, W>(
+    shared: &Arc<Shared>,
+    line: &Arc<Line>,
+    attachment: &Attachment,
+    incoming: &mut Incoming<R>,
+    outgoing: &mut Outgoing<W>,
+) -> Reason
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
 {
     let limits = &shared.config.limits;
-    let (mut incoming, mut outgoing) = incoming.split(limits.write_time_max);
     let ear = Ear { shared, line, bare: format!("{}@{}", line.account(), shared.config.domain) };
     let idle = sleep(limits.idle_time_max);
     tokio::pin!(idle);
     let mut probed = false;
     // Once the line closes, how long what still waits may take to be written.
     let mut last_words_at: Option<Instant> = None;
-    let reason = loop {
+    loop {
         if outgoing.is_idle()
             && let Due::Close(reason) = line.due(attachment, outgoing.buffer())
         {
-            break reason;
+            return reason;
         }
         if last_words_at.is_none() && line.closing().is_some() {
             last_words_at = Some(Instant::now() + limits.write_time_max);
@@ -147,38 +166,29 @@ where
             biased;
             written = outgoing.drive(), if !outgoing.is_idle() => {
                 if let Err(reason) = written {
-                    break reason;
+                    return reason;
                 }
             }
             () = attachment.wake.notified() => {}
             () = sleep_until(last_words_at.unwrap_or_else(Instant::now)), if last_words_at.is_some() => {
-                break line.closing().unwrap_or(Reason::WriteTime);
+                return line.closing().unwrap_or(Reason::WriteTime);
             }
             event = incoming.next(), if last_words_at.is_none() => {
                 idle.as_mut().reset(Instant::now() + limits.idle_time_max);
                 probed = false;
                 if let Err(reason) = event.and_then(|event| ear.hear(event)) {
-                    break reason;
+                    return reason;
                 }
             }
             () = &mut idle => {
                 if std::mem::replace(&mut probed, true) {
-                    break Reason::Idle;
+                    return Reason::Idle;
                 }
                 ear.probe();
                 idle.as_mut().reset(Instant::now() + limits.probe_time_max);
             }
         }
-    };
-    if !matches!(reason, Reason::Lost | Reason::WriteTime) {
-        if reason != Reason::Resumed && !reason.may_resume() {
-            // Answers to what was said before the end.
-            while line.due(attachment, outgoing.buffer()) == Due::Write {}
-        }
-        reason.write(outgoing.buffer());
-        outgoing.close(&mut incoming).await;
     }
-    reason
 }
 
 /// Acts on what a client says.

@@ -1,0 +1,8 @@
+//! A front with a middle tier of the tests' own, on the in-process bus.
+
+mod harness;
+mod hub;
+mod limits;
+mod lives;
+mod tls;
+mod transcripts;

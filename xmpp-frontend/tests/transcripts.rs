@@ -1,0 +1,335 @@
+//! Plays the transcripts in `tests/transcripts`.
+//!
+//! A line says what happens next; `#` begins a comment.
+//!
+//! | line | meaning |
+//! | --- | --- |
+//! | `security: starttls` | how connections that are opened from here on are protected (`trusted` at first) |
+//! | `limit: <name> <number>` | a limit of the front, before anything else |
+//! | `include: <file>` | the lines of another file |
+//! | `C: <xml/>` | the client sends this |
+//! | `C: cut` | the client's connection breaks |
+//! | `C: restart` | the client begins a new stream with what it sends next |
+//! | `S: <xml/>` | the server says exactly this: same names, attributes, texts and children, in this order |
+//! | `S: <stream:stream>`, `S: </stream:stream>` | the server opens, or closes, its stream |
+//! | `S: end` | the server closes the connection |
+//! | `M: revoke`, `M: push <text>` | the middle tier revokes the account's tokens, or sends a payload |
+//!
+//! `C2:` and `S2:` are a second connection, and so on. `{name}` in a server's line matches any text the first time and the
+//! same text ever after; in a client's line it stands for that text. Some are known from the start: see [`Script::new`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use campanile_xmpp_frontend::{Limits, Security};
+use idl::bus::{Bus as _, FrontEvent};
+use idl::contract::bus::TokenRevoked;
+use idl::xml::{Event, Limits as XmlLimits, StreamReader};
+use minidom::{Element, Node};
+use ring::{digest, hmac, pbkdf2};
+use tokio::io::DuplexStream;
+use tokio::time::Instant;
+
+use crate::harness::{Client, DOMAIN, HEADER, NOW_MS, World, account, item, token};
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts");
+
+macro_rules! transcripts {
+    ($($name:ident)*) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $name() {
+                play(stringify!($name)).await;
+            }
+        )*
+
+        #[test]
+        fn every_transcript_is_played() {
+            let mut files: Vec<_> = std::fs::read_dir(FOLDER)
+                .expect("transcripts")
+                .map(|file| file.expect("a file").file_name().into_string().expect("a name"))
+                .filter_map(|file| file.strip_suffix(".txt").map(str::to_owned))
+                .collect();
+            files.sort();
+            let mut played = vec![$(stringify!($name).to_owned()),*];
+            played.sort();
+            assert_eq!(files, played);
+        }
+    };
+}
+
+transcripts! {
+    acks_are_counted
+    an_oversized_stanza_after_login_ends_the_stream
+    an_oversized_stanza_before_login_ends_the_stream
+    a_lost_stream_is_resumed
+    a_newer_login_ends_the_older_stream_with_conflict
+    a_revoked_token_is_refused_and_its_connection_ends
+    a_stream_must_be_to_our_domain
+    a_stream_must_be_xmpp_1
+    channels_open_and_carry_payloads
+    comments_end_the_stream
+    disco_says_what_is_here
+    document_types_end_the_stream
+    entities_end_the_stream
+    elements_that_are_no_stanzas_end_the_stream
+    login_with_a_wrong_token_fails_a_bounded_number_of_times
+    login_with_plain
+    login_with_plain_in_the_clear_is_refused
+    login_with_scram
+    login_with_scram_and_a_wrong_token_or_account
+    pings_are_answered
+    processing_instructions_end_the_stream
+    resources_are_chosen_or_made
+    resuming_what_is_not_there_fails_at_once
+    sasl_failures_say_what_was_wrong
+    stanzas_before_login_end_the_stream
+    starttls_comes_before_anything_else
+    unknown_stanzas_are_answered_with_service_unavailable
+}
+
+async fn play(name: &str) {
+    let lines = read(&format!("{name}.txt"));
+    let mut limits = Limits::default();
+    for line in &lines {
+        if let Some(limit) = line.text.strip_prefix("limit: ") {
+            let (name, number) = limit.split_once(' ').expect("a limit and a number");
+            match name {
+                "stanza_bytes_max" => limits.stanza_bytes_max = number.parse().expect("a number"),
+                "login_attempts_max" => limits.login_attempts_max = number.parse().expect("a number"),
+                other => panic!("{}: limit {other} is not known to transcripts", line.place),
+            }
+        }
+    }
+    let mut script = Script::new(World::with(limits).await);
+    for line in lines {
+        // Shown if the test fails.
+        println!("{}: {}", line.place, line.text);
+        script.step(&line).await;
+    }
+}
+
+struct Line {
+    place: String,
+    text: String,
+}
+
+fn read(file: &str) -> Vec<Line> {
+    let text = std::fs::read_to_string(Path::new(FOLDER).join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let mut lines = Vec::new();
+    for (number, text) in text.lines().enumerate() {
+        let text = text.trim();
+        if let Some(file) = text.strip_prefix("include: ") {
+            lines.extend(read(file));
+        } else if !text.is_empty() && !text.starts_with('#') {
+            lines.push(Line { place: format!("{file}:{}", number + 1), text: text.to_owned() });
+        }
+    }
+    lines
+}
+
+struct Script {
+    world: World,
+    security: Security,
+    clients: BTreeMap<String, Client<DuplexStream>>,
+    values: HashMap<String, String>,
+}
+
+impl Script {
+    fn new(world: World) -> Self {
+        let (one, token) = (account(1), token(account(1)));
+        let stranger = account(12345);
+        let base64 = |text: String| STANDARD.encode(text);
+        let values = [
+            ("header", HEADER.to_owned()),
+            ("account", one.to_string()),
+            ("plain", base64(format!("\0{one}\0{token}"))),
+            ("plain-jid", base64(format!("{one}@{DOMAIN}\0{one}@{DOMAIN}\0{token}"))),
+            ("plain-wrong", base64(format!("\0{one}\0{token}x"))),
+            ("plain-stranger", base64(format!("\0{stranger}\0{token}"))),
+            ("plain-for-another", base64(format!("other@{DOMAIN}\0{one}\0{token}"))),
+            ("scram-first", base64(format!("n,,n={one},r=fyko+d2lbbFgONRv9qkxdawL"))),
+            ("scram-first-stranger", base64(format!("n,,n={stranger},r=fyko+d2lbbFgONRv9qkxdawL"))),
+            ("scram-first-binding", base64(format!("p=tls-exporter,,n={one},r=fyko+d2lbbFgONRv9qkxdawL"))),
+            ("fill-1000", "x".repeat(1000)),
+            ("fill-9000", "x".repeat(9000)),
+        ];
+        let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Self { world, security: Security::Trusted, clients: BTreeMap::new(), values }
+    }
+
+    async fn step(&mut self, line: &Line) {
+        let place = &line.place;
+        let (who, text) = line.text.split_once(':').unwrap_or_else(|| panic!("{place}: no colon"));
+        let text = text.trim();
+        match (who.get(..1), who) {
+            (_, "limit") => {}
+            (_, "security") => {
+                self.security = match text {
+                    "starttls" => Security::StartTls,
+                    "plain" => Security::Plain,
+                    "trusted" => Security::Trusted,
+                    other => panic!("{place}: {other} is no security"),
+                };
+            }
+            (_, "M") => self.middle(place, text).await,
+            (Some("C"), _) => {
+                let text = self.fill(place, text);
+                let client = self.client(&who[1..]).await;
+                match text.as_str() {
+                    "restart" => client.restart(),
+                    "cut" => {
+                        self.clients.remove(&who[1..]);
+                    }
+                    text => client.send(text).await,
+                }
+            }
+            (Some("S"), _) => {
+                let client = self.client(&who[1..]).await;
+                let said = client.next().await;
+                self.compare(place, text, said);
+            }
+            _ => panic!("{place}: {who} is not known"),
+        }
+    }
+
+    async fn client(&mut self, name: &str) -> &mut Client<DuplexStream> {
+        if !self.clients.contains_key(name) {
+            let client = self.world.connect(self.security).await;
+            self.clients.insert(name.to_owned(), client);
+        }
+        self.clients.get_mut(name).expect("it is there")
+    }
+
+    async fn middle(&self, place: &str, text: &str) {
+        if text == "revoke" {
+            let issued_before_ms = i64::try_from(NOW_MS + 1).expect("a time");
+            let revoked = TokenRevoked { account: account(1).to_string(), issued_before_ms };
+            self.world.middle.set_revoked(vec![revoked.clone()]);
+            self.world.bus.publish(FrontEvent::TokenRevoked(revoked), Instant::now()).await.expect("published");
+        } else if let Some(payload) = text.strip_prefix("push ") {
+            let epoch = self.world.middle.epoch(account(1), "r");
+            assert_eq!(self.world.deliver(vec![item(account(1), epoch, &[payload.as_bytes()])]).await, []);
+        } else {
+            panic!("{place}: the middle does not know {text}");
+        }
+    }
+
+    /// Puts values in place of `{name}`s.
+    fn fill(&mut self, place: &str, text: &str) -> String {
+        let mut filled = String::new();
+        let mut rest = text;
+        while let Some((before, name, after)) = placeholder(rest) {
+            filled.push_str(before);
+            filled.push_str(&self.value(place, name));
+            rest = after;
+        }
+        filled + rest
+    }
+
+    fn value(&mut self, place: &str, name: &str) -> String {
+        match name {
+            "scram-final" => self.scram_final(&token(account(1))),
+            "scram-final-wrong" => self.scram_final("another token"),
+            name => self.values.get(name).cloned().unwrap_or_else(|| panic!("{place}: nothing is known of {name}")),
+        }
+    }
+
+    /// The client's part of RFC 5802 §3, from the challenge that was last captured. Also sets `scram-success`.
+    fn scram_final(&mut self, password: &str) -> String {
+        let decode = |text: &str| String::from_utf8(STANDARD.decode(text).expect("base 64")).expect("text");
+        let challenge = decode(&self.values.remove("challenge").expect("a challenge"));
+        let attribute =
+            |name: &str| challenge.split(',').find_map(|part| part.strip_prefix(name)).expect("an attribute");
+        let (nonce, salt) = (attribute("r="), STANDARD.decode(attribute("s=")).expect("base 64"));
+        let iterations = attribute("i=").parse().expect("a number");
+        let mut salted = [0; 32];
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password.as_bytes(), &mut salted);
+        let sign = |key: &[u8], text: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes());
+        let client_key = sign(&salted, "Client Key");
+        let stored = digest::digest(&digest::SHA256, client_key.as_ref());
+        let first = decode(&self.values["scram-first"]).replacen("n,,", "", 1);
+        let without_proof = format!("c=biws,r={nonce}");
+        let message = format!("{first},{challenge},{without_proof}");
+        let signature = sign(stored.as_ref(), &message);
+        let proof: Vec<u8> = client_key.as_ref().iter().zip(signature.as_ref()).map(|(a, b)| a ^ b).collect();
+        let last = sign(sign(&salted, "Server Key").as_ref(), &message);
+        let success = STANDARD.encode(format!("v={}", STANDARD.encode(last)));
+        self.values.insert("scram-success".to_owned(), success);
+        STANDARD.encode(format!("{without_proof},p={}", STANDARD.encode(proof)))
+    }
+
+    fn compare(&mut self, place: &str, expected: &str, said: Option<Event>) {
+        match (expected, said) {
+            ("end", None) | ("</stream:stream>", Some(Event::Closed)) => {}
+            ("<stream:stream>", Some(Event::Opened(header))) => {
+                assert_eq!(header.from.as_deref(), Some(DOMAIN), "{place}");
+                assert_eq!(header.version.as_deref(), Some("1.0"), "{place}");
+                assert!(
+                    header.id.is_some_and(|id| id.len() >= 16),
+                    "{place}: a stream has an id that can't be guessed"
+                );
+            }
+            (expected, Some(Event::Element(said))) => {
+                let pattern = parse(expected).unwrap_or_else(|| panic!("{place}: {expected:?} is no element"));
+                if let Err(difference) = self.matches(&pattern, &said) {
+                    panic!("{place}: {difference}\nexpected {expected}\nsaid     {}", String::from(&said));
+                }
+            }
+            (expected, said) => panic!("{place}: expected {expected}, not {said:?}"),
+        }
+    }
+
+    fn matches(&mut self, pattern: &Element, said: &Element) -> Result<(), String> {
+        let name = said.name();
+        if (pattern.name(), pattern.ns()) != (name, said.ns()) {
+            return Err(format!("<{name}/> in {} is another element", said.ns()));
+        }
+        let attributes = |element: &Element| -> BTreeMap<String, String> {
+            element.attrs().iter().map(|((_, name), value)| (name.to_string(), value.clone())).collect()
+        };
+        let (expected, found) = (attributes(pattern), attributes(said));
+        if !expected.keys().eq(found.keys()) {
+            return Err(format!("<{name}/> has the attributes {found:?}"));
+        }
+        for (attribute, expected) in expected {
+            self.matches_text(&expected, &found[&attribute])
+                .map_err(|why| format!("{attribute} of <{name}/> {why}"))?;
+        }
+        let text = |element: &Element| -> String { element.nodes().filter_map(Node::as_text).collect() };
+        self.matches_text(&text(pattern), &text(said)).map_err(|why| format!("the text of <{name}/> {why}"))?;
+        if pattern.children().count() != said.children().count() {
+            return Err(format!("<{name}/> has other children"));
+        }
+        pattern.children().zip(said.children()).try_for_each(|(pattern, said)| self.matches(pattern, said))
+    }
+
+    fn matches_text(&mut self, expected: &str, found: &str) -> Result<(), String> {
+        let expected = match placeholder(expected) {
+            Some(("", name, "")) => self.values.entry(name.to_owned()).or_insert_with(|| found.to_owned()).clone(),
+            Some(_) => self.fill("", expected),
+            None => expected.to_owned(),
+        };
+        if expected == found { Ok(()) } else { Err(format!("is {found:?}, not {expected:?}")) }
+    }
+}
+
+/// What is before, in and behind the first braces.
+fn placeholder(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once('{')?;
+    let (name, after) = rest.split_once('}')?;
+    Some((before, name, after))
+}
+
+fn parse(text: &str) -> Option<Element> {
+    let mut reader = StreamReader::new(XmlLimits { stanza_bytes_max: 1 << 20, depth_max: 32 });
+    let stream = format!("{HEADER}{text}");
+    let mut unread = stream.as_bytes();
+    reader.read(&mut unread).ok()??;
+    match reader.read(&mut unread).ok()?? {
+        Event::Element(element) if unread.is_empty() => Some(element),
+        _ => None,
+    }
+}
