@@ -71,11 +71,23 @@ pub(crate) fn check_packages(app: &App, packages: &[String]) -> Result<(), Failu
 
 /// One cell in the mailbox of each registration; then those that are connected are told.
 async fn single(shared: &Arc<Shared>, message: Message, resolved: Resolved) -> Result<Reply, Failure> {
-    let Resolved { registrations, bad_targets } = resolved;
-    let message = Arc::new(message);
+    let Resolved { mut registrations, mut bad_targets } = resolved;
     if registrations.is_empty() {
         let text = format!("none of the {} targets is a registration of this application", bad_targets.len());
         return Err(Failure::new(Code::SendFailed, text));
+    }
+    let message = Arc::new(message);
+    let regids: Vec<_> = registrations.keys().copied().collect();
+    for full in shared.rooms.take(shared, &regids).await? {
+        shared.metrics.mailboxes_full.inc();
+        registrations.remove(&full);
+        bad_targets.push(full.to_string());
+    }
+    if registrations.is_empty() {
+        let limit = shared.config.mailbox_max;
+        let text =
+            format!("the mailbox holds {limit} messages that its device has not acknowledged, which is the limit");
+        return Err(Failure::new(Code::LimitReached, text));
     }
     let regids: Vec<_> = registrations.keys().copied().collect();
     shared.mailboxes.put_with_message(&message, &regids).await?;

@@ -15,6 +15,7 @@ mod metrics;
 mod payload;
 mod publish;
 mod resolve;
+mod room;
 mod routes;
 mod server_topics;
 mod service;
@@ -46,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apps::Apps;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
+use crate::room::Rooms;
 use crate::service::Service;
 use crate::sessions::Sessions;
 use crate::tasks::Tasks;
@@ -62,6 +64,8 @@ pub struct Config {
     pub names_per_registration_max: usize,
     /// Registrations that one alias or user account stands for in one send.
     pub registrations_per_name_max: usize,
+    /// Messages in one mailbox that are not acknowledged; more are refused when they are sent.
+    pub mailbox_max: usize,
     /// Deliveries handed to a device and not yet acknowledged, for each of its registrations.
     pub window_max: usize,
     /// Timeline rows judged in one step.
@@ -85,6 +89,7 @@ impl Default for Config {
             registrations_per_account_max: 256,
             names_per_registration_max: 256,
             registrations_per_name_max: 10_000,
+            mailbox_max: 1000,
             window_max: 64,
             judged_rows_max: 256,
             overlap: Duration::from_mins(1),
@@ -143,6 +148,7 @@ pub(crate) struct Shared {
     pub(crate) entropy: SharedEntropy,
     pub(crate) sessions: Sessions,
     pub(crate) turns: Turns,
+    pub(crate) rooms: Rooms,
     pub(crate) broadcasts: publish::Queue,
     pub(crate) payloads: payload::Cache,
     pub(crate) metrics: Metrics,
@@ -174,6 +180,7 @@ impl Middle {
             entropy,
             sessions: Sessions::default(),
             turns: Turns::default(),
+            rooms: Rooms::default(),
             broadcasts,
             payloads: payload::Cache::default(),
             metrics: Metrics::register(registry),

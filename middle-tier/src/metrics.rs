@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     pub(crate) acks: Counter,
     pub(crate) hand_offs_failed: Counter,
     pub(crate) windows_full: Counter,
+    pub(crate) mailboxes_full: Counter,
     pub(crate) broadcasts_unpublished: Counter,
     pub(crate) judgements: Counter,
     pub(crate) judged_deliveries: Counter,
@@ -49,6 +50,7 @@ impl Metrics {
         let acks = counter("acks", "Deliveries acknowledged");
         let hand_offs_failed = counter("hand_offs_failed", "Hand-offs to a front that failed and are tried again");
         let windows_full = counter("windows_full", "Times a device's window of unacknowledged deliveries was full");
+        let mailboxes_full = counter("mailboxes_full", "Deliveries refused because the mailbox was full");
         let broadcasts_unpublished =
             counter("broadcasts_unpublished", "Broadcasts some front missed; judgements deliver them");
         let judgements = counter("judgements", "Judgements of a registration against its timeline");
@@ -70,6 +72,7 @@ impl Metrics {
             acks,
             hand_offs_failed,
             windows_full,
+            mailboxes_full,
             broadcasts_unpublished,
             judgements,
             judged_deliveries,

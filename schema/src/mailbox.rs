@@ -113,6 +113,16 @@ impl Mailboxes {
         Ok(mailboxes)
     }
 
+    /// How many deliveries each mailbox holds, counted up to `limit`. One multi-row read.
+    pub async fn lengths(&self, regids: &[RegId], limit: usize) -> Result<Vec<usize>, StoreError> {
+        if regids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let row = |regid: &RegId| RowRead { table: TABLE, row: regid.0.to_vec(), cells: Cells::All, limit };
+        let rows = self.store.read(regids.iter().map(row).collect()).await?;
+        Ok(rows.iter().map(|row| row.cells.len()).collect())
+    }
+
     /// Removes deliveries that were acknowledged. Repeating it succeeds.
     pub async fn ack(&self, acks: &[(RegId, Vec<MessageId>)]) -> Result<(), StoreError> {
         let delete = |regid: RegId, id: MessageId| Mutation::DeleteCell {

@@ -268,6 +268,24 @@ async fn a_change_whose_front_does_not_answer_is_reported_and_told_again() {
 }
 
 #[tokio::test]
+async fn a_full_mailbox_refuses_until_its_device_acknowledges() {
+    let mut tier = Tier::start_with(Config { mailbox_max: 3, ..Config::default() }).await;
+    let (device, other) = (tier.device().await, tier.device().await);
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(tier.send(tier.send_to(to(&device))).await.expect("there is room").0);
+    }
+    let failure = tier.send(tier.send_to(to(&device))).await.expect_err("it is full");
+    assert_eq!(failure.code, Code::LimitReached);
+    let both = regids(&[device.regid.to_string(), other.regid.to_string()]);
+    let (_, bad) = tier.send(tier.send_to(both)).await.expect("the other has room");
+    assert_eq!(bad, [device.regid.to_string()]);
+    tier.deliveries(3).await;
+    tier.ack(&device, &ids[..1], &[]).await;
+    tier.send(tier.send_to(to(&device))).await.expect("there is room again");
+}
+
+#[tokio::test]
 async fn an_expired_message_is_not_delivered() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;

@@ -1,0 +1,57 @@
+//! Room in mailboxes: a mailbox is bounded, and what has no room is refused when it is sent, never dropped afterwards.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use idl::error::Failure;
+use idl::ids::RegId;
+
+use crate::Shared;
+
+/// Lengths that are remembered; beyond it all are forgotten and read again as they are needed.
+const LENGTHS_MAX: usize = 65_536;
+
+/// How full mailboxes are, as far as it is known here. A length may be too large (messages expire, other middles take
+/// acks): before a mailbox is called full it is read.
+#[derive(Default)]
+pub(crate) struct Rooms(Mutex<BTreeMap<RegId, usize>>);
+
+impl Rooms {
+    fn lengths(&self) -> MutexGuard<'_, BTreeMap<RegId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one place in each mailbox and returns those that have none. Requests at the same moment may together go over
+    /// the limit by as many as they are.
+    pub(crate) async fn take(&self, shared: &Shared, regids: &[RegId]) -> Result<Vec<RegId>, Failure> {
+        let limit = shared.config.mailbox_max;
+        let doubtful: Vec<RegId> = {
+            let lengths = self.lengths();
+            let doubtful = |regid: &&RegId| lengths.get(*regid).is_none_or(|length| *length >= limit);
+            regids.iter().filter(doubtful).copied().collect()
+        };
+        let read = shared.mailboxes.lengths(&doubtful, limit).await?;
+        let mut lengths = self.lengths();
+        if lengths.len() + doubtful.len() > LENGTHS_MAX {
+            lengths.clear();
+        }
+        lengths.extend(doubtful.into_iter().zip(read));
+        let mut full = Vec::new();
+        for regid in regids {
+            let length = lengths.entry(*regid).or_default();
+            if *length >= limit {
+                full.push(*regid);
+            } else {
+                *length += 1;
+            }
+        }
+        Ok(full)
+    }
+
+    /// So many messages of a mailbox were acknowledged.
+    pub(crate) fn give_back(&self, regid: RegId, count: usize) {
+        if let Some(length) = self.lengths().get_mut(&regid) {
+            *length = length.saturating_sub(count);
+        }
+    }
+}
