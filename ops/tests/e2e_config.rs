@@ -12,6 +12,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
+use harness::clients;
 use harness::server::{Server, campanile, run, text};
 use harness::terminal::TerminalDevice;
 use harness::wait_for;
@@ -149,11 +150,13 @@ fn the_printed_commands_send_from_curl_to_the_device_now_and_after_another_start
             .expect("a shell");
         let device_said = || fs::read_to_string(&device_log).expect("its output");
         wait_for("the device is ready", || device_said().contains("ready: registration").then_some(()));
-        for command in [printed("curl "), printed(" send ")] {
-            let output = std::process::Command::new("sh").args(["-c", &command]).output().expect("a shell");
+        let curl = clients::curl().map(|_| ("Hello from curl", printed("curl ")));
+        let sends: Vec<_> = curl.into_iter().chain([("Hello from the tower", printed(" send "))]).collect();
+        for (_, command) in &sends {
+            let output = std::process::Command::new("sh").args(["-c", command]).output().expect("a shell");
             assert!(output.status.success(), "{command}: {}", text(&output.stderr));
         }
-        for push in ["Hello from curl", "Hello from the tower"] {
+        for (push, _) in sends {
             wait_for(push, || device_said().contains(push).then_some(()));
         }
         device.kill().expect("a child can be killed");

@@ -1,0 +1,62 @@
+//! Clients that others wrote, as `ops/test` installs them. Where one is absent a test says so and passes, unless `CI` or
+//! `CAMPANILE_DEMAND_ALL=1` demands it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use campanile_ops::config::variable;
+
+/// The folder `ops/tests/clients`.
+pub(crate) fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
+}
+
+/// Node with npm's `xiaomi-push`, ready for the arguments of `send.js`; `None` where it is absent and may be.
+pub(crate) fn xiaomi_push() -> Option<Command> {
+    let folder = folder().join("xiaomi-push");
+    let there = runs("node", "--version") && folder.join("node_modules/xiaomi-push").exists();
+    present(there, "npm's xiaomi-push").then(|| {
+        let mut command = Command::new("node");
+        command.arg(folder.join("send.js"));
+        command
+    })
+}
+
+/// Python with PyPI's slixmpp, ready for the arguments of `receive.py`; `None` where it is absent and may be.
+pub(crate) fn slixmpp() -> Option<Command> {
+    // Beside the folder that cargo gives to tests: in the target folder.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder");
+    let python = target.join("slixmpp/bin/python");
+    let there = python.exists() && runs("thrift", "--version");
+    present(there, "PyPI's slixmpp with the Thrift compiler").then(|| {
+        let mut command = Command::new(python);
+        command.arg(folder().join("slixmpp/receive.py"));
+        command
+    })
+}
+
+/// curl; `None` where it is absent and may be.
+pub(crate) fn curl() -> Option<Command> {
+    present(runs("curl", "--version"), "curl").then(|| Command::new("curl"))
+}
+
+/// Whether the test must not do without anything.
+pub(crate) fn demanded() -> bool {
+    ["CI", "CAMPANILE_DEMAND_ALL"]
+        .into_iter()
+        .any(|name| variable(name).is_some_and(|value| !value.is_empty() && value != "0"))
+}
+
+fn present(there: bool, what: &str) -> bool {
+    assert!(there || !demanded(), "{what} is not installed; ops/test installs it");
+    if !there {
+        eprintln!("skipped: {what} is not installed; ops/test installs it");
+    }
+    there
+}
+
+fn runs(program: &str, argument: &str) -> bool {
+    let quiet =
+        Command::new(program).arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    quiet.is_ok_and(|status| status.success())
+}
