@@ -227,6 +227,10 @@ keys! {
         "Aliases, user accounts and topics, each, of one registration.";
     "limits.middle_registrations_per_name_max" => limits.middle.registrations_per_name_max,
         "Registrations that one alias or user account stands for in one send.";
+    "limits.middle_mailbox_max" => limits.middle.mailbox_max,
+        "Messages waiting in one mailbox. What has no room is refused when it is sent.";
+    "limits.middle_mailbox_max" => limits.middle.mailbox_max,
+        "Messages that one registration's mailbox holds; more are refused when they are sent.";
     "limits.middle_window_max" => limits.middle.window_max,
         "Deliveries handed to a registration and not yet acknowledged.";
     "limits.middle_judged_rows_max" => limits.middle.judged_rows_max,
@@ -317,6 +321,37 @@ mod tests {
         for key in KEYS {
             let of_time = (key.expected)() == <Duration as Setting>::EXPECTED;
             assert_eq!(of_time, key.name.contains("_ms"), "{}", key.name);
+        }
+    }
+
+    /// The fields of a struct, from what `Debug` shows of it.
+    fn fields(shown: &str) -> usize {
+        let (mut depth, mut fields) = (0, 0);
+        for c in shown.chars() {
+            match c {
+                '{' | '(' => depth += 1,
+                '}' | ')' => depth -= 1,
+                ':' if depth == 1 => fields += 1,
+                _ => {}
+            }
+        }
+        fields
+    }
+
+    #[test]
+    fn every_limit_of_every_tier_has_a_key() {
+        let Limits { drain_max: _, bus, xmpp, http, middle, cache, store } = Limits::default();
+        let tiers = [
+            ("bus", format!("{bus:?}")),
+            ("xmpp", format!("{xmpp:?}")),
+            ("http", format!("{http:?}")),
+            ("middle", format!("{middle:?}")),
+            ("cache", format!("{cache:?}")),
+            ("store", format!("{store:?}")),
+        ];
+        for (tier, shown) in tiers {
+            let keys = KEYS.iter().filter(|key| key.name.starts_with(&format!("limits.{tier}_"))).count();
+            assert_eq!(keys, fields(&shown), "limits.{tier}_… and {shown}");
         }
     }
 
