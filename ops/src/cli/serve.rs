@@ -133,6 +133,33 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::DEMO_APP;
+    use crate::config::Config;
+    use crate::data_folder::DataFolder;
+
+    #[test]
+    fn a_first_start_says_what_the_readme_shows() {
+        let readme = include_str!("../../../README.md");
+        let secret = readme.split("key=").nth(1).and_then(|rest| rest.split('\'').next()).expect("a secret");
+        let listeners = Config::default().listeners();
+        let run = Run {
+            pid: 1,
+            role: "all".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listeners: listeners.into_iter().map(|(key, address)| (key.to_owned(), address)).collect(),
+            ca: Some(std::env::current_dir().expect("a folder").join("campanile-data/tls/ca.pem")),
+        };
+        let demo = App {
+            app: DEMO_APP.to_owned(),
+            package: DEMO_APP.to_owned(),
+            app_key: "key".to_owned(),
+            secret: Some(secret.to_owned()),
+            created_at_ms: 1,
+        };
+        let ready = Ready { run, folder: DataFolder::at(&DataPath::default().0), demo: Some(demo) };
+        let said = welcome(&ready, "target/release/campanile");
+        assert!(readme.contains(said.trim_end()), "README.md does not show what is said:\n{said}");
+    }
 
     #[test]
     fn a_path_with_a_space_survives_the_shell() {

@@ -228,8 +228,6 @@ keys! {
     "limits.middle_registrations_per_name_max" => limits.middle.registrations_per_name_max,
         "Registrations that one alias or user account stands for in one send.";
     "limits.middle_mailbox_max" => limits.middle.mailbox_max,
-        "Messages waiting in one mailbox. What has no room is refused when it is sent.";
-    "limits.middle_mailbox_max" => limits.middle.mailbox_max,
         "Messages that one registration's mailbox holds; more are refused when they are sent.";
     "limits.middle_window_max" => limits.middle.window_max,
         "Deliveries handed to a registration and not yet acknowledged.";

@@ -20,7 +20,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long anything that will happen may take on a busy machine with two cores.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Looks again and again until there is something; panics with what was awaited after [`PATIENCE`].
 pub(crate) fn wait_for<T>(what: impl Display, look: impl FnMut() -> Option<T>) -> T {
