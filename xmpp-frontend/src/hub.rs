@@ -374,3 +374,101 @@ pub(crate) fn read_changes(entries: &[wire::IndexEntry]) -> Vec<Change> {
     };
     entries.iter().filter_map(read).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::channels::Work;
+    use crate::line::{Attachment, Due};
+    use crate::sasl::Login;
+
+    const APP: &str = "com.example.demo";
+
+    fn hub() -> Hub {
+        Hub::new(16, Arc::new(Metrics::register(&mut Registry::default())))
+    }
+
+    fn attach(hub: &Hub, number: u128) -> (Arc<Line>, Attachment) {
+        let login = Login { account: AccountId(number), issued_at_ms: 1 };
+        let (line, attachment) = Line::new(login, Epoch(number), "r", 4096, Work::default());
+        assert_eq!(hub.attach(&line), Ok(()));
+        (line, attachment)
+    }
+
+    fn register(hub: &Hub, line: &Arc<Line>) {
+        let change = Change { app: APP.parse().expect("an app id"), version: 1, topics: Some(BTreeSet::default()) };
+        assert_eq!(hub.apply(line, hub.place(), vec![change], vec![], 0), Applied::Whole);
+    }
+
+    fn broadcast(hub: &Hub) -> Walk {
+        let broadcast = wire::Broadcast {
+            id: vec![0; 16],
+            app: APP.to_owned(),
+            audience: Audience::Everyone.to_wire(),
+            payload: b"x".to_vec(),
+            expires_at_ms: 1,
+            channel: 5,
+        };
+        hub.broadcast(&broadcast, 0).expect("a broadcast in time")
+    }
+
+    fn has_got(line: &Line, attachment: &Attachment) -> bool {
+        line.due(attachment, &mut Vec::new()) == Due::Write
+    }
+
+    #[test]
+    fn whoever_takes_a_slot_over_during_a_walk_does_not_get_what_was_for_the_one_before() {
+        let hub = hub();
+        let (first, first_attachment) = attach(&hub, 1);
+        let (second, _) = attach(&hub, 2);
+        register(&hub, &first);
+        register(&hub, &second);
+        let mut walk = broadcast(&hub);
+        assert!(hub.walk(&mut walk, 1, 0));
+        assert!(has_got(&first, &first_attachment));
+        hub.detach(&second);
+        let (third, third_attachment) = attach(&hub, 3);
+        assert_eq!(lock(&hub.state).by_epoch[&Epoch(3)], 1, "it has the slot of the second");
+        register(&hub, &third);
+        while hub.walk(&mut walk, 1, 0) {}
+        assert!(!has_got(&third, &third_attachment));
+        let mut walk = broadcast(&hub);
+        while hub.walk(&mut walk, 1, 0) {}
+        assert!(has_got(&third, &third_attachment));
+    }
+
+    #[test]
+    fn a_walk_ends_when_its_broadcast_expires() {
+        let hub = hub();
+        let (line, attachment) = attach(&hub, 1);
+        register(&hub, &line);
+        let mut walk = broadcast(&hub);
+        assert!(!hub.walk(&mut walk, 1, 1));
+        assert!(!has_got(&line, &attachment));
+    }
+
+    #[test]
+    fn an_older_login_that_comes_late_is_not_let_in() {
+        let hub = hub();
+        let (newer, _) = attach(&hub, 2);
+        let login = Login { account: AccountId(2), issued_at_ms: 1 };
+        let (older, _) = Line::new(login, Epoch(1), "r", 4096, Work::default());
+        assert_eq!(hub.attach(&older), Err(Reason::Conflict));
+        assert_eq!(newer.closing(), None);
+    }
+
+    #[test]
+    fn a_reply_that_was_under_way_while_the_memory_changed_teaches_nothing() {
+        let hub = hub();
+        assert!(!hub.learn(Generation(1)), "the first is no change");
+        assert!(hub.learn(Generation(2)));
+        assert!(!hub.learn(Generation(1)));
+        assert!(!hub.learn(Generation(2)));
+        assert_eq!(hub.generation(), Some(Generation(2)));
+        assert!(hub.learn(Generation(3)));
+    }
+}

@@ -1,9 +1,9 @@
 //! The front: it holds the connections of devices and knows no payload.
 //!
-//! A connection is admitted ([`listener`]), negotiated ([`negotiate`], driven by [`login`]) and becomes a *line*
-//! ([`line`]): a bound resource that [`connection`] serves for as long as its stream lives, and that waits for resumption
-//! afterwards. [`hub`] knows all lines, the index over them and the recent broadcasts; [`channels`] hands on what clients
-//! say to the middle tier, which is reached over the bus alone.
+//! A connection is admitted (`listener`), negotiated (`negotiate`, driven by `login`) and becomes a *line* (`line`): a
+//! bound resource that `connection` serves for as long as its stream lives, and that waits for resumption afterwards.
+//! `hub` knows all lines, the index over them and the recent broadcasts; `channels` hands on what clients say to the
+//! middle tier, which is reached over the bus alone.
 
 mod announce;
 mod channels;

@@ -344,3 +344,85 @@ pub(crate) fn random_hex(entropy: &SharedEntropy) -> String {
     entropy.fill(&mut bytes);
     format!("{:032x}", u128::from_be_bytes(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use idl::clock::SystemEntropy;
+    use idl::ids::AccountId;
+    use idl::token::KeyRing;
+    use idl::xml::{Limits, StreamReader};
+    use prometheus_client::registry::Registry;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    const LIMITS: Limits = Limits { stanza_bytes_max: 4096, depth_max: 8 };
+    const HEADER: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
+                          to='example.org' version='1.0'>";
+
+    fn negotiator(protection: Protection) -> Negotiator {
+        let ring = KeyRing::new(&[(1, [7; 32])]);
+        let credentials = Credentials::new(ring, 1, 1, Arc::new(Metrics::register(&mut Registry::default())));
+        Negotiator::new("example.org".into(), Arc::new(credentials), Arc::new(SystemEntropy), protection, 100)
+    }
+
+    /// What a client may say, in whatever order.
+    fn said() -> impl Strategy<Value = String> {
+        let sasl = |name: &str, attributes: &str, text: &str| {
+            format!("<{name} xmlns='urn:ietf:params:xml:ns:xmpp-sasl' {attributes}>{text}</{name}>")
+        };
+        prop_oneof![
+            Just("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>".to_owned()),
+            "[A-Za-z0-9+/=]{0,24}".prop_map(move |text| sasl("auth", "mechanism='PLAIN'", &text)),
+            "[A-Za-z0-9+/=]{0,24}".prop_map(move |text| sasl("auth", "mechanism='SCRAM-SHA-256'", &text)),
+            Just(sasl("auth", "mechanism='SCRAM-SHA-256'", "bixuPTEscj1hYmM=")),
+            "[A-Za-z0-9+/=]{0,24}".prop_map(move |text| sasl("response", "", &text)),
+            Just(sasl("abort", "", "")),
+            Just("<iq type='set' id='1'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>".to_owned()),
+            Just("<resume xmlns='urn:xmpp:sm:3' previd='x' h='1'/>".to_owned()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_gets_in_without_a_token(all in proptest::collection::vec(said(), 0..12), clear: bool) {
+            let mut negotiator = negotiator(if clear { Protection::MustStartTls } else { Protection::Secured });
+            let mut reader = StreamReader::new(LIMITS);
+            let text = format!("{HEADER}{}", all.concat());
+            let mut bytes = text.as_bytes();
+            let mut out = Vec::new();
+            while let Some(event) = reader.read(&mut bytes).expect("well-formed") {
+                match negotiator.handle(event, &mut out) {
+                    Step::Read => {}
+                    Step::CheckScram(_) => prop_assert!(!clear, "no proof is taken in the clear"),
+                    Step::StartTls => prop_assert!(clear),
+                    Step::End(_) => break,
+                    step @ (Step::Restart | Step::Bind(_) | Step::Resume(_)) => panic!("{step:?} without a token"),
+                }
+                prop_assert!(!negotiator.is_logged_in());
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_gets_in_and_binds() {
+        let mut negotiator = negotiator(Protection::Secured);
+        let account = AccountId(1);
+        let token = KeyRing::new(&[(1, [7; 32])]).issue(account, 5);
+        let mut out = Vec::new();
+        let header = Header { to: Some("example.org".into()), version: Some("1.0".into()), ..Header::default() };
+        assert_eq!(negotiator.handle(Event::Opened(header), &mut out), Step::Read);
+        let plain = STANDARD.encode(format!("\0{account}\0{token}"));
+        let auth = format!("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>{plain}</auth>");
+        let auth: Element = auth.parse().expect("an element");
+        assert_eq!(negotiator.handle(Event::Element(auth), &mut out), Step::Restart);
+        let bind = "<iq xmlns='jabber:client' type='set' id='1'>\
+                    <bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>";
+        let login = Login { account, issued_at_ms: 5 };
+        let expected = Step::Bind(Bind { login, resource: "r".to_owned(), iq: "1".to_owned() });
+        assert_eq!(negotiator.handle(Event::Element(bind.parse().expect("an element")), &mut out), expected);
+    }
+}

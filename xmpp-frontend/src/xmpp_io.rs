@@ -23,22 +23,30 @@ pub(crate) struct Incoming<R> {
     buffer: Vec<u8>,
     /// How much of the buffer has been read.
     read: usize,
+    /// Nothing of this stream has been read yet.
+    fresh: bool,
 }
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
     pub(crate) fn new(from: R, limits: Limits) -> Self {
-        Self { from, reader: StreamReader::new(limits), buffer: Vec::new(), read: 0 }
+        Self { from, reader: StreamReader::new(limits), buffer: Vec::new(), read: 0, fresh: true }
     }
 
     /// A new stream begins with the next byte.
     pub(crate) fn restart(&mut self, limits: Limits) {
         self.reader = StreamReader::new(limits);
+        self.fresh = true;
     }
 
     /// The next header, element or end. The end of the bytes is [`Reason::Lost`]. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Event, Reason> {
         loop {
             let mut unread = self.buffer.get(self.read..).unwrap_or_default();
+            if self.fresh {
+                // A line end behind the last element of the stream before is not the beginning of this one.
+                unread = unread.trim_ascii_start();
+                self.fresh = unread.is_empty();
+            }
             let event = self.reader.read(&mut unread).map_err(|error| Reason::from(&error))?;
             self.read = self.buffer.len() - unread.len();
             if let Some(event) = event {
@@ -77,9 +85,9 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Reading and writing apart, so that neither waits for the other.
     pub(crate) fn split(self, write_time_max: Duration) -> (Incoming<ReadHalf<S>>, Outgoing<WriteHalf<S>>) {
-        let Self { from, reader, buffer, read } = self;
+        let Self { from, reader, buffer, read, fresh } = self;
         let (from, to) = split(from);
-        (Incoming { from, reader, buffer, read }, Outgoing::new(to, write_time_max))
+        (Incoming { from, reader, buffer, read, fresh }, Outgoing::new(to, write_time_max))
     }
 
     /// Writes all, during negotiation, where nothing else is going on.

@@ -327,8 +327,8 @@ impl Middle {
 impl State {
     fn reply(&mut self, id: u128, request: &Request) -> Reply {
         let generation = self.generation.to_bytes().to_vec();
-        let channel = |index, payloads| {
-            Reply::Channel(wire::ChannelReply { index, payloads, generation: generation.clone(), reopen: None })
+        let channel = |index, payloads, reopen| {
+            Reply::Channel(wire::ChannelReply { index, payloads, generation: generation.clone(), reopen })
         };
         match request {
             Request::FrontLease(_) => Reply::Leased(wire::Leased { generation, revoked: self.revoked.clone() }),
@@ -341,13 +341,15 @@ impl State {
             }
             Request::OpenChannel(open) => {
                 let account: AccountId = open.account.parse().expect("an account");
-                channel(self.index.get(&account).cloned(), None)
+                channel(self.index.get(&account).cloned(), None, None)
             }
-            // The tests' service answers with what it got, backwards; `topic:` changes the topics.
+            // The tests' service answers with what it got, backwards; `topic:` changes the topics, `reopen:` what the
+            // channel is opened with anew.
             Request::ChannelUp(up) => {
                 let text = String::from_utf8_lossy(&up.payload);
                 let index = text.strip_prefix("topic:").map(|topic| vec![entry(2, &[topic])]);
-                channel(index, Some(vec![up.payload.iter().rev().copied().collect()]))
+                let reopen = text.strip_prefix("reopen:").map(|payload| payload.as_bytes().to_vec());
+                channel(index, Some(vec![up.payload.iter().rev().copied().collect()]), reopen)
             }
             // Accounts up to 99 exist.
             Request::TokenTimes(times) => {

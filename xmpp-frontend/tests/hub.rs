@@ -311,3 +311,23 @@ async fn a_channel_that_can_not_be_opened_is_answered_with_wait() {
     assert!(String::from(error).contains("told to fail"), "{error:?}");
     client.nothing_more().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_announced_with_what_the_middle_said_to_open_the_channel_with_anew() {
+    let world = World::new().await;
+    let mut client = world.subscriber(account(1), &[]).await;
+    client.up(b"reopen:changed").await;
+    client.payload().await;
+    world.middle.set_generation(2);
+    world.middle.wait_for("OpenChannel", 2).await;
+    let payloads: Vec<_> = world
+        .middle
+        .asked()
+        .into_iter()
+        .filter_map(|asked| match asked {
+            idl::bus::Request::OpenChannel(open) => open.payload,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(payloads, [b"hello".to_vec(), b"changed".to_vec()]);
+}

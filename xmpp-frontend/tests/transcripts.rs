@@ -153,6 +153,7 @@ impl Script {
             ("scram-first", base64(format!("n,,n={one},r=fyko+d2lbbFgONRv9qkxdawL"))),
             ("scram-first-stranger", base64(format!("n,,n={stranger},r=fyko+d2lbbFgONRv9qkxdawL"))),
             ("scram-first-binding", base64(format!("p=tls-exporter,,n={one},r=fyko+d2lbbFgONRv9qkxdawL"))),
+            ("newline", "\n".to_owned()),
             ("fill-1000", "x".repeat(1000)),
             ("fill-9000", "x".repeat(9000)),
         ];
