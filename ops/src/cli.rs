@@ -32,20 +32,23 @@ struct Arguments {
     command: Option<Command>,
 }
 
+/// Heading of the flags that every command takes.
+const EVERYWHERE: &str = "With every command";
+
 /// What every command takes.
 #[derive(Args)]
 struct Settings {
     /// File of settings (TOML); see docs/configuration.md
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
     config: Option<PathBuf>,
     /// Data folder [default: ./campanile-data]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     data: Option<String>,
     /// Any setting, such as --set xmpp.tls=127.0.0.1:5223
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", help_heading = EVERYWHERE)]
     set: Vec<String>,
     /// Print one JSON object per line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     json: bool,
 }
 
@@ -115,7 +118,7 @@ fn usage_of(error: &clap::Error) -> ExitCode {
         _ => {
             let text = error.render().to_string();
             let said = text.split("\n\nUsage:").next().unwrap_or_default().trim_start_matches("error: ");
-            eprintln!("campanile: {}; see campanile --help", one_line(said));
+            eprintln!("campanile: {}; see campanile --help", one_line(&said.replace("\n\n  tip:", "; tip:")));
             ExitCode::from(2)
         }
     }

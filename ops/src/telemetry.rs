@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse as _;
@@ -31,7 +31,16 @@ pub fn install_logs(log: &Log) -> Result<()> {
         LogFormat::Human => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
-    installed.map_err(|error| anyhow::anyhow!("logs can't be installed: {error}"))
+    installed.map_err(|error| anyhow!("logs can't be installed: {error}"))
+}
+
+/// Puts panics into the log, with their place. A panic is a fault of ours; where one connection has it, the others go on.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("a panic without words");
+        tracing::error!(%place, "a task panicked: {what}");
+    }));
 }
 
 /// Reads `log.level`.
@@ -113,8 +122,8 @@ impl Collector for Store {
 
 /// Binds the operator's listener.
 pub async fn bind(address: SocketAddr, registry: Arc<Registry>, health: Health) -> Result<BoundTelemetry> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("telemetry.listen can't be bound to {address}; set it to another address, or to \"\" for none")
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        anyhow!("listening on {address}: {error}; set telemetry.listen to another address, or to \"\" for none")
     })?;
     Ok(BoundTelemetry { listener, router: router(registry, health) })
 }

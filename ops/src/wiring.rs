@@ -2,6 +2,7 @@
 //! server runs until it is told to stop, and the parts end in the opposite order.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -81,8 +82,8 @@ pub async fn serve(config: Config, stop: CancellationToken, announce: impl FnOnc
     );
 
     // Listeners. From here on ports are known.
-    let front = front.bind().await.with_context(|| unbound("xmpp.starttls, xmpp.tls or xmpp.plain"))?;
-    let http = http.bind().await.with_context(|| unbound("http.https or http.plain"))?;
+    let front = front.bind().await.map_err(|error| unbound(&error, "xmpp.starttls, xmpp.tls or xmpp.plain"))?;
+    let http = http.bind().await.map_err(|error| unbound(&error, "http.https or http.plain"))?;
     http.set_endpoints(endpoints(&config, front.addresses()));
     let mut health = Health::new(stop.clone());
     let acceptor = front.acceptor();
@@ -287,6 +288,6 @@ fn front_id(clock: &SharedClock, entropy: &SharedEntropy) -> FrontId {
     FrontId(FrontId::at(clock.now_ms()).0 | u128::from_be_bytes(random) >> 48)
 }
 
-fn unbound(keys: &str) -> String {
-    format!("set {keys} to another address, or to \"\" for none")
+fn unbound(error: &io::Error, keys: &str) -> anyhow::Error {
+    anyhow!("{error}; set {keys} to another address, or to \"\" for none")
 }

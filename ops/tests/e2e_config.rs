@@ -10,13 +10,14 @@ use std::fs;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Output, Stdio};
 
 use harness::clients;
 use harness::server::{Server, campanile, run, text};
 use harness::terminal::TerminalDevice;
 use harness::wait_for;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// The one line that it said, and its exit code.
@@ -143,7 +144,7 @@ fn the_printed_commands_send_from_curl_to_the_device_now_and_after_another_start
         };
         let device_log = server.data().join(format!("device-{round}"));
         let log = fs::File::create(&device_log).expect("a file");
-        let mut device = std::process::Command::new("sh")
+        let mut device = Command::new("sh")
             .args(["-c", &format!("exec {}", printed(" device "))])
             .stdout(log)
             .spawn()
@@ -153,7 +154,7 @@ fn the_printed_commands_send_from_curl_to_the_device_now_and_after_another_start
         let curl = clients::curl().map(|_| ("Hello from curl", printed("curl ")));
         let sends: Vec<_> = curl.into_iter().chain([("Hello from the tower", printed(" send "))]).collect();
         for (_, command) in &sends {
-            let output = std::process::Command::new("sh").args(["-c", command]).output().expect("a shell");
+            let output = Command::new("sh").args(["-c", command]).output().expect("a shell");
             assert!(output.status.success(), "{command}: {}", text(&output.stderr));
         }
         for (push, _) in sends {
@@ -247,6 +248,33 @@ fn a_running_server_says_how_it_is_and_drains_when_asked() {
     let (_, said) = refusal(&server.command(&["ctl", "status"]));
     assert!(said.contains("no server runs on the data folder") && said.contains("campanile serve"), "{said}");
     server.kill();
+}
+
+#[test]
+fn the_service_manager_is_told_when_it_is_ready_and_when_it_stops() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manager = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
+    manager.set_read_timeout(Some(harness::PATIENCE)).expect("a time");
+    let mut command = campanile();
+    command
+        .arg("serve")
+        .arg("--data")
+        .arg(folder.path().join("data"))
+        .env("NOTIFY_SOCKET", folder.path().join("notify"));
+    for listener in ["xmpp.starttls", "xmpp.tls", "http.https", "telemetry.listen"] {
+        command.arg("--set").arg(format!("{listener}=127.0.0.1:0"));
+    }
+    let mut server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary runs");
+    let told = || {
+        let mut words = [0; 64];
+        let length = manager.recv(&mut words).expect("a word");
+        text(&words[..length]).trim().to_owned()
+    };
+    assert_eq!(told(), "READY=1");
+    assert!(folder.path().join("data/run.json").exists());
+    kill_process(Pid::from_child(&server), Signal::INT).expect("a child can be sent a signal");
+    assert_eq!(told(), "STOPPING=1");
+    assert!(server.wait().expect("it ends").success());
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Serve {
         let config = settings.load(role.as_slice())?;
         check_config::check_files(&config)?;
         telemetry::install_logs(&config.log)?;
+        telemetry::log_panics();
         lifecycle::raise_file_limit();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime can't be started")?;

@@ -14,8 +14,12 @@ use crate::socket::Run;
 /// Where the server is; without it the one that runs on the data folder.
 #[derive(Args)]
 pub(super) struct Server {
-    /// Where the API is, such as `https://push.example.com:8443` [default: the server of the data folder]
-    #[arg(long, value_name = "URL")]
+    /// Where the API is, such as `https://push.example.com:8443`.
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Where the API is, such as https://push.example.com:8443 [default: the server of the data folder]"
+    )]
     server: Option<String>,
     /// CA to trust, a PEM file [default: that of the data folder's server; with --server the public ones]
     #[arg(long, value_name = "FILE")]
