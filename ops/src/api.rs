@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -92,8 +92,7 @@ impl Api {
         if let Some(secret) = secret {
             request = request.header("Authorization", format!("key={secret}"));
         }
-        let mut response =
-            request.send_form(form.iter().copied()).with_context(|| format!("{url} can't be reached"))?;
+        let mut response = request.send_form(form.iter().copied()).map_err(|error| unreachable(&url, &error))?;
         let status = response.status();
         let body = response.body_mut().read_to_string().with_context(|| format!("{url} broke off its answer"))?;
         serde_json::from_str(&body).with_context(|| format!("{url} answered with status {status} and no envelope"))
@@ -108,6 +107,12 @@ impl Api {
         }
         serde_json::from_value(envelope.data).context("the server's answer holds no account")
     }
+}
+
+fn unreachable(url: &str, error: &ureq::Error) -> anyhow::Error {
+    let said = error.to_string();
+    let way_out = if said.contains("UnknownIssuer") { "; give its CA with --ca" } else { "" };
+    anyhow!("{url} can't be reached: {said}{way_out}")
 }
 
 /// TLS as a device speaks it, trusting this CA, or the public ones without it.
