@@ -22,6 +22,8 @@ pub(crate) struct Apps {
 
 #[derive(Default)]
 struct Known {
+    /// Grows whenever something is forgotten: what was read before that must not be remembered after it.
+    forgotten: u64,
     by_id: HashMap<AppId, Arc<App>>,
     by_secret: HashMap<[u8; 32], Arc<App>>,
 }
@@ -35,9 +37,13 @@ impl Apps {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, app: App) -> Arc<App> {
+    /// Remembers what was read when so much had been forgotten; the caller has it all the same.
+    fn remember(&self, app: App, forgotten: u64) -> Arc<App> {
         let app = Arc::new(app);
         let mut known = self.known();
+        if known.forgotten != forgotten {
+            return app;
+        }
         known.by_id.insert(app.app.clone(), Arc::clone(&app));
         known.by_secret.insert(app.secret_sha256, Arc::clone(&app));
         app
@@ -45,27 +51,36 @@ impl Apps {
 
     /// The application with that id.
     pub(crate) async fn by_id(&self, id: &AppId) -> Result<Arc<App>, Failure> {
-        if let Some(app) = self.known().by_id.get(id) {
-            return Ok(Arc::clone(app));
-        }
+        let forgotten = {
+            let known = self.known();
+            if let Some(app) = known.by_id.get(id) {
+                return Ok(Arc::clone(app));
+            }
+            known.forgotten
+        };
         let unknown = || Failure::new(Code::UnknownApp, format!("there is no application {id}"));
         let app = self.catalog.app(id).await?.ok_or_else(unknown)?;
-        Ok(self.remember(app))
+        Ok(self.remember(app, forgotten))
     }
 
     /// The application whose secret has that digest. A digest is as random as the secret, so how long a look-up of it
     /// takes tells nothing about any secret.
     pub(crate) async fn by_secret(&self, sha256: &[u8]) -> Result<Arc<App>, Failure> {
         let sha256 = <[u8; 32]>::try_from(sha256).map_err(|_| Failure::from(Code::Unauthorized))?;
-        if let Some(app) = self.known().by_secret.get(&sha256) {
-            return Ok(Arc::clone(app));
-        }
+        let forgotten = {
+            let known = self.known();
+            if let Some(app) = known.by_secret.get(&sha256) {
+                return Ok(Arc::clone(app));
+            }
+            known.forgotten
+        };
         let app = self.catalog.app_by_secret(&sha256).await?.ok_or_else(|| Failure::from(Code::Unauthorized))?;
-        Ok(self.remember(app))
+        Ok(self.remember(app, forgotten))
     }
 
     fn forget(&self, id: &AppId) {
         let mut known = self.known();
+        known.forgotten += 1;
         known.by_id.remove(id);
         known.by_secret.retain(|_, app| app.app != *id);
     }
@@ -140,4 +155,35 @@ fn sha256(secret: &str) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref());
     hash
+}
+
+#[cfg(test)]
+mod tests {
+    use schema::catalog::sqlite::SqliteCatalog;
+
+    use super::*;
+
+    fn app(secret: &str) -> App {
+        App {
+            app: "com.example.demo".parse().expect("an app id"),
+            package: "com.example.demo".into(),
+            app_key: "key".into(),
+            secret_sha256: sha256(secret),
+            agreement_secret: [0; 32],
+            broadcast_key: [0; 32],
+            signing_seed: [0; 32],
+            created_at_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_app_that_was_read_before_its_secret_was_rotated_is_not_remembered_after() {
+        let apps = Apps::new(Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")));
+        let read_at = apps.known().forgotten;
+        // Meanwhile the secret is rotated; then the reader comes to remember what it read.
+        apps.forget(&app("old").app);
+        apps.remember(app("old"), read_at);
+        let failure = apps.by_secret(&sha256("old")).await.expect_err("the old secret is worth nothing");
+        assert_eq!(failure.code, Code::Unauthorized);
+    }
 }
