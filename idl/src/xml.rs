@@ -103,13 +103,22 @@ pub struct StreamReader {
     in_stream: bool,
     /// Bytes since the last event at the top of the stream.
     taken_bytes: usize,
+    /// Those bytes began with text. The parser would wait for the text's end, which may never come.
+    text_first: bool,
 }
 
 impl StreamReader {
     /// A reader at the beginning of a stream.
     pub fn new(limits: Limits) -> Self {
         let options = Options { max_token_length: limits.stanza_bytes_max.max(64), ..Options::default() };
-        Self { parser: Parser::with_options(options), limits, open: Vec::new(), in_stream: false, taken_bytes: 0 }
+        Self {
+            parser: Parser::with_options(options),
+            limits,
+            open: Vec::new(),
+            in_stream: false,
+            taken_bytes: 0,
+            text_first: false,
+        }
     }
 
     /// Other limits from the next element on. Attributes keep the length limit that the stream began with.
@@ -130,6 +139,10 @@ impl StreamReader {
                 // White space between stanzas keeps connections alive (RFC 6120 §4.6.1) and is nothing to keep.
                 *bytes = bytes.trim_ascii_start();
             }
+            if self.open.is_empty() && self.taken_bytes == 0 {
+                // What `&` begins is the parser's to judge.
+                self.text_first = bytes.trim_ascii_start().first().is_some_and(|first| !matches!(first, b'<' | b'&'));
+            }
             // Never hand the parser more than the rest of the limit: it can't be made to buffer beyond it.
             let rest = self.limits.stanza_bytes_max.saturating_sub(self.taken_bytes);
             let (window, cut) = if bytes.len() > rest { (&bytes[..rest], true) } else { (*bytes, false) };
@@ -143,6 +156,7 @@ impl StreamReader {
                 Err(EndOrError::NeedMoreData) if cut && unread.is_empty() => {
                     return Err(XmlError::TooLarge { limit: self.limits.stanza_bytes_max });
                 }
+                Ok(None) | Err(EndOrError::NeedMoreData) if self.text_first => return Err(self.stray_text()),
                 Ok(None) | Err(EndOrError::NeedMoreData) => return Ok(None),
                 Err(EndOrError::Error(error)) => return Err(xml_error(error)),
             };
@@ -150,6 +164,14 @@ impl StreamReader {
                 self.taken_bytes = 0;
                 return Ok(Some(event));
             }
+        }
+    }
+
+    fn stray_text(&self) -> XmlError {
+        if self.in_stream {
+            XmlError::StrayText
+        } else {
+            XmlError::NotWellFormed("text before the first element".to_owned())
         }
     }
 
@@ -298,6 +320,15 @@ mod tests {
         assert_eq!(header.version.as_deref(), Some("1.0"));
         assert!(a.is("a", "x") && a.attr("b") == Some("c") && a.text() == "d<" && a.has_child("e", "x"));
         assert!(f.is("f", NS_CLIENT));
+    }
+
+    #[test]
+    fn text_at_the_top_is_refused_before_its_end() {
+        assert_eq!(error_of("a word that goes on"), XmlError::StrayText);
+        assert_eq!(error_of("<a/> a word that goes on"), XmlError::StrayText);
+        for other in ["GET / HTTP/1.1\r\n\r\n", " a word", "{\"a\": 1}"] {
+            assert_eq!(read_all(&[other.as_bytes()]).expect_err(other).condition(), "not-well-formed", "{other}");
+        }
     }
 
     #[test]
