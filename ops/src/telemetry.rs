@@ -26,7 +26,9 @@ use crate::lifecycle::Health;
 /// Sends logs to stderr. A level that can't be understood is an error that says what would be right.
 pub fn install_logs(log: &Log) -> Result<()> {
     let filter = filter(&log.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that can't be written, for example on a full disk, is lost. By default this would be told on stderr too, which
+    // panics where stderr is what can't be written: in a task, or worse in the thread that commits.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     let installed = match log.format {
         LogFormat::Human => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
