@@ -9,10 +9,12 @@ use campanile_ops::admin::App;
 use campanile_ops::api::{Api, Envelope};
 use campanile_ops::data_folder::DataFolder;
 use campanile_ops::socket::Run;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
 use super::wait_for;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_campanile");
 
 /// Listeners on any free port of loopback.
 const FREE_PORTS: &[(&str, &str)] = &[
@@ -26,7 +28,18 @@ const FREE_PORTS: &[(&str, &str)] = &[
 
 /// The binary under test, without the settings of whoever runs the tests.
 pub(crate) fn campanile() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_campanile"));
+    without_settings(Command::new(BINARY))
+}
+
+/// The same, which takes a write past RLIMIT_FSIZE for one that failed: the kernel would end it by a signal first. A shell
+/// can ignore a signal for the program it becomes.
+fn campanile_on_a_disk_that_fills() -> Command {
+    let mut command = without_settings(Command::new("sh"));
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", BINARY]);
+    command
+}
+
+fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CAMPANILE_") {
             command.env_remove(name);
@@ -51,6 +64,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 pub(crate) struct Server {
     folder: TempDir,
     settings: Vec<(String, String)>,
+    binary: fn() -> Command,
     child: Option<Child>,
     run: Run,
 }
@@ -63,10 +77,19 @@ impl Server {
 
     /// The same with settings, which win over the harness's own.
     pub(crate) fn start_with(settings: &[(&str, &str)]) -> Self {
+        Self::start_as(campanile, settings)
+    }
+
+    /// The same on a disk that [`Server::limit_files_to`] can fill.
+    pub(crate) fn start_on_a_disk_that_fills(settings: &[(&str, &str)]) -> Self {
+        Self::start_as(campanile_on_a_disk_that_fills, settings)
+    }
+
+    fn start_as(binary: fn() -> Command, settings: &[(&str, &str)]) -> Self {
         let settings = FREE_PORTS.iter().chain(settings).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let nothing = Run { pid: 0, role: String::new(), version: String::new(), listeners: [].into(), ca: None };
         let folder = tempfile::tempdir().expect("a folder");
-        let mut server = Self { folder, settings: settings.collect(), child: None, run: nothing };
+        let mut server = Self { folder, settings: settings.collect(), binary, child: None, run: nothing };
         server.launch();
         server
     }
@@ -105,6 +128,14 @@ impl Server {
     pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("it runs");
         kill_process(Pid::from_child(child), signal).expect("a child can be sent a signal");
+    }
+
+    /// From now on none of its files grows over so many bytes, as on a full disk; `None`: they grow again.
+    pub(crate) fn limit_files_to(&self, bytes: Option<u64>) {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        let pid = Pid::from_child(self.child.as_ref().expect("it runs"));
+        let limit = Rlimit { current: bytes.or(maximum), maximum };
+        prlimit(Some(pid), Resource::Fsize, limit).expect("a child's limits can be set");
     }
 
     /// Its process id.
@@ -218,7 +249,7 @@ impl Server {
 
     fn spawn(&self) -> Child {
         let file = |name| File::create(self.data().join(name)).expect("a file for its output");
-        let mut command = campanile();
+        let mut command = (self.binary)();
         command.arg("serve").arg("--data").arg(self.data());
         for (key, value) in &self.settings {
             command.arg("--set").arg(format!("{key}={value}"));
