@@ -337,9 +337,6 @@ async fn acknowledge(shared: &Arc<Shared>, account: AccountId, ack: Ack) -> Resu
     }
     if !singles.is_empty() {
         shared.mailboxes.ack(&singles).await?;
-        for (regid, ids) in &singles {
-            shared.rooms.give_back(*regid, ids.len());
-        }
     }
     let handle = shared.sessions.find(account);
     for (app, messages, broadcasts) in acks {

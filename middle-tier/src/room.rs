@@ -11,8 +11,8 @@ use crate::Shared;
 /// Lengths that are remembered; beyond it all are forgotten and read again as they are needed.
 const LENGTHS_MAX: usize = 65_536;
 
-/// How full mailboxes are, as far as it is known here. A length may be too large (messages expire, other middles take
-/// acks): before a mailbox is called full it is read.
+/// How full mailboxes are, as far as it is known here. A length may be too large, since acks and expiry don't lessen it
+/// (a device may acknowledge what is not there, or twice): before a mailbox is called full it is read.
 #[derive(Default)]
 pub(crate) struct Rooms(Mutex<BTreeMap<RegId, usize>>);
 
@@ -25,11 +25,12 @@ impl Rooms {
     /// the limit by as many as they are.
     pub(crate) async fn take(&self, shared: &Shared, regids: &[RegId]) -> Result<Vec<RegId>, Failure> {
         let limit = shared.config.mailbox_max;
-        let doubtful: Vec<RegId> = {
+        let known: BTreeMap<RegId, usize> = {
             let lengths = self.lengths();
-            let doubtful = |regid: &&RegId| lengths.get(*regid).is_none_or(|length| *length >= limit);
-            regids.iter().filter(doubtful).copied().collect()
+            let known = regids.iter().filter_map(|regid| Some((*regid, *lengths.get(regid)?)));
+            known.filter(|(_, length)| *length < limit).collect()
         };
+        let doubtful: Vec<RegId> = regids.iter().filter(|regid| !known.contains_key(regid)).copied().collect();
         let read = shared.mailboxes.lengths(&doubtful, limit).await?;
         let mut lengths = self.lengths();
         if lengths.len() + doubtful.len() > LENGTHS_MAX {
@@ -38,7 +39,8 @@ impl Rooms {
         lengths.extend(doubtful.into_iter().zip(read));
         let mut full = Vec::new();
         for regid in regids {
-            let length = lengths.entry(*regid).or_default();
+            // Forgotten meanwhile? Then it is what it was.
+            let length = lengths.entry(*regid).or_insert_with(|| known.get(regid).copied().unwrap_or_default());
             if *length >= limit {
                 full.push(*regid);
             } else {
@@ -46,12 +48,5 @@ impl Rooms {
             }
         }
         Ok(full)
-    }
-
-    /// So many messages of a mailbox were acknowledged.
-    pub(crate) fn give_back(&self, regid: RegId, count: usize) {
-        if let Some(length) = self.lengths().get_mut(&regid) {
-            *length = length.saturating_sub(count);
-        }
     }
 }

@@ -286,6 +286,19 @@ async fn a_full_mailbox_refuses_until_its_device_acknowledges() {
 }
 
 #[tokio::test]
+async fn acks_of_what_is_not_in_a_mailbox_make_no_room_in_it() {
+    let tier = Tier::start_with(Config { mailbox_max: 3, ..Config::default() }).await;
+    let device = tier.device().await;
+    for _ in 0..3 {
+        tier.send(tier.send_to(to(&device))).await.expect("there is room");
+    }
+    tier.ack(&device, &[1, 2, 3].map(idl::ids::MessageId), &[]).await;
+    let failure = tier.send(tier.send_to(to(&device))).await.expect_err("it is full");
+    assert_eq!(failure.code, Code::LimitReached);
+    assert_eq!(tier.cells(Table::Mailboxes).await, 3);
+}
+
+#[tokio::test]
 async fn an_expired_message_is_not_delivered() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;
