@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::Shared;
 use crate::close::Reason;
 use crate::hub::{Applied, read_changes};
-use crate::line::Line;
+use crate::line::{Line, Ticket};
 use crate::lock;
 use crate::middle::{ChannelReply, Patience};
 use crate::outbox::Frame;
@@ -43,8 +43,8 @@ pub(crate) struct Work {
 }
 
 enum Job {
-    Open(Request, Option<u32>),
-    Up(Request, Option<u32>),
+    Open(Request, Option<Ticket>),
+    Up(Request, Option<Ticket>),
     /// Open a channel again, for what was missed.
     Reopen(u32),
     /// Tell the middle about a connection that it may have forgotten. The permit paces this.
@@ -77,7 +77,7 @@ fn is_served(number: u32) -> bool {
     number == PUSH
 }
 
-/// Queues the opening of a channel. `stanza` is its number as XEP-0198 counts.
+/// Queues the opening of a channel.
 pub(crate) fn open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Result<(), QueueFull> {
     if !is_served(request.payload.number) {
         line.received(false);
@@ -86,13 +86,13 @@ pub(crate) fn open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> 
         return Ok(());
     }
     let size = request.payload.bytes.len();
-    queue(shared, line, size, |stanza| Job::Open(request, stanza))
+    queue(shared, line, size, |ticket| Job::Open(request, ticket))
 }
 
 /// Queues a payload for its channel's service.
 pub(crate) fn up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Result<(), QueueFull> {
     let size = request.payload.bytes.len();
-    queue(shared, line, size, |stanza| Job::Up(request, stanza))
+    queue(shared, line, size, |ticket| Job::Up(request, ticket))
 }
 
 /// Queues the announcement of a line to a middle tier that may have forgotten it. Does nothing if one is queued already.
@@ -122,16 +122,16 @@ fn queue(
     shared: &Arc<Shared>,
     line: &Arc<Line>,
     size: usize,
-    job: impl FnOnce(Option<u32>) -> Job,
+    job: impl FnOnce(Option<Ticket>) -> Job,
 ) -> Result<(), QueueFull> {
     let limits = &shared.config.limits;
     let mut work = lock(&line.work);
     if work.jobs.len() >= limits.channel_queue_max || work.bytes + size > limits.channel_queue_bytes_max {
         return Err(QueueFull);
     }
-    let stanza = line.received(true);
+    let ticket = line.received(true);
     work.bytes += size;
-    work.jobs.push_back(job(stanza));
+    work.jobs.push_back(job(ticket));
     start(shared, line, &mut work);
     Ok(())
 }
@@ -145,13 +145,13 @@ fn start(shared: &Arc<Shared>, line: &Arc<Line>, work: &mut Work) {
 async fn run(shared: Arc<Shared>, line: Arc<Line>) {
     while let Some(job) = next(&line) {
         match job {
-            Job::Open(request, stanza) => {
+            Job::Open(request, ticket) => {
                 do_open(&shared, &line, request).await;
-                handled(&line, stanza);
+                handled(&line, ticket);
             }
-            Job::Up(request, stanza) => {
+            Job::Up(request, ticket) => {
                 do_up(&shared, &line, request).await;
-                handled(&line, stanza);
+                handled(&line, ticket);
             }
             Job::Reopen(number) => reopen(&shared, &line, number).await,
             Job::Announce(permit) => {
@@ -178,9 +178,9 @@ fn next(line: &Line) -> Option<Job> {
     job
 }
 
-fn handled(line: &Line, stanza: Option<u32>) {
-    if let Some(number) = stanza {
-        line.handled_one(number);
+fn handled(line: &Line, ticket: Option<Ticket>) {
+    if let Some(ticket) = ticket {
+        line.handled_one(ticket);
     }
 }
 

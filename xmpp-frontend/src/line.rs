@@ -40,9 +40,15 @@ struct State {
 struct Received {
     counting: bool,
     count: u32,
-    /// Numbers of those that are not handled yet.
-    open: VecDeque<u32>,
+    /// Those that are not handled yet: what each is known by, and its number.
+    open: VecDeque<(Ticket, u32)>,
+    tickets: u64,
 }
+
+/// What an unhandled stanza is known by. A resumed stream counts again from what was handled, so a number may come twice;
+/// a ticket does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
 
 /// A stream's hold on its line.
 #[derive(Clone)]
@@ -191,23 +197,25 @@ impl Line {
     }
 
     /// Counts a stanza from the client. One that is `open` counts as handled only after [`Line::handled_one`] with the
-    /// returned number; `None` while nothing is counted.
-    pub(crate) fn received(&self, open: bool) -> Option<u32> {
+    /// returned ticket; `None` while nothing is counted.
+    pub(crate) fn received(&self, open: bool) -> Option<Ticket> {
         let received = &mut lock(&self.state).received;
         if !received.counting {
             return None;
         }
         received.count = received.count.wrapping_add(1);
+        received.tickets += 1;
+        let ticket = Ticket(received.tickets);
         if open {
-            received.open.push_back(received.count);
+            received.open.push_back((ticket, received.count));
         }
-        Some(received.count)
+        Some(ticket)
     }
 
-    /// A stanza that was open is handled.
-    pub(crate) fn handled_one(&self, number: u32) {
+    /// A stanza that was open is handled. One of before the stream was resumed counts no more: it was sent again.
+    pub(crate) fn handled_one(&self, ticket: Ticket) {
         let received = &mut lock(&self.state).received;
-        if let Some(position) = received.open.iter().position(|open| *open == number) {
+        if let Some(position) = received.open.iter().position(|(open, _)| *open == ticket) {
             received.open.remove(position);
         }
     }
@@ -231,6 +239,7 @@ impl Line {
         let resumed = format!("<resumed xmlns='{}' h='{count}' previd='{id}'/>", crate::negotiate::NS_SM);
         state.outbox.resume(handled, resumed.as_bytes()).map_err(|AckTooHigh| ResumeError::AckTooHigh)?;
         state.received.count = count;
+        state.received.open.clear();
         state.issued_at_ms = login.issued_at_ms;
         state.attachment += 1;
         let older = std::mem::replace(&mut state.wake, Arc::new(Notify::new()));
@@ -251,7 +260,7 @@ pub(crate) enum ResumeError {
 
 impl Received {
     fn handled(&self) -> u32 {
-        self.open.front().map_or(self.count, |first| first.wrapping_sub(1))
+        self.open.front().map_or(self.count, |(_, first)| first.wrapping_sub(1))
     }
 }
 
@@ -287,12 +296,29 @@ mod tests {
         assert_eq!(line.received(true), None);
         assert!(line.enable("+", None));
         assert!(!line.enable("+", None));
-        assert_eq!((line.received(true), line.received(true), line.received(false)), (Some(1), Some(2), Some(3)));
+        let [first, second, _] = [true, true, false].map(|open| line.received(open).expect("it is counted"));
         assert_eq!(line.handled(), 0);
-        line.handled_one(2);
+        line.handled_one(second);
         assert_eq!(line.handled(), 0);
-        line.handled_one(1);
+        line.handled_one(first);
         assert_eq!(line.handled(), 3);
+    }
+
+    #[test]
+    fn what_is_sent_again_after_a_resumption_is_counted_once() {
+        let (line, _) = line();
+        line.enable("+", Some("id".into()));
+        let two = || [true, true].map(|open| line.received(open).expect("it is counted"));
+        let before = two();
+        line.resume(LOGIN, 0).expect("a stream to resume");
+        let again = two();
+        // The older stream's stanzas are worked on all the same.
+        let mut handled = Vec::new();
+        for ticket in before.into_iter().chain(again) {
+            line.handled_one(ticket);
+            handled.push(line.handled());
+        }
+        assert_eq!(handled, [0, 0, 1, 2], "it never goes back");
     }
 
     #[test]
