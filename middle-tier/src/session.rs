@@ -42,7 +42,11 @@ pub(crate) struct Session {
 #[expect(clippy::struct_excessive_bools, reason = "each is a separate thing that is or is not due")]
 struct Held {
     registration: Arc<Registration>,
+    /// What waits in the store is being replayed, singles and broadcasts together in order of id.
+    replaying: bool,
     in_step: bool,
+    /// While not in step: the mailbox has been read up to this message.
+    read_to: MessageId,
     /// A message arrived, or was acknowledged, while the mailbox was being read.
     dirty: bool,
     acked_meanwhile: BTreeSet<MessageId>,
@@ -57,6 +61,10 @@ struct Held {
     /// Acknowledged broadcasts that a judgement may meet again.
     acked: BTreeSet<MessageId>,
     judge: Judging,
+    /// What the judgement under way judges.
+    judging: Judging,
+    /// Where a judgement goes on that has read only a part of its rows.
+    judge_rest: Option<(MessageId, Judging)>,
     /// The front's index has an older version of the membership.
     index_due: bool,
     /// A judgement met rows since the cursor was written: without any, reading the same nothing again costs nothing.
@@ -153,13 +161,16 @@ impl Session {
                 if enabled_again {
                     held.fall_out_of_step();
                     held.judge = Judging::Whole;
+                    held.replaying = true;
                 }
                 return;
             }
         }
         let cursor = registration.cursor.clone();
         let held = Held {
+            replaying: true,
             in_step: false,
+            read_to: MessageId::MIN,
             dirty: false,
             acked_meanwhile: BTreeSet::new(),
             queue: BTreeMap::new(),
@@ -168,6 +179,8 @@ impl Session {
             pending: BTreeMap::new(),
             acked: cursor.acked.iter().copied().collect(),
             judge: Judging::Whole,
+            judging: Judging::NotDue,
+            judge_rest: None,
             index_due: false,
             cursor_due: false,
             written: cursor,
@@ -244,6 +257,7 @@ impl Session {
         } else if held.queue.len() >= config.window_max {
             // The mailbox keeps it: it is read from there when what is queued has gone out.
             held.in_step = false;
+            held.read_to = held.last_queued_single();
         } else if !held.unacked.contains(&message.id) {
             held.queue.insert(message.id, Queued::Single(Arc::clone(message)));
         }
@@ -348,8 +362,10 @@ impl Session {
         let mut all = Vec::new();
         for held in self.held.values_mut().filter(|held| held.registration.enabled) {
             let mut items = Vec::new();
+            let before = held.known_before();
             while held.in_flight() < config.window_max {
-                let Some((id, queued)) = held.queue.pop_first() else { break };
+                let Some(next) = held.queue.first_entry().filter(|next| *next.key() < before) else { break };
+                let (id, queued) = next.remove_entry();
                 match queued {
                     Queued::Single(message) if !message.is_expired(now_ms) => {
                         held.unacked.insert(id);
@@ -374,7 +390,7 @@ impl Session {
     fn drain(&mut self, config: &Config) -> Vec<(RegId, usize)> {
         let mut reads = Vec::new();
         for held in self.held.values_mut().filter(|held| held.registration.enabled) {
-            if !held.in_step && held.queue.is_empty() && held.in_flight() < config.window_max {
+            if !held.in_step && held.queued_singles() == 0 && held.in_flight() < config.window_max {
                 held.dirty = false;
                 held.acked_meanwhile.clear();
                 reads.push((held.registration.regid, held.unacked.len() + config.window_max));
@@ -385,15 +401,19 @@ impl Session {
 
     fn judge(&mut self, now_ms: u64, config: &Config) -> Option<Step> {
         let (app, held) = self.held.iter_mut().find(|(_, held)| {
-            let room = held.queue.is_empty() && held.pending.len() < config.window_max;
-            held.judge != Judging::NotDue && held.registration.enabled && room
+            let room = held.queued_broadcasts() == 0 && held.pending.len() < config.window_max;
+            held.is_judging() && held.registration.enabled && room
         })?;
-        let lag = if held.judge == Judging::Lagging { config.judge_lag } else { Duration::ZERO };
-        let to = MessageId::at(now_ms.saturating_sub(millis(lag)));
         // A judgement under way is not due; what makes it due meanwhile makes it due again.
-        held.judge = Judging::NotDue;
+        let (from, judging) = held.judge_rest.take().unwrap_or_else(|| {
+            let judging = std::mem::replace(&mut held.judge, Judging::NotDue);
+            (before(held.judged_to, config.overlap), judging)
+        });
+        held.judging = judging;
+        let lag = if judging == Judging::Lagging { config.judge_lag } else { Duration::ZERO };
+        let to = MessageId::at(now_ms.saturating_sub(millis(lag)));
         held.pending.retain(|_, expires_at_ms| *expires_at_ms > now_ms);
-        Some(Step::Judge { app: app.clone(), from: before(held.judged_to, config.overlap), to })
+        Some(Step::Judge { app: app.clone(), from, to })
     }
 
     fn cursors_to_write(&mut self, config: &Config) -> Vec<(RegId, Cursor)> {
@@ -454,6 +474,7 @@ impl Session {
     /// A mailbox was read from its beginning; `whole` if it held no more cells.
     pub(crate) fn drained(&mut self, regid: RegId, mailbox: Vec<(MessageId, Message)>, whole: bool) {
         let Some(held) = self.held.values_mut().find(|held| held.registration.regid == regid) else { return };
+        held.read_to = mailbox.last().map_or(held.read_to, |(id, _)| *id);
         if whole {
             // What is no longer in the mailbox has expired or was acknowledged elsewhere.
             let there: BTreeSet<_> = mailbox.iter().map(|(id, _)| *id).collect();
@@ -503,7 +524,8 @@ impl Session {
         let keep_from = before(held.lowest_open(), config.overlap);
         held.acked = held.acked.split_off(&keep_from);
         if more {
-            held.judge = Judging::Whole;
+            // From there, not from before the overlap: that may hold more rows than are judged in one step.
+            held.judge_rest = Some((to, held.judging));
         }
         missing
     }
@@ -511,13 +533,42 @@ impl Session {
 
 impl Held {
     fn in_flight(&self) -> usize {
-        let waiting = self.queue.values().filter(|queued| matches!(queued, Queued::Broadcast(_))).count();
-        self.unacked.len() + self.pending.len().saturating_sub(waiting)
+        self.unacked.len() + self.pending.len().saturating_sub(self.queued_broadcasts())
+    }
+
+    fn queued_broadcasts(&self) -> usize {
+        self.queue.values().filter(|queued| matches!(queued, Queued::Broadcast(_))).count()
+    }
+
+    fn queued_singles(&self) -> usize {
+        self.queue.len() - self.queued_broadcasts()
+    }
+
+    fn last_queued_single(&self) -> MessageId {
+        let mut singles = self.queue.iter().filter(|(_, queued)| matches!(queued, Queued::Single(_)));
+        singles.next_back().map_or(MessageId::MIN, |(id, _)| *id)
+    }
+
+    fn is_judging(&self) -> bool {
+        self.judge != Judging::NotDue || self.judge_rest.is_some()
+    }
+
+    /// While what waits in the store is replayed, only messages before this id may go out: of those after it some may not
+    /// have been read yet, from the mailbox or from the timeline.
+    fn known_before(&mut self) -> MessageId {
+        self.replaying &= !self.in_step || self.is_judging();
+        if !self.replaying {
+            return MessageId::MAX;
+        }
+        let mailbox = if self.in_step { MessageId::MAX } else { MessageId(self.read_to.0.saturating_add(1)) };
+        let timeline = if self.is_judging() { self.judged_to } else { MessageId::MAX };
+        mailbox.min(timeline)
     }
 
     /// The mailbox must be read before any of its messages is handed off.
     fn fall_out_of_step(&mut self) {
         self.in_step = false;
+        self.read_to = MessageId::MIN;
         self.dirty = true;
         self.queue.retain(|_, queued| matches!(queued, Queued::Broadcast(_)));
     }
@@ -696,6 +747,72 @@ mod tests {
         let rows = [message(id(4), Some(Audience::Everyone)), message(id(5), Some(Audience::Everyone))];
         assert_eq!(session.judged(&app, &rows, to, false, &config), 1);
         assert_eq!(handed_off(session.next(11 * MINUTE, &config)), [id(4)]);
+    }
+
+    #[test]
+    fn what_waits_is_replayed_in_order_of_id_whichever_way_it_comes() {
+        let config = Config { window_max: 3, judged_rows_max: 3, ..Config::default() };
+        let now_ms = 11 * MINUTE;
+        let single = |n: u64| (id(n), (*message(id(n), None)).clone());
+        let broadcast = |n: u64| message(id(n), Some(Audience::Everyone));
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        // Singles: 1, 2, 4, 8. Broadcasts: 3, 5, 6, 7.
+        session.open(registration(), [1, 2, 4].map(single).to_vec(), true);
+        let Step::Judge { app, .. } = session.next(now_ms, &config) else {
+            panic!("what is between them is not known")
+        };
+        let next = MessageId(id(6).0 + 1);
+        session.judged(&app, &[3, 5, 6].map(broadcast), next, true, &config);
+        assert_eq!(handed_off(session.next(now_ms, &config)), [1, 2, 3].map(id));
+        session.acked_singles(&app, &[id(1), id(2)]);
+        session.acked_broadcasts(&app, &[id(3)]);
+        assert_eq!(handed_off(session.next(now_ms, &config)), [id(4)], "the mailbox is known up to 4");
+        let Step::Drain(reads) = session.next(now_ms, &config) else { panic!("what follows in the mailbox?") };
+        session.drained(reads[0].0, [4, 8].map(single).to_vec(), true);
+        assert_eq!(handed_off(session.next(now_ms, &config)), [5, 6].map(id), "the timeline is known up to 6");
+        let Step::Judge { app, from, to } = session.next(now_ms, &config) else {
+            panic!("what follows in the timeline?")
+        };
+        assert_eq!(from, next, "after what was read");
+        session.stored(&app, RegId([1; 24]), &message(id(9), None), &config);
+        session.judged(&app, &[broadcast(7)], to, false, &config);
+        session.acked_singles(&app, &[id(4)]);
+        session.acked_broadcasts(&app, &[5, 6].map(id));
+        assert_eq!(handed_off(session.next(now_ms, &config)), [7, 8, 9].map(id));
+    }
+
+    #[test]
+    fn a_replay_goes_on_after_more_live_messages_than_the_queue_takes() {
+        let config = Config { window_max: 2, ..Config::default() };
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        session.open(registration(), Vec::new(), false);
+        let Step::Judge { app, to, .. } = session.next(10 * MINUTE, &config) else { panic!("a judgement") };
+        for n in 1..=3 {
+            session.stored(&app, RegId([1; 24]), &message(id(n), None), &config);
+        }
+        session.judged(&app, &[], to, true, &config);
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Judge { .. }), "the rest of the timeline first");
+        session.judged(&app, &[], to, false, &config);
+        assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [1, 2].map(id));
+        session.acked_singles(&app, &[1, 2].map(id));
+        assert!(matches!(session.next(10 * MINUTE, &config), Step::Drain(_)));
+    }
+
+    #[test]
+    fn a_judgement_that_was_read_in_part_goes_on_where_it_stopped() {
+        let (mut session, config) = in_step();
+        session.judge_soon();
+        let Step::Judge { app, from, .. } = session.next(11 * MINUTE, &config) else { panic!("a judgement") };
+        assert!(from < id(0), "it begins before the cursor");
+        // All of them are within the overlap, and none is for this registration.
+        let rows = [1, 2].map(|n| message(id(n), None));
+        session.judged(&app, &rows, id(3), true, &config);
+        let Step::Judge { from, to, .. } = session.next(11 * MINUTE, &config) else { panic!("the rest of it") };
+        assert_eq!(from, id(3));
+        session.judge_soon();
+        session.judged(&app, &[], to, false, &config);
+        let Step::Judge { from, .. } = session.next(11 * MINUTE, &config) else { panic!("what became due meanwhile") };
+        assert!(from < to, "another judgement has its overlap again");
     }
 
     #[test]
