@@ -240,6 +240,11 @@ struct FrontItem {
   5: optional list<binary> payloads
   /** true: end the stream with `conflict`, a newer login has taken the route. */
   6: optional bool conflict
+  /**
+   * Grows with each hand-off of payloads to the connection; 16 bytes. Payloads whose order is not above that of the last
+   * ones are late or come twice: they are not written, since they would come after what was sent later.
+   */
+  7: optional binary order
 }
 
 /** Work for connections of one front. */

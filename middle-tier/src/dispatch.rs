@@ -76,6 +76,7 @@ pub(crate) async fn tell_index(
             channel: None,
             payloads: None,
             conflict: None,
+            order: None,
         };
         (session.front, item)
     };
@@ -93,9 +94,9 @@ pub(crate) async fn tell_index(
 }
 
 async fn hand_off(shared: &Arc<Shared>, handle: &Arc<Handle>, batch: Vec<(Arc<Registration>, Vec<Item>)>) {
-    let (front, account, epoch) = {
-        let session = handle.lock();
-        (session.front, session.account, session.epoch)
+    let (front, account, epoch, order) = {
+        let mut session = handle.lock();
+        (session.front, session.account, session.epoch, session.next_order())
     };
     let payloads = match payloads(shared, &batch).await {
         Ok(payloads) => payloads,
@@ -109,6 +110,7 @@ async fn hand_off(shared: &Arc<Shared>, handle: &Arc<Handle>, batch: Vec<(Arc<Re
         channel: i32::try_from(channel::PUSH).ok(),
         payloads: Some(payloads),
         conflict: None,
+        order: Some(order.to_be_bytes().to_vec()),
     };
     let deadline = Instant::now() + shared.config.hand_off_time_max;
     match shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await {

@@ -68,7 +68,11 @@ pub(crate) async fn lease(shared: &Shared, request: wire::FrontLease) -> Result<
 }
 
 /// A device opened a channel: for push, makes its session and sees to it that what waits is delivered.
-pub(crate) async fn open_channel(shared: &Arc<Shared>, request: wire::OpenChannel) -> Result<Reply, Failure> {
+pub(crate) async fn open_channel(
+    shared: &Arc<Shared>,
+    id: MessageId,
+    request: wire::OpenChannel,
+) -> Result<Reply, Failure> {
     push_only(request.channel)?;
     let account: AccountId = parse(&request.account)?;
     let front: FrontId = parse(&request.front)?;
@@ -85,7 +89,7 @@ pub(crate) async fn open_channel(shared: &Arc<Shared>, request: wire::OpenChanne
     // No membership changes between reading it and holding it.
     let _turn = shared.turns.take(account).await;
     // The session is there before anything is read: what is stored from now on finds it.
-    let handle = Handle::new(Session::new(account, front, epoch));
+    let handle = Handle::new(Session::new(account, front, epoch, id));
     let older = shared.sessions.replace(account, epoch, &handle).map_err(|()| superseded())?;
     let regids: Vec<Option<RegId>> = named.iter().map(|regid| regid.parse().ok()).collect();
     let known: Vec<RegId> = regids.iter().flatten().copied().collect();
@@ -150,6 +154,7 @@ async fn end_older(shared: Arc<Shared>, account: AccountId, older: Route) {
             channel: None,
             payloads: None,
             conflict: Some(true),
+            order: None,
         };
         let deadline = Instant::now() + shared.config.hand_off_time_max;
         match shared.bus.deliver(older.front, wire::FrontBatch { items: vec![item] }, deadline).await {

@@ -77,7 +77,7 @@ async fn respond(shared: &Arc<Shared>, id: MessageId, request: Request) -> Resul
         Request::Connect(request) => routes::connect(shared, id, request).await,
         Request::Disconnect(request) => routes::disconnect(shared, request).await,
         Request::FrontLease(request) => routes::lease(shared, request).await,
-        Request::OpenChannel(request) => routes::open_channel(shared, request).await,
+        Request::OpenChannel(request) => routes::open_channel(shared, id, request).await,
         Request::ChannelUp(request) => commands::channel_up(shared, id, request).await,
     }
 }

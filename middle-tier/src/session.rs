@@ -28,6 +28,9 @@ pub(crate) struct Session {
     pub(crate) account: AccountId,
     pub(crate) front: FrontId,
     pub(crate) epoch: Epoch,
+    /// Of the last hand-off. It begins with the id of the request that made the session, so that a later session of the
+    /// same connection goes on above it, even when the memory of the earlier one is gone.
+    order: u128,
     held: BTreeMap<AppId, Held>,
     /// Registrations that got a message before the session held them: while the channel was being opened.
     stored_unheld: BTreeSet<RegId>,
@@ -131,11 +134,13 @@ pub(crate) enum Step {
 }
 
 impl Session {
-    pub(crate) fn new(account: AccountId, front: FrontId, epoch: Epoch) -> Self {
+    /// A session that the request `opened` makes.
+    pub(crate) fn new(account: AccountId, front: FrontId, epoch: Epoch, opened: MessageId) -> Self {
         Self {
             account,
             front,
             epoch,
+            order: opened.0,
             held: BTreeMap::new(),
             stored_unheld: BTreeSet::new(),
             driven: false,
@@ -235,8 +240,15 @@ impl Session {
         self.held.get(app).map(|held| &held.registration)
     }
 
+    /// The order of the next hand-off: above all before it.
+    pub(crate) fn next_order(&mut self) -> u128 {
+        self.order = self.order.saturating_add(1);
+        self.order
+    }
+
     /// Takes over what an older session of the same account knew of acknowledged broadcasts: it is not in the store yet.
     pub(crate) fn inherit(&mut self, older: &Self) {
+        self.order = self.order.max(older.order);
         for (app, held) in &mut self.held {
             if let Some(known) = older.held.get(app).filter(|known| known.registration.regid == held.registration.regid)
             {
@@ -643,7 +655,7 @@ mod tests {
     /// A session whose mailbox was read whole and whose timeline was judged.
     fn in_step() -> (Session, Config) {
         let config = Config { window_max: 3, ..Config::default() };
-        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1), MessageId(1));
         session.open(registration(), Vec::new(), false);
         let step = session.next(10 * MINUTE, &config);
         let Step::Judge { app, to, .. } = step else { panic!("the channel has opened: judge") };
@@ -694,7 +706,7 @@ mod tests {
     #[test]
     fn a_message_stored_while_the_channel_opens_is_not_forgotten() {
         let config = Config::default();
-        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1), MessageId(1));
         session.stored(&app(), RegId([1; 24]), &message(id(1), None), &config);
         session.open(registration(), Vec::new(), false);
         assert!(matches!(session.next(10 * MINUTE, &config), Step::Drain(_)));
@@ -755,7 +767,7 @@ mod tests {
         let now_ms = 11 * MINUTE;
         let single = |n: u64| (id(n), (*message(id(n), None)).clone());
         let broadcast = |n: u64| message(id(n), Some(Audience::Everyone));
-        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1), MessageId(1));
         // Singles: 1, 2, 4, 8. Broadcasts: 3, 5, 6, 7.
         session.open(registration(), [1, 2, 4].map(single).to_vec(), true);
         let Step::Judge { app, .. } = session.next(now_ms, &config) else {
@@ -784,7 +796,7 @@ mod tests {
     #[test]
     fn a_replay_goes_on_after_more_live_messages_than_the_queue_takes() {
         let config = Config { window_max: 2, ..Config::default() };
-        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1));
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1), MessageId(1));
         session.open(registration(), Vec::new(), false);
         let Step::Judge { app, to, .. } = session.next(10 * MINUTE, &config) else { panic!("a judgement") };
         for n in 1..=3 {

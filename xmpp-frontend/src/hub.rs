@@ -44,6 +44,8 @@ struct Slot {
     line: Arc<Line>,
     /// Broadcasts before this place in the ring are not for this connection, whoever had the slot before.
     since: u64,
+    /// Order of the payloads that the middle tier handed over last; empty before the first.
+    taken: Vec<u8>,
     memberships: HashMap<AppId, Membership>,
 }
 
@@ -88,7 +90,7 @@ impl Hub {
             self.metrics.lines.dec();
         }
         let since = state.ring.next_place();
-        let seat = Slot { line: Arc::clone(line), since, memberships: HashMap::new() };
+        let seat = Slot { line: Arc::clone(line), since, taken: Vec::new(), memberships: HashMap::new() };
         let slot = if let Some(slot) = state.free.pop() {
             if let Some(place) = state.slots.get_mut(slot as usize) {
                 *place = Some(seat);
@@ -234,6 +236,10 @@ impl Hub {
             state.change(slot, change, place);
         }
         let Some(number) = item.channel.and_then(|number| u32::try_from(number).ok()) else { return true };
+        if item.order.is_some_and(|order| !state.take_order(slot, order)) {
+            self.metrics.items_late.inc();
+            return true;
+        }
         for bytes in item.payloads.unwrap_or_default() {
             let frame = Frame::stanza(Payload { number, bytes }.to_message());
             if line.push(frame).is_err() {
@@ -310,6 +316,16 @@ impl State {
         let slot = *self.by_epoch.get(&epoch)?;
         let line = self.line(slot)?;
         (item.account.parse() == Ok(line.account())).then_some((slot, line))
+    }
+
+    /// True if payloads of this order come after those that were taken before.
+    fn take_order(&mut self, slot: u32, order: Vec<u8>) -> bool {
+        let Some(Some(seat)) = self.slots.get_mut(slot as usize) else { return false };
+        let later = order > seat.taken;
+        if later {
+            seat.taken = order;
+        }
+        later
     }
 
     fn remove(&mut self, line: &Arc<Line>) -> bool {

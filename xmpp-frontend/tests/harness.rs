@@ -186,6 +186,7 @@ pub(crate) fn item(account: AccountId, epoch: Epoch, payloads: &[&[u8]]) -> wire
         channel: Some(5),
         payloads: Some(payloads.iter().map(|payload| payload.to_vec()).collect()),
         conflict: None,
+        order: None,
     }
 }
 

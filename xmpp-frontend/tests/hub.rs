@@ -1,6 +1,7 @@
 //! Broadcasts, batches, and the index they go by.
 
 use campanile_xmpp_frontend::Limits;
+use idl::contract::bus as wire;
 use idl::error::Code;
 use idl::ids::Epoch;
 
@@ -177,6 +178,31 @@ async fn an_older_epoch_takes_no_deliveries() {
     world.broadcast(None, b"all").await;
     newer.nothing_more().await;
     assert_eq!(world.metric("campanile_front_items_gone_total"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn payloads_that_come_late_or_twice_are_not_written() {
+    let world = World::new().await;
+    let mut client = world.subscriber(account(1), &[]).await;
+    let epoch = world.middle.epoch(account(1), "r");
+    let ordered = |order: u128, payload: &[u8]| {
+        let order = Some(order.to_be_bytes().to_vec());
+        vec![wire::FrontItem { order, ..item(account(1), epoch, &[payload]) }]
+    };
+    for (order, payload) in [(256, b"first"), (257, b"later"), (256, b"first"), (257, b"later"), (255, b"early")] {
+        assert_eq!(world.deliver(ordered(order, payload)).await, [], "it was taken, or need not be");
+    }
+    assert_eq!(client.payload().await, b"first");
+    assert_eq!(client.payload().await, b"later");
+    client.nothing_more().await;
+    assert_eq!(world.metric("campanile_front_items_late_total"), 3);
+    // Another connection begins anew.
+    let mut client = world.subscriber(account(2), &[]).await;
+    let epoch = world.middle.epoch(account(2), "r");
+    let order = Some(1_u128.to_be_bytes().to_vec());
+    let items = vec![wire::FrontItem { order, ..item(account(2), epoch, &[b"its first"]) }];
+    assert_eq!(world.deliver(items).await, []);
+    assert_eq!(client.payload().await, b"its first");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2318,10 +2318,13 @@ pub struct FrontItem {
   pub payloads: Option<Vec<Vec<u8>>>,
   /// true: end the stream with `conflict`, a newer login has taken the route.
   pub conflict: Option<bool>,
+  /// Grows with each hand-off of payloads to the connection; 16 bytes. Payloads whose order is not above that of the last
+  /// ones are late or come twice: they are not written, since they would come after what was sent later.
+  pub order: Option<Vec<u8>>,
 }
 
 impl FrontItem {
-  pub fn new<F3, F4, F5, F6>(account: String, epoch: Vec<u8>, index: F3, channel: F4, payloads: F5, conflict: F6) -> FrontItem where F3: Into<Option<Vec<IndexEntry>>>, F4: Into<Option<i32>>, F5: Into<Option<Vec<Vec<u8>>>>, F6: Into<Option<bool>> {
+  pub fn new<F3, F4, F5, F6, F7>(account: String, epoch: Vec<u8>, index: F3, channel: F4, payloads: F5, conflict: F6, order: F7) -> FrontItem where F3: Into<Option<Vec<IndexEntry>>>, F4: Into<Option<i32>>, F5: Into<Option<Vec<Vec<u8>>>>, F6: Into<Option<bool>>, F7: Into<Option<Vec<u8>>> {
     FrontItem {
       account,
       epoch,
@@ -2329,6 +2332,7 @@ impl FrontItem {
       channel: channel.into(),
       payloads: payloads.into(),
       conflict: conflict.into(),
+      order: order.into(),
     }
   }
 }
@@ -2342,6 +2346,7 @@ impl TSerializable for FrontItem {
     let mut f_4: Option<i32> = None;
     let mut f_5: Option<Vec<Vec<u8>>> = None;
     let mut f_6: Option<bool> = None;
+    let mut f_7: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2385,6 +2390,10 @@ impl TSerializable for FrontItem {
           let val = i_prot.read_bool()?;
           f_6 = Some(val);
         },
+        7 => {
+          let val = i_prot.read_bytes()?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2401,6 +2410,7 @@ impl TSerializable for FrontItem {
       channel: f_4,
       payloads: f_5,
       conflict: f_6,
+      order: f_7,
     };
     Ok(ret)
   }
@@ -2439,6 +2449,11 @@ impl TSerializable for FrontItem {
     if let Some(fld_var) = self.conflict {
       o_prot.write_field_begin(&TFieldIdentifier::new("conflict", TType::Bool, 6))?;
       o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.order {
+      o_prot.write_field_begin(&TFieldIdentifier::new("order", TType::String, 7))?;
+      o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
