@@ -40,12 +40,31 @@ pub(crate) struct Change {
     pub(crate) answered: Option<(usize, bool)>,
 }
 
+/// Push switched on or off by a device.
+#[derive(Debug, Clone)]
+pub(crate) struct Switch {
+    pub(crate) device: usize,
+    pub(crate) on: bool,
+    pub(crate) started: usize,
+    pub(crate) answered: Option<(usize, bool)>,
+}
+
+/// A device ended its registration and made another, with its alias and user account and without topics.
+#[derive(Debug, Clone)]
+pub(crate) struct Rebirth {
+    pub(crate) device: usize,
+    pub(crate) started: usize,
+    pub(crate) over: Option<usize>,
+}
+
 /// All of it. `usize` times are places in one order of events.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     now: usize,
     pub(crate) sends: Vec<Send>,
     pub(crate) changes: Vec<Change>,
+    pub(crate) switches: Vec<Switch>,
+    pub(crate) rebirths: Vec<Rebirth>,
     /// (device, send) → when its callback ran.
     pub(crate) callbacks: BTreeMap<(usize, usize), Vec<usize>>,
 }
@@ -83,6 +102,32 @@ impl History {
         let mut events = self.events();
         let now = events.tick();
         events.changes[change].answered = Some((now, ok));
+    }
+
+    pub(crate) fn switch_starts(&self, device: usize, on: bool) -> usize {
+        let mut events = self.events();
+        let started = events.tick();
+        events.switches.push(Switch { device, on, started, answered: None });
+        events.switches.len() - 1
+    }
+
+    pub(crate) fn switch_answered(&self, switch: usize, ok: bool) {
+        let mut events = self.events();
+        let now = events.tick();
+        events.switches[switch].answered = Some((now, ok));
+    }
+
+    pub(crate) fn rebirth_starts(&self, device: usize) -> usize {
+        let mut events = self.events();
+        let started = events.tick();
+        events.rebirths.push(Rebirth { device, started, over: None });
+        events.rebirths.len() - 1
+    }
+
+    pub(crate) fn rebirth_over(&self, rebirth: usize) {
+        let mut events = self.events();
+        let now = events.tick();
+        events.rebirths[rebirth].over = Some(now);
     }
 
     pub(crate) fn callback(&self, device: usize, send: usize) {

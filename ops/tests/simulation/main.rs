@@ -46,13 +46,14 @@ async fn step(world: &mut World, sends: &mut Vec<tokio::task::JoinHandle<()>>) {
     let device = world.dice.below(DEVICES);
     let topic = world.dice.below(TOPICS);
     let subscribe = world.dice.chance(650);
-    let what = world.dice.below(100);
+    let what = world.dice.below(110);
+    let in_rebirth = world.is_in_rebirth(device);
     tracing::info!(what, device, topic, subscribe, at_s = world.elapsed().as_secs_f32(), "step");
     match what {
-        0..=39 => world.send().await,
+        0..=39 | 108.. => world.send().await,
         40..=54 => sends.push(tokio::spawn(world.send())),
-        55..=66 => world.change_by_device(device, topic, subscribe).await,
-        67..=72 => world.change_by_server(device, topic, subscribe).await,
+        55..=66 if !in_rebirth => world.change_by_device(device, topic, subscribe).await,
+        67..=72 if !in_rebirth => world.change_by_server(device, topic, subscribe).await,
         73..=78 => world.cut(device),
         79..=81 => world.freeze(device),
         82..=86 => world.set_online(device, false),
@@ -65,7 +66,16 @@ async fn step(world: &mut World, sends: &mut Vec<tokio::task::JoinHandle<()>>) {
             sleep(world.dice.duration(Duration::from_secs(3))).await;
             world.start_middle();
         }
-        _ => world.wipe_cache().await,
+        99 => world.wipe_cache().await,
+        100..=102 if !in_rebirth => drop(world.switch(device, subscribe).await),
+        103..=105 if !in_rebirth => world.start_rebirth(device),
+        106..=107 => {
+            world.drain_middle().await;
+            sleep(world.dice.duration(Duration::from_secs(3))).await;
+            world.start_middle();
+        }
+        // Not to a device whose registration is being replaced.
+        _ => {}
     }
 }
 

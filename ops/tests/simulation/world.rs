@@ -59,13 +59,20 @@ pub(crate) struct World {
     tls: Arc<rustls::ServerConfig>,
     router: axum::Router,
     secret: String,
-    middle: Option<Vec<JoinHandle<()>>>,
+    middle: Option<Tier>,
     fronts: Fronts,
     devices: Vec<SimDevice>,
 }
 
 /// Which fronts run now; devices connect to one of them.
 type Fronts = Arc<Mutex<Vec<Option<(Acceptor, JoinHandle<()>)>>>>;
+
+/// A middle tier that runs.
+struct Tier {
+    drain: CancellationToken,
+    doubling: JoinHandle<()>,
+    serving: JoinHandle<()>,
+}
 
 struct SimDevice {
     account: AccountId,
@@ -75,11 +82,14 @@ struct SimDevice {
     link: Arc<Mutex<Option<watch::Sender<Link>>>>,
     state: Arc<Mutex<DeviceState>>,
     running: Option<Running>,
+    rebirth: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct DeviceState {
     regid: Option<RegId>,
+    /// Of the process that runs now.
+    control: Option<DeviceControl>,
 }
 
 struct Running {
@@ -193,6 +203,7 @@ impl World {
                 link: Arc::default(),
                 state: Arc::default(),
                 running: None,
+                rebirth: None,
             });
             self.start_device(number, Saved::default());
         }
@@ -235,14 +246,24 @@ impl World {
             },
             &mut Registry::default(),
         );
-        let serving = tokio::spawn(middle.serve(CancellationToken::new()));
-        self.middle = Some(vec![doubling, serving]);
+        let drain = CancellationToken::new();
+        let serving = tokio::spawn(middle.serve(drain.clone()));
+        self.middle = Some(Tier { drain, doubling, serving });
+    }
+
+    /// As an operator would: it finishes what it has begun.
+    pub(crate) async fn drain_middle(&mut self) {
+        let Some(Tier { drain, doubling, serving }) = self.middle.take() else { return };
+        drain.cancel();
+        serving.await.expect("the middle drains");
+        doubling.abort();
     }
 
     /// As kill -9 would: in the middle of everything.
     pub(crate) fn kill_middle(&mut self) {
-        for task in self.middle.take().into_iter().flatten() {
-            task.abort();
+        if let Some(Tier { doubling, serving, .. }) = self.middle.take() {
+            doubling.abort();
+            serving.abort();
         }
         if let Some(hasty) = &self.hasty {
             hasty.crash();
@@ -305,6 +326,7 @@ impl World {
         });
         let stop = CancellationToken::new();
         let control = handle.control();
+        device.state.lock().unwrap_or_else(PoisonError::into_inner).control = Some(control.clone());
         let task = tokio::spawn(run_app(number, handle, self.history.clone(), Arc::clone(&device.state), stop.clone()));
         device.running = Some(Running { control, stop, task });
     }
@@ -353,6 +375,45 @@ impl World {
         let path = if subscribe { "/v2/topic/subscribe" } else { "/v2/topic/unsubscribe" };
         let ok = self.post(path, format!("registration_id={regid}&topic={}", topic_name(topic))).await;
         self.history.change_answered(change, ok);
+    }
+
+    pub(crate) async fn switch(&self, device: usize, on: bool) -> bool {
+        let switch = self.history.switch_starts(device, on);
+        let ok = self.control(device).command(app(), Command::SetEnabled(on)).await.is_ok();
+        self.history.switch_answered(switch, ok);
+        ok
+    }
+
+    /// Whether the device's registration is being replaced now.
+    pub(crate) fn is_in_rebirth(&self, device: usize) -> bool {
+        self.devices[device].rebirth.as_ref().is_some_and(|rebirth| !rebirth.is_finished())
+    }
+
+    /// The device ends its registration and makes another, however long that takes.
+    pub(crate) fn start_rebirth(&mut self, number: usize) {
+        let rebirth = self.history.rebirth_starts(number);
+        let device = &mut self.devices[number];
+        let (history, state) = (self.history.clone(), Arc::clone(&device.state));
+        device.rebirth = Some(tokio::spawn(async move {
+            let commands = [
+                Command::Unregister,
+                Command::Register,
+                Command::SetAlias(alias(number).parse().expect("an alias")),
+                Command::SetUserAccount(user_account(number).parse().expect("a user account")),
+            ];
+            for command in commands {
+                loop {
+                    let control = state.lock().unwrap_or_else(PoisonError::into_inner).control.clone();
+                    let control = control.expect("a device was started");
+                    match control.command(app(), command.clone()).await {
+                        Ok(()) => break,
+                        Err(failure) => tracing::info!(device = number, ?command, %failure, "not yet"),
+                    }
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+            history.rebirth_over(rebirth);
+        }));
     }
 
     fn regid(&self, device: usize) -> Option<RegId> {
@@ -440,6 +501,12 @@ impl World {
         }
         for number in 0..DEVICES {
             self.set_online(number, true);
+        }
+        for number in 0..DEVICES {
+            if let Some(rebirth) = self.devices[number].rebirth.take() {
+                rebirth.await.expect("it ends");
+            }
+            while !self.switch(number, true).await {}
         }
         sleep(Duration::from_mins(15)).await;
     }
