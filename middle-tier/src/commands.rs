@@ -344,7 +344,7 @@ async fn acknowledge(shared: &Arc<Shared>, account: AccountId, ack: Ack) -> Resu
         if let Some(handle) = &handle {
             let mut session = handle.lock();
             session.acked_singles(&app, &messages);
-            session.acked_broadcasts(&app, &broadcasts);
+            session.acked_broadcasts(&app, &broadcasts, &shared.config);
         }
     }
     if let Some(handle) = handle {

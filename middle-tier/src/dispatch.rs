@@ -180,7 +180,7 @@ async fn drain(shared: &Arc<Shared>, handle: &Arc<Handle>, reads: &[(RegId, usiz
         }
         Err(error) => {
             tracing::warn!(%error, "a mailbox could not be read");
-            handle.lock().failed(&shared.config);
+            handle.lock().drain_failed(&shared.config);
         }
     }
 }

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use crate::Config;
 use crate::judge;
 
-/// Acknowledged broadcasts that a session or a cursor remembers; beyond it the oldest would merely come again.
+/// Acknowledged broadcasts that a session or a cursor remembers; beyond it the oldest would come again. A judgement is due
+/// before, since the device, too, remembers about so many.
 const ACKED_MAX: usize = 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
@@ -52,11 +53,12 @@ struct Held {
     read_to: MessageId,
     /// A message arrived, or was acknowledged, while the mailbox was being read.
     dirty: bool,
-    acked_meanwhile: BTreeSet<MessageId>,
+    /// What was acknowledged while the mailbox is being read: the reading may have met it.
+    acked_meanwhile: Option<BTreeSet<MessageId>>,
     /// To be handed off, in order of id.
     queue: BTreeMap<MessageId, Queued>,
-    /// Handed off from the mailbox and not acknowledged.
-    unacked: BTreeSet<MessageId>,
+    /// Handed off from the mailbox and not acknowledged, with the time they expire.
+    unacked: BTreeMap<MessageId, u64>,
     /// Broadcasts before this id have been judged.
     judged_to: MessageId,
     /// Matched by a judgement and not acknowledged, with the time they expire.
@@ -64,10 +66,10 @@ struct Held {
     /// Acknowledged broadcasts that a judgement may meet again.
     acked: BTreeSet<MessageId>,
     judge: Judging,
-    /// What the judgement under way judges.
-    judging: Judging,
+    /// Where the judgement under way ends.
+    judging_to: MessageId,
     /// Where a judgement goes on that has read only a part of its rows.
-    judge_rest: Option<(MessageId, Judging)>,
+    judge_rest: Option<MessageId>,
     /// The front's index has an older version of the membership.
     index_due: bool,
     /// A judgement met rows since the cursor was written: without any, reading the same nothing again costs nothing.
@@ -177,14 +179,14 @@ impl Session {
             in_step: false,
             read_to: MessageId::MIN,
             dirty: false,
-            acked_meanwhile: BTreeSet::new(),
+            acked_meanwhile: None,
             queue: BTreeMap::new(),
-            unacked: BTreeSet::new(),
+            unacked: BTreeMap::new(),
             judged_to: cursor.judged_to,
             pending: BTreeMap::new(),
             acked: cursor.acked.iter().copied().collect(),
             judge: Judging::Whole,
-            judging: Judging::NotDue,
+            judging_to: MessageId::MIN,
             judge_rest: None,
             index_due: false,
             cursor_due: false,
@@ -270,7 +272,7 @@ impl Session {
             // The mailbox keeps it: it is read from there when what is queued has gone out.
             held.in_step = false;
             held.read_to = held.last_queued_single();
-        } else if !held.unacked.contains(&message.id) {
+        } else if !held.unacked.contains_key(&message.id) {
             held.queue.insert(message.id, Queued::Single(Arc::clone(message)));
         }
     }
@@ -281,18 +283,21 @@ impl Session {
             for id in ids {
                 held.unacked.remove(id);
                 held.queue.remove(id);
-                held.acked_meanwhile.insert(*id);
+                held.acked_meanwhile.as_mut().map(|acked| acked.insert(*id));
             }
         }
     }
 
     /// The device acknowledged broadcasts.
-    pub(crate) fn acked_broadcasts(&mut self, app: &AppId, ids: &[MessageId]) {
+    pub(crate) fn acked_broadcasts(&mut self, app: &AppId, ids: &[MessageId], config: &Config) {
         if let Some(held) = self.held.get_mut(app) {
             for id in ids {
                 held.pending.remove(id);
                 held.queue.remove(id);
                 held.acked.insert(*id);
+            }
+            if held.judge == Judging::NotDue && held.would_free_acked(config) {
+                held.judge = Judging::Lagging;
             }
             held.trim_acked();
         }
@@ -343,7 +348,7 @@ impl Session {
         if !hand_off.is_empty() {
             return Step::HandOff(hand_off);
         }
-        let drain = self.drain(config);
+        let drain = self.drain(now_ms, config);
         if !drain.is_empty() {
             return Step::Drain(drain);
         }
@@ -375,12 +380,12 @@ impl Session {
         for held in self.held.values_mut().filter(|held| held.registration.enabled) {
             let mut items = Vec::new();
             let before = held.known_before();
-            while held.in_flight() < config.window_max {
+            while held.has_room(now_ms, config) {
                 let Some(next) = held.queue.first_entry().filter(|next| *next.key() < before) else { break };
                 let (id, queued) = next.remove_entry();
                 match queued {
                     Queued::Single(message) if !message.is_expired(now_ms) => {
-                        held.unacked.insert(id);
+                        held.unacked.insert(id, message.expires_at_ms);
                         items.push(Item::Single(message));
                     }
                     Queued::Broadcast(message) if !message.is_expired(now_ms) => {
@@ -399,12 +404,12 @@ impl Session {
         all
     }
 
-    fn drain(&mut self, config: &Config) -> Vec<(RegId, usize)> {
+    fn drain(&mut self, now_ms: u64, config: &Config) -> Vec<(RegId, usize)> {
         let mut reads = Vec::new();
         for held in self.held.values_mut().filter(|held| held.registration.enabled) {
-            if !held.in_step && held.queued_singles() == 0 && held.in_flight() < config.window_max {
+            if !held.in_step && held.queued_singles() == 0 && held.has_room(now_ms, config) {
                 held.dirty = false;
-                held.acked_meanwhile.clear();
+                held.acked_meanwhile = Some(BTreeSet::new());
                 reads.push((held.registration.regid, held.unacked.len() + config.window_max));
             }
         }
@@ -413,19 +418,21 @@ impl Session {
 
     fn judge(&mut self, now_ms: u64, config: &Config) -> Option<Step> {
         let (app, held) = self.held.iter_mut().find(|(_, held)| {
-            let room = held.queued_broadcasts() == 0 && held.pending.len() < config.window_max;
-            held.is_judging() && held.registration.enabled && room
+            held.is_judging()
+                && held.registration.enabled
+                && held.queued_broadcasts() == 0
+                && held.pending.values().filter(|expires_at_ms| **expires_at_ms > now_ms).count() < config.window_max
         })?;
-        // A judgement under way is not due; what makes it due meanwhile makes it due again.
-        let (from, judging) = held.judge_rest.take().unwrap_or_else(|| {
-            let judging = std::mem::replace(&mut held.judge, Judging::NotDue);
-            (before(held.judged_to, config.overlap), judging)
-        });
-        held.judging = judging;
-        let lag = if judging == Judging::Lagging { config.judge_lag } else { Duration::ZERO };
-        let to = MessageId::at(now_ms.saturating_sub(millis(lag)));
         held.pending.retain(|_, expires_at_ms| *expires_at_ms > now_ms);
-        Some(Step::Judge { app: app.clone(), from, to })
+        let from = held.judge_rest.take().unwrap_or_else(|| {
+            // A judgement under way is not due; what makes it due meanwhile makes it due again.
+            let judging = std::mem::replace(&mut held.judge, Judging::NotDue);
+            let lag = if judging == Judging::Lagging { config.judge_lag } else { Duration::ZERO };
+            // However long it takes: the next one begins before this moment, so that it meets what was stored late.
+            held.judging_to = MessageId::at(now_ms.saturating_sub(millis(lag)));
+            before(held.judged_to, config.overlap)
+        });
+        Some(Step::Judge { app: app.clone(), from, to: held.judging_to })
     }
 
     fn cursors_to_write(&mut self, config: &Config) -> Vec<(RegId, Cursor)> {
@@ -487,18 +494,26 @@ impl Session {
     pub(crate) fn drained(&mut self, regid: RegId, mailbox: Vec<(MessageId, Message)>, whole: bool) {
         let Some(held) = self.held.values_mut().find(|held| held.registration.regid == regid) else { return };
         held.read_to = mailbox.last().map_or(held.read_to, |(id, _)| *id);
+        let acked = held.acked_meanwhile.take().unwrap_or_default();
         if whole {
             // What is no longer in the mailbox has expired or was acknowledged elsewhere.
             let there: BTreeSet<_> = mailbox.iter().map(|(id, _)| *id).collect();
-            held.unacked.retain(|id| there.contains(id));
+            held.unacked.retain(|id, _| there.contains(id));
         }
         for (id, message) in mailbox {
-            if !held.unacked.contains(&id) && !held.acked_meanwhile.contains(&id) {
+            if !held.unacked.contains_key(&id) && !acked.contains(&id) {
                 held.queue.insert(id, Queued::Single(Arc::new(message)));
             }
         }
         held.in_step = whole && !held.dirty;
-        held.acked_meanwhile.clear();
+    }
+
+    /// Mailboxes could not be read: they are due again.
+    pub(crate) fn drain_failed(&mut self, config: &Config) {
+        for held in self.held.values_mut() {
+            held.acked_meanwhile = None;
+        }
+        self.failed(config);
     }
 
     /// Reading failed before it told anything: it is due again.
@@ -537,7 +552,7 @@ impl Session {
         held.acked = held.acked.split_off(&keep_from);
         if more {
             // From there, not from before the overlap: that may hold more rows than are judged in one step.
-            held.judge_rest = Some((to, held.judging));
+            held.judge_rest = Some(to);
         }
         missing
     }
@@ -546,6 +561,15 @@ impl Session {
 impl Held {
     fn in_flight(&self) -> usize {
         self.unacked.len() + self.pending.len().saturating_sub(self.queued_broadcasts())
+    }
+
+    /// True if more may be handed off. What has expired takes no place: nobody will acknowledge it.
+    fn has_room(&mut self, now_ms: u64, config: &Config) -> bool {
+        if self.in_flight() >= config.window_max {
+            self.unacked.retain(|_, expires_at_ms| *expires_at_ms > now_ms);
+            self.pending.retain(|id, expires_at_ms| *expires_at_ms > now_ms || self.queue.contains_key(id));
+        }
+        self.in_flight() < config.window_max
     }
 
     fn queued_broadcasts(&self) -> usize {
@@ -594,6 +618,13 @@ impl Held {
         let judged_to = self.lowest_open();
         let acked = self.acked.range(before(judged_to, config.overlap)..).copied().collect();
         Cursor { judged_to, acked }
+    }
+
+    /// True if so many acks are remembered that a judgement should free those from before its overlap, which most of them
+    /// are.
+    fn would_free_acked(&self, config: &Config) -> bool {
+        let (Some(first), Some(last)) = (self.acked.first(), self.acked.last()) else { return false };
+        self.acked.len() >= ACKED_MAX / 2 && *first < before(*last, 2 * (config.overlap + config.judge_lag))
     }
 
     fn trim_acked(&mut self) {
@@ -737,7 +768,7 @@ mod tests {
         assert_eq!(handed_off(session.next(11 * MINUTE, &config)), [id(1)]);
         let Step::WriteCursors(cursors) = session.next(11 * MINUTE, &config) else { panic!("a cursor") };
         assert_eq!(cursors[0].1.judged_to, id(1), "not past what is not acknowledged");
-        session.acked_broadcasts(&app, &[id(1)]);
+        session.acked_broadcasts(&app, &[id(1)], &config);
         session.end();
         let Step::Judge { app, from, to } = session.next(12 * MINUTE, &config) else { panic!("the last judgement") };
         assert!(from <= id(1), "the overlap is judged again");
@@ -749,9 +780,74 @@ mod tests {
     }
 
     #[test]
+    fn what_has_expired_takes_no_place_in_the_window() {
+        let (mut session, config) = in_step();
+        let brief =
+            |n: u64, audience| Arc::new(Message { expires_at_ms: 11 * MINUTE, ..(*message(id(n), audience)).clone() });
+        session.stored(&app(), RegId([1; 24]), &brief(1, None), &config);
+        session.judge_soon();
+        assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(1)]);
+        let Step::Judge { app, to, .. } = session.next(10 * MINUTE + 9, &config) else { panic!("a judgement") };
+        let rows = [2, 3].map(|n| brief(n, Some(Audience::Everyone)));
+        session.judged(&app, &rows, to, false, &config);
+        assert_eq!(handed_off(session.next(10 * MINUTE + 9, &config)), [2, 3].map(id));
+        session.stored(&app, RegId([1; 24]), &message(id(4), None), &config);
+        assert!(matches!(session.next(10 * MINUTE + 9, &config), Step::WriteCursors(_)));
+        assert!(matches!(session.next(10 * MINUTE + 9, &config), Step::Idle), "the window is full");
+        assert_eq!(handed_off(session.next(11 * MINUTE, &config)), [id(4)], "nobody will acknowledge what has expired");
+        session.judge_soon();
+        assert!(matches!(session.next(11 * MINUTE, &config), Step::Judge { .. }));
+    }
+
+    #[test]
+    fn acks_are_remembered_only_while_a_mailbox_is_read() {
+        let (mut session, config) = in_step();
+        let made_up: Vec<_> = (0..10_000).map(id).collect();
+        let remembered = |session: &Session| session.held[&app()].acked_meanwhile.as_ref().map_or(0, BTreeSet::len);
+        session.acked_singles(&app(), &made_up);
+        assert_eq!(remembered(&session), 0);
+        session.check();
+        let Step::Drain(reads) = session.next(10 * MINUTE, &config) else { panic!("a check reads") };
+        session.acked_singles(&app(), &made_up[..1]);
+        let mailbox = vec![(id(0), (*message(id(0), None)).clone())];
+        session.drained(reads[0].0, mailbox, true);
+        assert!(!matches!(session.next(10 * MINUTE, &config), Step::HandOff(_)), "it was read before it was deleted");
+        assert_eq!(remembered(&session), 0);
+    }
+
+    #[test]
+    fn live_broadcasts_are_judged_before_their_acks_are_forgotten() {
+        let (mut session, _) = in_step();
+        let config = Config::default();
+        // Four a second for the five minutes between two checks, each acknowledged at once.
+        let rows: Vec<_> = (0..1200).map(|n| message(id(n * 250), Some(Audience::Everyone))).collect();
+        let mut missing = 0;
+        for (last, row) in rows.iter().enumerate() {
+            let now_ms = row.id.time_ms();
+            session.acked_broadcasts(&app(), &[row.id], &config);
+            if last == rows.len() - 1 {
+                session.check();
+            }
+            while let step @ (Step::Judge { .. } | Step::WriteCursors(_) | Step::Drain(_)) =
+                session.next(now_ms, &config)
+            {
+                match step {
+                    Step::Judge { app, from, to } => {
+                        let found: Vec<_> = rows[..=last].iter().filter(|row| row.id >= from).cloned().collect();
+                        missing += session.judged(&app, &found, to, false, &config);
+                    }
+                    Step::Drain(reads) => session.drained(reads[0].0, Vec::new(), true),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(missing, 0, "each has arrived");
+    }
+
+    #[test]
     fn an_ack_of_a_live_broadcast_does_not_move_the_cursor() {
         let (mut session, config) = in_step();
-        session.acked_broadcasts(&app(), &[id(5)]);
+        session.acked_broadcasts(&app(), &[id(5)], &config);
         assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle), "no write for an ack");
         session.judge_soon();
         let Step::Judge { app, to, .. } = session.next(11 * MINUTE, &config) else { panic!("a judgement") };
@@ -777,7 +873,7 @@ mod tests {
         session.judged(&app, &[3, 5, 6].map(broadcast), next, true, &config);
         assert_eq!(handed_off(session.next(now_ms, &config)), [1, 2, 3].map(id));
         session.acked_singles(&app, &[id(1), id(2)]);
-        session.acked_broadcasts(&app, &[id(3)]);
+        session.acked_broadcasts(&app, &[id(3)], &config);
         assert_eq!(handed_off(session.next(now_ms, &config)), [id(4)], "the mailbox is known up to 4");
         let Step::Drain(reads) = session.next(now_ms, &config) else { panic!("what follows in the mailbox?") };
         session.drained(reads[0].0, [4, 8].map(single).to_vec(), true);
@@ -789,7 +885,7 @@ mod tests {
         session.stored(&app, RegId([1; 24]), &message(id(9), None), &config);
         session.judged(&app, &[broadcast(7)], to, false, &config);
         session.acked_singles(&app, &[id(4)]);
-        session.acked_broadcasts(&app, &[5, 6].map(id));
+        session.acked_broadcasts(&app, &[5, 6].map(id), &config);
         assert_eq!(handed_off(session.next(now_ms, &config)), [7, 8, 9].map(id));
     }
 
@@ -825,6 +921,20 @@ mod tests {
         session.judged(&app, &[], to, false, &config);
         let Step::Judge { from, .. } = session.next(11 * MINUTE, &config) else { panic!("what became due meanwhile") };
         assert!(from < to, "another judgement has its overlap again");
+    }
+
+    #[test]
+    fn what_is_stored_late_while_a_judgement_waits_is_met_by_the_next() {
+        let (mut session, config) = in_step();
+        session.judge_soon();
+        let Step::Judge { app, .. } = session.next(11 * MINUTE, &config) else { panic!("a judgement") };
+        session.judged(&app, &[message(id(1), None)], id(MINUTE - 1), true, &config);
+        // It goes on nine minutes later; a row of 10:59.5 was stored at 11:03.
+        let Step::Judge { app, to, .. } = session.next(20 * MINUTE, &config) else { panic!("the rest of it") };
+        session.judged(&app, &[], to, false, &config);
+        session.judge_soon();
+        let Step::Judge { from, .. } = session.next(20 * MINUTE, &config) else { panic!("the next one") };
+        assert!(from <= MessageId::at(10 * MINUTE), "the overlap before the moment at which the first began");
     }
 
     #[test]
