@@ -99,7 +99,7 @@ async fn carry_out(
         return self::register(shared, account, id, register).await;
     }
     if let Some(unregister) = command.unregister {
-        return self::unregister(shared, account, &parse(&unregister.app)?).await;
+        return self::unregister(shared, account, id, &parse(&unregister.app)?).await;
     }
     let limit = shared.config.names_per_registration_max;
     let changed = if let Some(set) = command.set_alias {
@@ -267,7 +267,8 @@ async fn register(
             aliases: BTreeSet::new(),
             user_accounts: BTreeSet::new(),
             topics: BTreeMap::new(),
-            version: 1,
+            // Above that of any registration of the app before this one, so that a front can tell what is late.
+            version: id.time_ms(),
             created_at: id,
             cursor: Cursor { judged_to: id, acked: Vec::new() },
         };
@@ -302,9 +303,9 @@ fn registered(shared: &Shared, app: &App, agreement: &AgreementKey, registration
     }
 }
 
-async fn unregister(shared: &Arc<Shared>, account: AccountId, app: &AppId) -> Result<Outcome, Failure> {
+async fn unregister(shared: &Arc<Shared>, account: AccountId, id: MessageId, app: &AppId) -> Result<Outcome, Failure> {
     let Some(registration) = registration_of(shared, account, app).await? else {
-        return Ok(Outcome { index: vec![no_index_entry(app, u64::MAX)], ..Outcome::default() });
+        return Ok(Outcome { index: vec![no_index_entry(app, id.time_ms())], ..Outcome::default() });
     };
     shared.registrations.delete(&registration).await?;
     if let Some(handle) = shared.sessions.find(account) {

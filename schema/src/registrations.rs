@@ -65,7 +65,7 @@ pub struct Registration {
     pub user_accounts: BTreeSet<UserAccount>,
     /// Topics, each with since when: a message with a smaller id does not count.
     pub topics: BTreeMap<TopicName, MessageId>,
-    /// Grows with every change of membership.
+    /// Grows with every change of membership; begins above that of a registration of the same app before this one.
     pub version: u64,
     /// Since when it exists: a broadcast with a smaller id is not for it.
     pub created_at: MessageId,

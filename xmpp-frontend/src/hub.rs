@@ -47,6 +47,8 @@ struct Slot {
     /// Order of the payloads that the middle tier handed over last; empty before the first.
     taken: Vec<u8>,
     memberships: HashMap<AppId, Membership>,
+    /// Of the registrations that have left the index: up to which version a batch has nothing new about them.
+    left: HashMap<AppId, i64>,
 }
 
 /// What became of index entries that came with a reply.
@@ -90,7 +92,13 @@ impl Hub {
             self.metrics.lines.dec();
         }
         let since = state.ring.next_place();
-        let seat = Slot { line: Arc::clone(line), since, taken: Vec::new(), memberships: HashMap::new() };
+        let seat = Slot {
+            line: Arc::clone(line),
+            since,
+            taken: Vec::new(),
+            memberships: HashMap::new(),
+            left: HashMap::new(),
+        };
         let slot = if let Some(slot) = state.free.pop() {
             if let Some(place) = state.slots.get_mut(slot as usize) {
                 *place = Some(seat);
@@ -233,7 +241,10 @@ impl Hub {
         }
         let place = state.ring.next_place();
         for change in read_changes(&item.index.unwrap_or_default()) {
-            state.change(slot, change, place);
+            // A batch may be late; replies come in the order of what the device asked for.
+            if !state.has_left(slot, &change) {
+                state.change(slot, change, place);
+            }
         }
         let Some(number) = item.channel.and_then(|number| u32::try_from(number).ok()) else { return true };
         if item.order.is_some_and(|order| !state.take_order(slot, order)) {
@@ -352,6 +363,12 @@ impl State {
         true
     }
 
+    /// True if the registration had left the index by that version.
+    fn has_left(&self, slot: u32, change: &Change) -> bool {
+        let Some(Some(seat)) = self.slots.get(slot as usize) else { return true };
+        seat.left.get(&change.app).is_some_and(|version| change.version <= *version)
+    }
+
     /// Puts a change in force unless what is known is newer, and returns what was there before. `since` is the place
     /// from which the new membership judges broadcasts.
     fn change(&mut self, slot: u32, change: Change, since: u64) -> Option<Membership> {
@@ -369,8 +386,10 @@ impl State {
                 if let Some(known) = known {
                     self.index.remove(&change.app, slot, known);
                     seat.memberships.remove(&change.app);
+                    seat.left.insert(change.app.clone(), change.version);
                 }
                 if let Some(topics) = topics {
+                    seat.left.remove(&change.app);
                     let membership = Membership { version: change.version, topics, since };
                     self.index.insert(&change.app, slot, &membership);
                     seat.memberships.insert(change.app, membership);
@@ -455,6 +474,46 @@ mod tests {
         let mut walk = broadcast(&hub);
         while hub.walk(&mut walk, 1, 0) {}
         assert!(has_got(&third, &third_attachment));
+    }
+
+    /// A batch of the middle tier that says so of the line's registration.
+    fn index_batch(line: &Line, version: i64) -> wire::FrontBatch {
+        let entry = wire::IndexEntry {
+            app: APP.to_owned(),
+            version,
+            removed: None,
+            topics: Some(Vec::new()),
+            attributes: None,
+        };
+        let item = wire::FrontItem {
+            account: line.account().to_string(),
+            epoch: line.epoch().to_bytes().to_vec(),
+            index: Some(vec![entry]),
+            channel: None,
+            payloads: None,
+            conflict: None,
+            order: None,
+        };
+        wire::FrontBatch { items: vec![item] }
+    }
+
+    #[test]
+    fn a_late_batch_does_not_bring_a_registration_back_that_has_left_the_index() {
+        let hub = hub();
+        let (line, attachment) = attach(&hub, 1);
+        register(&hub, &line);
+        let app: AppId = APP.parse().expect("an app id");
+        let gone = Change { app: app.clone(), version: 3, topics: None };
+        assert_eq!(hub.apply(&line, hub.place(), vec![gone], vec![], 0), Applied::Whole);
+        hub.deliver(index_batch(&line, 2));
+        assert_eq!(broadcast(&hub).next(), None, "push is off");
+        // What the device has been answered since counts, also if it is another registration with a version of its own.
+        register(&hub, &line);
+        assert_eq!(broadcast(&hub).next(), Some(0));
+        hub.deliver(index_batch(&line, 2));
+        let walk = &mut broadcast(&hub);
+        while hub.walk(walk, 1, 0) {}
+        assert!(has_got(&line, &attachment));
     }
 
     #[test]

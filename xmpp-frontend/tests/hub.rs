@@ -155,8 +155,11 @@ async fn an_index_entry_counts_only_if_it_is_newer() {
     world.deliver(change(4, &[], true)).await;
     world.broadcast(None, b"gone").await;
     client.nothing_more().await;
-    // A registration that is made anew begins with a version of its own.
-    world.deliver(change(1, &["c"], false)).await;
+    // What is late does not bring it back; a registration that is made anew has a later version.
+    world.deliver(change(3, &["c"], false)).await;
+    world.broadcast(Some("c"), b"still gone").await;
+    client.nothing_more().await;
+    world.deliver(change(5, &["c"], false)).await;
     world.broadcast(Some("c"), b"c").await;
     assert_eq!(client.payload().await, b"c");
 }

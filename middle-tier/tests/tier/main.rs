@@ -299,6 +299,25 @@ async fn acks_of_what_is_not_in_a_mailbox_make_no_room_in_it() {
 }
 
 #[tokio::test]
+async fn a_new_registration_has_a_later_version_than_the_one_before() {
+    let tier = Tier::start().await;
+    let device = tier.device().await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(tier.command(&device, subscribe(name)).await.code, 0);
+    }
+    let version = async |command| {
+        let reply = tier.up(device.account, &device.epoch, encode(&command)).await.expect("the middle answers");
+        reply.index.expect("the index follows")[0].version
+    };
+    let unregister = Unregister { app: APP.into() };
+    let ended = version(FromDevice { unregister: Some(unregister), ..FromDevice::default() }).await;
+    tier.advance(Duration::from_secs(1));
+    let register = tier.register(device.account);
+    let made = version(FromDevice { register_app: Some(register), ..FromDevice::default() }).await;
+    assert!(made > ended, "a front that gets the older one's changes late must know that they are older");
+}
+
+#[tokio::test]
 async fn an_expired_message_is_not_delivered() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;
