@@ -39,6 +39,8 @@ pub(crate) struct Work {
     /// The life of the middle's memory that this line was last announced to.
     generation: Option<Generation>,
     announcing: bool,
+    /// The route is given back, or will be: the middle must not hear of this connection again.
+    ended: bool,
     reopened: u32,
 }
 
@@ -95,10 +97,11 @@ pub(crate) fn up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Re
     queue(shared, line, size, |ticket| Job::Up(request, ticket))
 }
 
-/// Queues the announcement of a line to a middle tier that may have forgotten it. Does nothing if one is queued already.
+/// Queues the announcement of a line to a middle tier that may have forgotten it. Does nothing if one is queued already,
+/// or if the line has ended.
 pub(crate) fn announce(shared: &Arc<Shared>, line: &Arc<Line>, permit: OwnedSemaphorePermit) {
     let mut work = lock(&line.work);
-    if !std::mem::replace(&mut work.announcing, true) {
+    if !work.ended && !std::mem::replace(&mut work.announcing, true) {
         // Before what waits: it would fail for want of the announcement.
         work.jobs.push_front(Job::Announce(permit));
         start(shared, line, &mut work);
@@ -108,12 +111,13 @@ pub(crate) fn announce(shared: &Arc<Shared>, line: &Arc<Line>, permit: OwnedSema
 /// True if the line was last announced to another life of the middle's memory.
 pub(crate) fn needs_announcing(line: &Line, generation: Generation) -> bool {
     let work = lock(&line.work);
-    work.generation != Some(generation) && !work.announcing
+    work.generation != Some(generation) && !work.announcing && !work.ended
 }
 
 /// Gives the route back once everything that is queued has been done.
 pub(crate) fn disconnect(shared: &Arc<Shared>, line: &Arc<Line>) {
     let mut work = lock(&line.work);
+    work.ended = true;
     work.jobs.push_back(Job::Disconnect);
     start(shared, line, &mut work);
 }

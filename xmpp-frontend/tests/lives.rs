@@ -42,6 +42,27 @@ async fn a_connection_that_ends_for_good_gives_its_route_back_even_if_that_takes
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_has_given_its_route_back_is_not_announced_any_more() {
+    let world = World::with(Limits { announcements_max: 1, ..Limits::default() }).await;
+    let _first = world.login(account(1), "r").await;
+    let mut second = world.login(account(2), "r").await;
+    world.middle.hold("Connect");
+    world.middle.set_generation(2);
+    // The first is being announced, the second waits for its turn, and ends.
+    world.middle.wait_for("Connect", 3).await;
+    second.send("</stream:stream>").await;
+    world.middle.wait_for("Disconnect", 1).await;
+    world.middle.let_go("Connect");
+    sleep(Duration::from_secs(10)).await;
+    let connects = world
+        .middle
+        .asked()
+        .into_iter()
+        .filter(|asked| matches!(asked, Request::Connect(connect) if connect.account == account(2).to_string()));
+    assert_eq!(connects.count(), 1, "its login");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_stream_ends_for_good_when_it_is_not_resumed_in_time() {
     let world = World::new().await;
     let mut client = world.subscriber(account(1), &[]).await;
