@@ -1,6 +1,7 @@
 //! Publishes stored broadcasts to all fronts, in the order in which they were stored.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use idl::bus::FrontEvent;
@@ -8,7 +9,7 @@ use idl::channel;
 use idl::contract::bus::Broadcast;
 use idl::message::Message;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::Shared;
@@ -18,23 +19,35 @@ const WAITING_MAX: usize = 1024;
 /// How long a front with a full queue is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Broadcasts that were missed within this time are found by one judgement of each session: where they come faster than
+/// fronts take them, reading the timeline for every session and every one of them would make it worse.
+const JUDGE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Where stored broadcasts go.
-pub(crate) struct Queue(mpsc::Sender<Arc<Message>>);
+pub(crate) struct Queue {
+    waiting: mpsc::Sender<Arc<Message>>,
+    missed: Arc<AtomicBool>,
+}
 
 /// Takes them from the queue to the fronts.
-pub(crate) struct Publisher(mpsc::Receiver<Arc<Message>>);
+pub(crate) struct Publisher {
+    waiting: mpsc::Receiver<Arc<Message>>,
+    missed: Arc<AtomicBool>,
+}
 
 /// A queue and its publisher.
 pub(crate) fn queue() -> (Queue, Publisher) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
-    (Queue(sender), Publisher(receiver))
+    let missed = Arc::new(AtomicBool::new(false));
+    (Queue { waiting: sender, missed: Arc::clone(&missed) }, Publisher { waiting: receiver, missed })
 }
 
 impl Queue {
     /// Hands a stored broadcast over. If the queue is full it is left to judgements: they find it in the timeline.
-    pub(crate) fn publish(&self, shared: &Arc<Shared>, message: Arc<Message>) {
-        if self.0.try_send(message).is_err() {
-            missed(shared);
+    pub(crate) fn publish(&self, shared: &Shared, message: Arc<Message>) {
+        if self.waiting.try_send(message).is_err() {
+            shared.metrics.broadcasts_unpublished.inc();
+            self.missed.store(true, Ordering::Release);
         }
     }
 }
@@ -42,16 +55,25 @@ impl Queue {
 impl Publisher {
     /// Runs until `drain` is cancelled.
     pub(crate) async fn run(mut self, shared: Arc<Shared>, drain: CancellationToken) {
+        let mut judging = interval(JUDGE_INTERVAL);
+        judging.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 biased;
-                message = self.0.recv() => message,
+                _ = judging.tick() => {
+                    if self.missed.swap(false, Ordering::AcqRel) {
+                        shared.sessions.judge_all_soon(&shared);
+                    }
+                    continue;
+                }
+                message = self.waiting.recv() => message,
                 () = drain.cancelled() => return,
             };
             let Some(message) = message else { return };
             if let Err(failure) = publish(&shared, &message).await {
                 tracing::warn!(id = %message.id, %failure, "a broadcast did not reach every front; judgements deliver it");
-                missed(&shared);
+                shared.metrics.broadcasts_unpublished.inc();
+                self.missed.store(true, Ordering::Release);
             }
         }
     }
@@ -69,9 +91,4 @@ async fn publish(shared: &Arc<Shared>, message: &Message) -> Result<(), idl::err
         channel: i32::try_from(channel::PUSH).unwrap_or(i32::MAX),
     };
     shared.bus.publish(FrontEvent::Broadcast(broadcast), Instant::now() + PATIENCE).await
-}
-
-fn missed(shared: &Arc<Shared>) {
-    shared.metrics.broadcasts_unpublished.inc();
-    shared.sessions.judge_all_soon(shared);
 }

@@ -48,6 +48,7 @@ pub(crate) struct Tier {
     pub(crate) front: FrontInbox,
     pub(crate) secret: String,
     pub(crate) app_key: String,
+    registry: Registry,
 }
 
 /// A device that the test plays: its account and what the middle told it.
@@ -78,10 +79,11 @@ impl Tier {
             clock: clock.clone(),
             entropy,
         };
-        let middle = Middle::build(config, dependencies, &mut Registry::default());
+        let mut registry = Registry::default();
+        let middle = Middle::build(config, dependencies, &mut registry);
         let front = bus.attach_front(FRONT);
         tokio::spawn(middle.serve(CancellationToken::new()));
-        let mut tier = Self { bus, store, clock, front, secret: String::new(), app_key: String::new() };
+        let mut tier = Self { bus, store, clock, front, secret: String::new(), app_key: String::new(), registry };
         let Ok(Reply::Apps(apps)) =
             tier.ask(Request::CreateApp(CreateApp { app: APP.into(), package_name: None })).await
         else {
@@ -266,6 +268,14 @@ impl Tier {
         };
         let bus = Arc::clone(&self.bus);
         async move { bus.request(Call::high(Shard(0), Duration::from_secs(10), Request::ChangeTopic(change))).await }
+    }
+
+    /// What a counter has counted.
+    pub(crate) fn counted(&self, name: &str) -> u64 {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("metrics are text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     /// How many cells a table holds.

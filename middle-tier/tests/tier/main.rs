@@ -219,6 +219,18 @@ async fn a_broadcast_is_one_row_and_one_event_whatever_its_audience() {
 }
 
 #[tokio::test]
+async fn broadcasts_that_a_front_has_no_room_for_are_judged_together() {
+    let tier = Tier::start().await;
+    tier.device().await;
+    // The front takes no events: its queue and the publisher's are full after so many.
+    for _ in 0..2100 {
+        tier.send(tier.send_to(audience(&topic("nobody's")))).await.expect("accepted");
+    }
+    assert!(tier.counted("campanile_middle_broadcasts_unpublished_total") > 40);
+    assert!(tier.counted("campanile_middle_judgements_total") < 10, "not every session for each of them");
+}
+
+#[tokio::test]
 async fn who_was_away_gets_the_broadcasts_that_concern_him_once_acked_never_again() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;
