@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use campanile_ops::api::{self, Account, Api};
@@ -21,6 +22,8 @@ use super::server::Server;
 
 /// Logins at one time: more would only wait for each other.
 const LOGINS_MAX: usize = 64;
+/// Accounts made at one time: their writes share a commit.
+const ACCOUNTS_MAX: usize = 8;
 
 /// What an app on a device was called back with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +43,7 @@ pub(crate) struct InProcessDevice {
     app: AppConfig,
     tls: Arc<ClientConfig>,
     told: Arc<Mutex<Told>>,
+    configure: fn(&mut Config),
     running: Option<Running>,
 }
 
@@ -72,7 +76,32 @@ impl InProcessDevice {
         let account =
             api.create_account(&format!("{:032x}", u128::from_be_bytes(identity)), "test").expect("an account");
         let told = Told { saved: Saved::default().to_bytes(), ..Told::default() };
-        Self { account, app: app.clone(), tls: Arc::clone(tls), told: Arc::new(Mutex::new(told)), running: None }
+        let (tls, told) = (Arc::clone(tls), Arc::new(Mutex::new(told)));
+        Self { account, app: app.clone(), tls, told, configure: |_| {}, running: None }
+    }
+
+    /// Another device with the same account and what this one keeps, not connected yet: a copy of the phone.
+    pub(crate) fn copy(&self) -> Self {
+        let told = Told { saved: self.told().saved.clone(), ..Told::default() };
+        Self {
+            account: self.account.clone(),
+            app: self.app.clone(),
+            tls: Arc::clone(&self.tls),
+            told: Arc::new(Mutex::new(told)),
+            configure: self.configure,
+            running: None,
+        }
+    }
+
+    /// From its next start on it connects to that port of this machine, where TLS begins with the first byte.
+    pub(crate) fn go_through(&mut self, port: u16) {
+        let endpoint = api::Endpoint { host: "127.0.0.1".to_owned(), port, tls: "direct".to_owned() };
+        self.account.endpoints = vec![endpoint];
+    }
+
+    /// From its next start on it behaves like that.
+    pub(crate) fn configure(&mut self, with: fn(&mut Config)) {
+        self.configure = with;
     }
 
     /// Begins to connect; a device that runs goes on.
@@ -170,6 +199,16 @@ impl InProcessDevice {
         eventually(format!("a push {payload:?}"), there).await;
     }
 
+    /// True while it is registered and reachable, as far as it knows.
+    pub(crate) fn is_online(&self) -> bool {
+        self.told().online
+    }
+
+    /// True if what it last wrote says that its app had this message.
+    pub(crate) fn has_saved(&self, id: MessageId) -> bool {
+        Saved::from_bytes(&self.told().saved).expect("what was saved").has_seen(&self.app.app, id)
+    }
+
     /// Why it was offline, each time.
     pub(crate) fn offline_reasons(&self) -> Vec<String> {
         self.told().offline.clone()
@@ -189,6 +228,7 @@ impl InProcessDevice {
         let mut config = Config::new(domain, id.parse().expect("an account"), self.account.token.clone());
         // A test waits for whoever comes back.
         config.backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_millis(500) };
+        (self.configure)(&mut config);
         let saved = Saved::from_bytes(&self.told().saved).expect("what was saved");
         Core::new(config, vec![self.app.clone()], saved, Arc::new(SystemEntropy))
     }
@@ -219,7 +259,21 @@ impl Fleet {
         raise_file_limit();
         let (api, app) = (server.api(), app_of(server));
         let tls = api::device_tls(Some(&server.ca())).expect("the CA is usable");
-        Self { devices: (0..count).map(|_| InProcessDevice::of(&api, &app, &tls)).collect() }
+        let make = |count| (0..count).map(|_| InProcessDevice::of(&api, &app, &tls)).collect::<Vec<_>>();
+        let makers = count.clamp(1, ACCOUNTS_MAX);
+        let devices = thread::scope(|scope| {
+            let shares = (0..makers).map(|maker| (count + maker) / makers);
+            let makers: Vec<_> = shares
+                .map(|share| {
+                    scope.spawn({
+                        let make = &make;
+                        move || make(share)
+                    })
+                })
+                .collect();
+            makers.into_iter().flat_map(|maker| maker.join().expect("the accounts are made")).collect()
+        });
+        Self { devices }
     }
 
     /// Connects those of these places that are not, a bounded number at a time, and waits until all are ready.
@@ -231,6 +285,15 @@ impl Fleet {
                 device.ready().await;
             }
         }
+    }
+
+    /// The registrations of these places, in their order, once they are ready.
+    pub(crate) async fn regids(&self, places: std::ops::Range<usize>) -> Vec<String> {
+        let mut regids = Vec::new();
+        for device in &self.devices[places] {
+            regids.push(device.ready().await.to_string());
+        }
+        regids
     }
 
     /// Stops those of these places that run.

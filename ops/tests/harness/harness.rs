@@ -10,6 +10,7 @@
 //! mod harness;
 //! ```
 
+pub(crate) mod app_server;
 pub(crate) mod clients;
 pub(crate) mod fleet;
 pub(crate) mod server;

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -14,6 +15,7 @@ use super::wait_for;
 pub(crate) struct TerminalDevice {
     child: Child,
     lines: Arc<Mutex<Vec<Value>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl TerminalDevice {
@@ -36,13 +38,13 @@ impl TerminalDevice {
             .expect("the binary runs");
         let lines: Arc<Mutex<Vec<Value>>> = Arc::default();
         let (stdout, sink) = (child.stdout.take().expect("it is piped"), Arc::clone(&lines));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 sink.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
         });
-        Self { child, lines }
+        Self { child, lines, reader: Some(reader) }
     }
 
     /// Everything that it has printed.
@@ -73,6 +75,15 @@ impl TerminalDevice {
         wait_for(format!("a push {payload:?}"), || {
             self.events("push").into_iter().find(|push| push["payload"] == payload)
         })
+    }
+
+    /// Kills it, so that it gets no chance to say or write anything, and waits for the last line that it had printed.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("it reads to the end");
+        }
     }
 
     /// Ends it as Ctrl-C does, and waits for its end.
