@@ -52,6 +52,15 @@ impl Message {
         now_ms >= self.expires_at_ms
     }
 
+    /// About as many bytes as its delivery takes on a stream: for limits, not for buffers.
+    pub fn approximate_bytes(&self) -> usize {
+        let Notification { payload, title, description, extra, .. } = &self.notification;
+        let texts = [payload, title, description].into_iter().flatten().map(String::len);
+        let extras = extra.iter().flatten().map(|(name, value)| name.len() + value.len());
+        // The other fields, the seal and the element around it; all of it in base64.
+        (texts.chain(extras).sum::<usize>() + 384) * 4 / 3
+    }
+
     /// As it is stored; the id is in the key beside it.
     pub fn to_stored(&self) -> Vec<u8> {
         let ms = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);

@@ -22,6 +22,9 @@ use crate::judge;
 /// Acknowledged broadcasts that a session or a cursor remembers; beyond it the oldest would come again. A judgement is due
 /// before, since the device, too, remembers about so many.
 const ACKED_MAX: usize = 1024;
+/// About so many bytes are handed to a device and not yet acknowledged, for all its registrations together: well below what
+/// a front holds for one connection, which would end over it, and come back to the same again.
+const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// One session.
@@ -57,12 +60,12 @@ struct Held {
     acked_meanwhile: Option<BTreeSet<MessageId>>,
     /// To be handed off, in order of id.
     queue: BTreeMap<MessageId, Queued>,
-    /// Handed off from the mailbox and not acknowledged, with the time they expire.
-    unacked: BTreeMap<MessageId, u64>,
+    /// Handed off from the mailbox and not acknowledged.
+    unacked: BTreeMap<MessageId, Flight>,
     /// Broadcasts before this id have been judged.
     judged_to: MessageId,
-    /// Matched by a judgement and not acknowledged, with the time they expire.
-    pending: BTreeMap<MessageId, u64>,
+    /// Matched by a judgement and not acknowledged.
+    pending: BTreeMap<MessageId, Flight>,
     /// Acknowledged broadcasts that a judgement may meet again.
     acked: BTreeSet<MessageId>,
     judge: Judging,
@@ -84,6 +87,23 @@ enum Judging {
     Whole,
     /// All but what is so young that its live delivery may still be under way.
     Lagging,
+}
+
+/// What is remembered of a message that is on its way.
+#[derive(Clone, Copy)]
+struct Flight {
+    expires_at_ms: u64,
+    bytes: usize,
+}
+
+impl Flight {
+    fn of(message: &Message) -> Self {
+        Self { expires_at_ms: message.expires_at_ms, bytes: message.approximate_bytes() }
+    }
+
+    fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_at_ms <= now_ms
+    }
 }
 
 #[derive(Clone)]
@@ -377,19 +397,25 @@ impl Session {
 
     fn hand_off(&mut self, now_ms: u64, config: &Config) -> Vec<(Arc<Registration>, Vec<Item>)> {
         let mut all = Vec::new();
+        let mut bytes: usize = self.held.values().map(Held::bytes_in_flight).sum();
         for held in self.held.values_mut().filter(|held| held.registration.enabled) {
             let mut items = Vec::new();
             let before = held.known_before();
-            while held.has_room(now_ms, config) {
+            // One at a time goes out in any case: no app waits for another's acks.
+            while held.has_room(now_ms, config) && (bytes < IN_FLIGHT_BYTES_MAX || held.in_flight() == 0) {
                 let Some(next) = held.queue.first_entry().filter(|next| *next.key() < before) else { break };
                 let (id, queued) = next.remove_entry();
                 match queued {
                     Queued::Single(message) if !message.is_expired(now_ms) => {
-                        held.unacked.insert(id, message.expires_at_ms);
+                        let flight = Flight::of(&message);
+                        bytes += flight.bytes;
+                        held.unacked.insert(id, flight);
                         items.push(Item::Single(message));
                     }
                     Queued::Broadcast(message) if !message.is_expired(now_ms) => {
-                        held.pending.insert(id, message.expires_at_ms);
+                        let flight = Flight::of(&message);
+                        bytes += flight.bytes;
+                        held.pending.insert(id, flight);
                         items.push(Item::Broadcast(message));
                     }
                     Queued::Single(_) | Queued::Broadcast(_) => {
@@ -421,9 +447,9 @@ impl Session {
             held.is_judging()
                 && held.registration.enabled
                 && held.queued_broadcasts() == 0
-                && held.pending.values().filter(|expires_at_ms| **expires_at_ms > now_ms).count() < config.window_max
+                && held.pending.values().filter(|flight| !flight.is_expired(now_ms)).count() < config.window_max
         })?;
-        held.pending.retain(|_, expires_at_ms| *expires_at_ms > now_ms);
+        held.pending.retain(|_, flight| !flight.is_expired(now_ms));
         let from = held.judge_rest.take().unwrap_or_else(|| {
             // A judgement under way is not due; what makes it due meanwhile makes it due again.
             let judging = std::mem::replace(&mut held.judge, Judging::NotDue);
@@ -539,7 +565,7 @@ impl Session {
         for row in rows.iter().filter(|row| row.id < to) {
             let known = held.acked.contains(&row.id) || held.pending.contains_key(&row.id);
             if !known && judge::concerns(row, &held.registration) {
-                held.pending.insert(row.id, row.expires_at_ms);
+                held.pending.insert(row.id, Flight::of(row));
                 if !self.ending {
                     held.queue.insert(row.id, Queued::Broadcast(Arc::clone(row)));
                 }
@@ -563,11 +589,16 @@ impl Held {
         self.unacked.len() + self.pending.len().saturating_sub(self.queued_broadcasts())
     }
 
+    fn bytes_in_flight(&self) -> usize {
+        let broadcasts = self.pending.iter().filter(|(id, _)| !self.queue.contains_key(id)).map(|(_, flight)| flight);
+        self.unacked.values().chain(broadcasts).map(|flight| flight.bytes).sum()
+    }
+
     /// True if more may be handed off. What has expired takes no place: nobody will acknowledge it.
     fn has_room(&mut self, now_ms: u64, config: &Config) -> bool {
         if self.in_flight() >= config.window_max {
-            self.unacked.retain(|_, expires_at_ms| *expires_at_ms > now_ms);
-            self.pending.retain(|id, expires_at_ms| *expires_at_ms > now_ms || self.queue.contains_key(id));
+            self.unacked.retain(|_, flight| !flight.is_expired(now_ms));
+            self.pending.retain(|id, flight| !flight.is_expired(now_ms) || self.queue.contains_key(id));
         }
         self.in_flight() < config.window_max
     }
@@ -797,6 +828,43 @@ mod tests {
         assert_eq!(handed_off(session.next(11 * MINUTE, &config)), [id(4)], "nobody will acknowledge what has expired");
         session.judge_soon();
         assert!(matches!(session.next(11 * MINUTE, &config), Step::Judge { .. }));
+    }
+
+    #[test]
+    fn what_is_in_flight_to_a_device_stays_below_what_its_front_holds_for_it() {
+        let config = Config::default();
+        let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1), MessageId(1));
+        let large = |n| {
+            let notification = Notification { payload: Some("x".repeat(40_000)), ..Notification::default() };
+            (id(n), Message { notification, ..(*message(id(n), None)).clone() })
+        };
+        let apps: Vec<AppId> = (0..3).map(|n| format!("com.example.{n}").parse().expect("an app id")).collect();
+        for (n, app) in (0u8..).zip(&apps) {
+            let registration = Registration { app: app.clone(), regid: RegId([n; 24]), ..registration() };
+            session.open(registration, (0..64).map(large).collect(), false);
+        }
+        let mut arrived = 0;
+        while arrived < 3 * 64 {
+            let mut in_flight: Vec<(AppId, MessageId)> = Vec::new();
+            loop {
+                match session.next(10 * MINUTE, &config) {
+                    Step::Judge { app, to, .. } => drop(session.judged(&app, &[], to, false, &config)),
+                    Step::HandOff(batch) => in_flight.extend(batch.iter().flat_map(|(registration, items)| {
+                        items.iter().map(|item| (registration.app.clone(), item.message().id))
+                    })),
+                    Step::Drain(_) => panic!("what was read has not gone out"),
+                    Step::Idle => break,
+                    _ => {}
+                }
+            }
+            assert!(in_flight.len() * 40_000 < 2 << 20, "{} of them at once", in_flight.len());
+            let without: Vec<_> = apps.iter().filter(|app| in_flight.iter().all(|(other, _)| other != *app)).collect();
+            assert!(arrived > 0 || without.is_empty(), "{without:?} must not wait for the others' acks");
+            arrived += in_flight.len();
+            for (app, id) in in_flight {
+                session.acked_singles(&app, &[id]);
+            }
+        }
     }
 
     #[test]
