@@ -5,7 +5,7 @@ use std::sync::Arc;
 use idl::bus::Reply;
 use idl::contract::bus::{ChangeTopic, TopicChanged};
 use idl::error::{Code, Failure};
-use idl::ids::{AppId, MessageId, RegId, TopicName};
+use idl::ids::{MessageId, TopicName};
 use schema::registrations::Registration;
 use tokio::task::JoinSet;
 
@@ -62,30 +62,31 @@ async fn change_one(
     topic: &TopicName,
     subscribe: bool,
 ) -> Result<(), Failure> {
-    let (app, regid): (&AppId, RegId) = (&found.app, found.regid);
-    let _turn = shared.turns.take(found.account).await;
-    let Some(old) = commands::registration_of(shared, found.account, app).await? else { return Ok(()) };
-    if old.regid != regid {
-        return Ok(());
+    {
+        let _turn = shared.turns.take(found.account).await;
+        let Some(old) = commands::registration_of(shared, found.account, &found.app).await? else { return Ok(()) };
+        if old.regid != found.regid {
+            return Ok(());
+        }
+        let limit = shared.config.names_per_registration_max;
+        let changed = commands::update(shared, &old, |registration| {
+            if !subscribe {
+                return Ok(registration.topics.remove(topic).is_some());
+            }
+            if registration.topics.contains_key(topic) {
+                return Ok(false);
+            }
+            if registration.topics.len() >= limit {
+                let text = format!("registration {} has {limit} topics already", found.regid);
+                return Err(Failure::new(Code::LimitReached, text));
+            }
+            registration.topics.insert(topic.clone(), id);
+            Ok(true)
+        });
+        if let Some(registration) = changed.await? {
+            shared.sessions.follow(&registration);
+        }
     }
-    let limit = shared.config.names_per_registration_max;
-    let changed = commands::update(shared, &old, |registration| {
-        if !subscribe {
-            return Ok(registration.topics.remove(topic).is_some());
-        }
-        if registration.topics.contains_key(topic) {
-            return Ok(false);
-        }
-        if registration.topics.len() >= limit {
-            return Err(Failure::new(Code::LimitReached, format!("registration {regid} has {limit} topics already")));
-        }
-        registration.topics.insert(topic.clone(), id);
-        Ok(true)
-    });
-    match changed.await? {
-        Some(registration) => shared.sessions.changed(shared, registration).await,
-        // Changed by an earlier try whose front did not answer.
-        None if shared.sessions.is_index_due(old.account, app) => shared.sessions.changed(shared, old).await,
-        None => Ok(()),
-    }
+    // A front that does not answer holds up this change alone. One that did not answer an earlier try is told again.
+    shared.sessions.tell(shared, found.account, &found.app).await
 }

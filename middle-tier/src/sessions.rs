@@ -115,26 +115,30 @@ impl Sessions {
         }
     }
 
-    /// A registration was changed by someone other than its device: the session follows, and the front's index before
-    /// this returns, so that the answer to the change is true. If the front does not answer, the session goes on trying
-    /// and the change is reported as timed out: it is stored, but a broadcast may still take the old membership for true.
-    pub(crate) async fn changed(&self, shared: &Arc<Shared>, registration: Arc<Registration>) -> Result<(), Failure> {
-        let Some(handle) = self.find(registration.account) else { return Ok(()) };
-        {
+    /// A registration was changed by someone other than its device: the session follows. Needs the account's turn, so that
+    /// changes are followed in their order. [`Sessions::tell`] comes next, without it.
+    pub(crate) fn follow(&self, registration: &Arc<Registration>) {
+        if let Some(handle) = self.find(registration.account) {
             let mut session = handle.lock();
-            if session.registration(&registration.app).is_none_or(|held| held.regid != registration.regid) {
-                return Ok(());
+            if session.registration(&registration.app).is_some_and(|held| held.regid == registration.regid) {
+                session.changed(Arc::clone(registration));
             }
-            session.changed(Arc::clone(&registration));
         }
+    }
+
+    /// Waits until the front's index has followed what the session has followed, so that the answer to the change is
+    /// true. If the front does not answer, the session goes on trying and the change is reported as timed out: it is
+    /// stored, but a broadcast may still take the old membership for true. Repeating it waits again.
+    pub(crate) async fn tell(&self, shared: &Arc<Shared>, account: AccountId, app: &AppId) -> Result<(), Failure> {
+        let Some(handle) = self.find(account) else { return Ok(()) };
+        let due = {
+            let session = handle.lock();
+            session.registration(app).filter(|_| session.is_index_due(app)).map(Arc::clone)
+        };
+        let Some(registration) = due else { return Ok(()) };
         let told = dispatch::tell_index(shared, &handle, &[registration]).await;
         dispatch::drive(shared, &handle);
         told
-    }
-
-    /// True while the front of the account's connection has an older version of the app's membership.
-    pub(crate) fn is_index_due(&self, account: AccountId, app: &AppId) -> bool {
-        self.find(account).is_some_and(|handle| handle.lock().is_index_due(app))
     }
 }
 

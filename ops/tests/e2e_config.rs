@@ -107,6 +107,14 @@ fn what_can_not_be_served_is_refused_before_anything_starts() {
     }
 }
 
+/// What a server says to whoever started it: after `run.json` is written, so it may take a moment longer.
+fn announcement(server: &Server) -> String {
+    wait_for("the announcement", || {
+        let (said, _) = server.output();
+        said.contains(" send ").then_some(said)
+    })
+}
+
 #[test]
 fn a_first_start_makes_an_identity_and_a_demo_application_and_says_how_to_use_them() {
     let server = Server::start();
@@ -126,7 +134,7 @@ fn a_first_start_makes_an_identity_and_a_demo_application_and_says_how_to_use_th
     for key in ["xmpp.starttls", "xmpp.tls", "http.https", "telemetry.listen"] {
         assert_ne!(server.address(key).port(), 0, "{key}");
     }
-    let (said, _) = server.output();
+    let said = announcement(&server);
     let secret = server.demo().secret.expect("the demo's secret");
     assert!(said.contains(folder.ca().to_str().expect("a path")), "{said}");
     assert!(said.contains(" device --data ") && said.contains("--app com.example.demo"), "{said}");
@@ -137,7 +145,7 @@ fn a_first_start_makes_an_identity_and_a_demo_application_and_says_how_to_use_th
 fn the_printed_commands_send_from_curl_to_the_device_now_and_after_another_start() {
     let mut server = Server::start();
     for round in 0..2 {
-        let (said, _) = server.output();
+        let said = announcement(&server);
         let printed = |word: &str| {
             let line = said.lines().find(|line| line.starts_with("  ") && line.contains(word));
             line.unwrap_or_else(|| panic!("no {word} command in {said}")).trim().to_owned()
