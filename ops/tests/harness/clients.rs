@@ -1,5 +1,5 @@
 //! Clients that others wrote, as `ops/test` installs them. Where one is absent a test says so and passes, unless `CI` or
-//! `CAMPANILE_DEMAND_ALL=1` demands it.
+//! `DEMAND_ALL_TESTS=1` demands it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,7 +42,7 @@ pub(crate) fn curl() -> Option<Command> {
 
 /// Whether the test must not do without anything.
 pub(crate) fn demanded() -> bool {
-    ["CI", "CAMPANILE_DEMAND_ALL"]
+    ["CI", "DEMAND_ALL_TESTS"]
         .into_iter()
         .any(|name| variable(name).is_some_and(|value| !value.is_empty() && value != "0"))
 }

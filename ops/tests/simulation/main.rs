@@ -1,6 +1,6 @@
 //! The first simulation: 64 seeds of the whole path under faults, judged by checkers that know only what was promised.
 //!
-//! A failure prints its seed; `CAMPANILE_SEED=<seed> cargo test -p campanile --test simulation one_seed` repeats it.
+//! A failure prints its seed; `SIMULATION_SEED=<seed> cargo test -p campanile --test simulation one_seed` repeats it.
 
 mod breaks;
 mod catalog;
@@ -108,7 +108,7 @@ fn the_same_seed_lives_the_same_life() {
 #[test]
 fn one_seed() {
     #[expect(clippy::disallowed_methods, reason = "a test's own parameter")]
-    let seed = std::env::var("CAMPANILE_SEED").map_or(7, |seed| seed.parse().expect("a number"));
+    let seed = std::env::var("SIMULATION_SEED").map_or(7, |seed| seed.parse().expect("a number"));
     tracing_subscriber::fmt().with_env_filter("debug").without_time().with_ansi(false).with_test_writer().init();
     assert_eq!(violations(seed, Break::Nothing), []);
 }
