@@ -13,6 +13,7 @@ mod dispatch;
 mod judge;
 mod metrics;
 mod payload;
+pub mod poster;
 mod publish;
 mod resolve;
 mod room;
