@@ -3,10 +3,15 @@
 //! The same [`Audience`] is evaluated over bitmaps at a front and over one registration by the middle's judgement; both
 //! implement [`Evaluate`], so they can't disagree about what an operator means.
 
+mod comparison;
+
 use thiserror::Error;
 
+pub use self::comparison::{
+    ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, Comparison, InvalidComparison, Test, VALUES_MAX,
+};
 use crate::contract::message as wire;
-use crate::ids::{InvalidId, TopicName};
+use crate::ids::{Alias, InvalidId, TopicName, UserAccount};
 
 /// Most steps of one expression.
 pub const STEPS_MAX: usize = 64;
@@ -18,6 +23,12 @@ pub enum Audience {
     Everyone,
     /// Those subscribed to the topic.
     Topic(TopicName),
+    /// Those that have the alias.
+    Alias(Alias),
+    /// Those that have the user account.
+    UserAccount(UserAccount),
+    /// Those for whose attribute it holds.
+    Attribute(Comparison),
     /// Those in both.
     And(Box<Self>, Box<Self>),
     /// Those in either.
@@ -43,9 +54,12 @@ pub enum InvalidAudience {
     /// An operator without its operands, or operands without an operator.
     #[error("the audience does not reduce to one set at step {0}")]
     Unbalanced(usize),
-    /// A topic step whose topic is not valid.
+    /// A step whose topic, alias or user account is not valid.
     #[error(transparent)]
-    Topic(#[from] InvalidId),
+    Name(#[from] InvalidId),
+    /// A step whose comparison is not valid.
+    #[error(transparent)]
+    Comparison(#[from] InvalidComparison),
 }
 
 /// What an audience is evaluated over.
@@ -57,6 +71,12 @@ pub trait Evaluate {
     fn everyone(&self) -> Self::Set;
     /// Those subscribed to the topic.
     fn topic(&self, topic: &TopicName) -> Self::Set;
+    /// Those that have the alias.
+    fn alias(&self, alias: &Alias) -> Self::Set;
+    /// Those that have the user account.
+    fn user_account(&self, user_account: &UserAccount) -> Self::Set;
+    /// Those whose attribute is there and holds.
+    fn attribute(&self, comparison: &Comparison) -> Self::Set;
     /// Intersection.
     fn and(&self, a: Self::Set, b: Self::Set) -> Self::Set;
     /// Union.
@@ -90,6 +110,9 @@ impl Audience {
         match self {
             Self::Everyone => over.everyone(),
             Self::Topic(topic) => over.topic(topic),
+            Self::Alias(alias) => over.alias(alias),
+            Self::UserAccount(user_account) => over.user_account(user_account),
+            Self::Attribute(comparison) => over.attribute(comparison),
             Self::And(a, b) => over.and(a.evaluate(over), b.evaluate(over)),
             Self::Or(a, b) => over.or(a.evaluate(over), b.evaluate(over)),
             Self::Not(a) => over.not(a.evaluate(over)),
@@ -99,7 +122,7 @@ impl Audience {
     /// How many steps the expression has in postfix order.
     pub fn steps(&self) -> usize {
         match self {
-            Self::Everyone | Self::Topic(_) => 1,
+            Self::Everyone | Self::Topic(_) | Self::Alias(_) | Self::UserAccount(_) | Self::Attribute(_) => 1,
             Self::And(a, b) | Self::Or(a, b) => 1 + a.steps() + b.steps(),
             Self::Not(a) => 1 + a.steps(),
         }
@@ -108,25 +131,34 @@ impl Audience {
     /// As it travels: a program in postfix order.
     pub fn to_wire(&self) -> wire::Audience {
         fn push(audience: &Audience, ops: &mut Vec<wire::AudienceOp>) {
-            let (op, name) = match audience {
-                Audience::Everyone => (1, None),
-                Audience::Topic(topic) => (2, Some(topic.to_string())),
+            let step = |op, name: Option<&str>| wire::AudienceOp {
+                op,
+                name: name.map(str::to_owned),
+                comparison: None,
+                values: None,
+            };
+            let made = match audience {
+                Audience::Everyone => step(1, None),
+                Audience::Topic(topic) => step(2, Some(topic.as_str())),
                 Audience::And(a, b) => {
                     push(a, ops);
                     push(b, ops);
-                    (3, None)
+                    step(3, None)
                 }
                 Audience::Or(a, b) => {
                     push(a, ops);
                     push(b, ops);
-                    (4, None)
+                    step(4, None)
                 }
                 Audience::Not(a) => {
                     push(a, ops);
-                    (5, None)
+                    step(5, None)
                 }
+                Audience::Alias(alias) => step(6, Some(alias.as_str())),
+                Audience::UserAccount(user_account) => step(7, Some(user_account.as_str())),
+                Audience::Attribute(comparison) => comparison.to_wire(8),
             };
-            ops.push(wire::AudienceOp { op, name });
+            ops.push(made);
         }
         let mut ops = Vec::with_capacity(self.steps());
         push(self, &mut ops);
@@ -156,6 +188,9 @@ impl TryFrom<&wire::Audience> for Audience {
                     pop()?.or(b)
                 }
                 5 => pop()?.not(),
+                6 => Self::Alias(op.name.as_deref().unwrap_or_default().parse()?),
+                7 => Self::UserAccount(op.name.as_deref().unwrap_or_default().parse()?),
+                8 => Self::Attribute(Comparison::try_from(op)?),
                 op => return Err(InvalidAudience::UnknownOp { step, op }),
             };
             stack.push(made);
@@ -185,6 +220,15 @@ mod tests {
         fn topic(&self, topic: &TopicName) -> bool {
             self.0.contains(topic)
         }
+        fn alias(&self, alias: &Alias) -> bool {
+            alias.as_str() == "a"
+        }
+        fn user_account(&self, user_account: &UserAccount) -> bool {
+            user_account.as_str() == "a"
+        }
+        fn attribute(&self, comparison: &Comparison) -> bool {
+            comparison.attribute() == "platform" && comparison.holds("android")
+        }
         fn and(&self, a: bool, b: bool) -> bool {
             a && b
         }
@@ -201,7 +245,18 @@ mod tests {
     }
 
     fn expressions() -> impl Strategy<Value = Audience> {
-        let leaf = prop_oneof![Just(Audience::Everyone), "[a-d]".prop_map(|name| topic(&name))];
+        let leaf = prop_oneof![
+            Just(Audience::Everyone),
+            "[a-d]".prop_map(|name| topic(&name)),
+            "[a-d]".prop_map(|name| Audience::Alias(name.parse().expect("an alias"))),
+            "[a-d]".prop_map(|name| Audience::UserAccount(name.parse().expect("a user account"))),
+            ("[a-d]", "[a-d]").prop_map(|(name, value)| {
+                Audience::Attribute(Comparison::new(&name, Test::Less(value)).expect("a comparison"))
+            }),
+            ("[a-d]", proptest::collection::vec("[a-d]", 1..3)).prop_map(|(name, values)| {
+                Audience::Attribute(Comparison::new(&name, Test::In(values)).expect("a comparison"))
+            }),
+        ];
         leaf.prop_recursive(4, 24, 2, |inner| {
             prop_oneof![
                 (inner.clone(), inner.clone()).prop_map(|(a, b)| a.and(b)),
@@ -223,14 +278,14 @@ mod tests {
 
     #[test]
     fn a_program_that_is_no_expression_is_refused() {
-        let op = |op| wire::AudienceOp { op, name: None };
+        let op = |op| wire::AudienceOp { op, name: None, comparison: None, values: None };
         let parse = |ops| Audience::try_from(&wire::Audience { ops });
         assert_eq!(parse(vec![]), Err(InvalidAudience::Unbalanced(0)));
         assert_eq!(parse(vec![op(1), op(3)]), Err(InvalidAudience::Unbalanced(1)));
         assert_eq!(parse(vec![op(1), op(1)]), Err(InvalidAudience::Unbalanced(2)));
         assert_eq!(parse(vec![op(9)]), Err(InvalidAudience::UnknownOp { step: 0, op: 9 }));
         assert_eq!(parse(vec![op(1); 65]), Err(InvalidAudience::TooLong(65)));
-        assert!(matches!(parse(vec![op(2)]), Err(InvalidAudience::Topic(_))));
+        assert!(matches!(parse(vec![op(2)]), Err(InvalidAudience::Name(_))));
     }
 
     proptest! {

@@ -61,21 +61,37 @@ macro_rules! requests {
     };
 }
 
+impl Request {
+    /// How many ids in a row the request needs: the one that the bus stamps it with, and those after it.
+    pub fn ids(&self) -> u32 {
+        match self {
+            Self::App(wire::AppCall { request: wire::AppRequest::SendMany(many), .. }) => {
+                u32::try_from(many.sends.len()).unwrap_or(u32::MAX).max(1)
+            }
+            _ => 1,
+        }
+    }
+}
+
 requests! {
     /// Makes a device account → [`Reply::Account`].
     CreateAccount(CreateAccount);
     /// Renews an account's token → [`Reply::Account`].
     RenewToken(RenewToken);
-    /// Accepts a message → [`Reply::Accepted`].
-    Send(Send);
-    /// Subscribes or unsubscribes on behalf of an app server → [`Reply::TopicChanged`].
-    ChangeTopic(ChangeTopic);
+    /// Does what an app server asks for → [`Reply::App`], also where that failed for the caller's own fault.
+    App(AppCall);
+    /// Sends what a schedule is due to send → [`Reply::Done`].
+    FireSchedule(FireSchedule);
     /// Makes an application → [`Reply::Apps`] with the secret.
     CreateApp(CreateApp);
     /// Lists applications → [`Reply::Apps`].
     ListApps(ListApps);
     /// Gives an application a new secret → [`Reply::Apps`] with the secret.
     RotateSecret(RotateSecret);
+    /// Limits what an application may send → [`Reply::Apps`].
+    SetAppLimits(SetAppLimits);
+    /// Tells, or makes anew, the secret that signs an application's receipts → [`Reply::Apps`] with it.
+    WebhookSecret(WebhookSecret);
     /// Revokes an account's tokens → [`Reply::Done`].
     RevokeTokens(RevokeTokens);
     /// Claims an account's route → [`Reply::Connected`].
@@ -99,10 +115,8 @@ pub enum Reply {
     Done,
     /// An account and its token.
     Account(wire::AccountGranted),
-    /// A message was accepted: it is stored durably.
-    Accepted(wire::Accepted),
-    /// Topic membership was changed.
-    TopicChanged(wire::TopicChanged),
+    /// What an app server asked for, or why it was refused, with its rate.
+    App(wire::AppReply),
     /// Applications.
     Apps(wire::Apps),
     /// A route was claimed.
@@ -120,6 +134,8 @@ pub enum Reply {
 pub enum FrontEvent {
     /// Find the audience in your index and write to it.
     Broadcast(wire::Broadcast),
+    /// Write this broadcast to nobody from now on.
+    CancelBroadcast(wire::CancelBroadcast),
     /// End this account's connections and refuse its old tokens.
     TokenRevoked(wire::TokenRevoked),
 }
@@ -171,7 +187,7 @@ pub trait Bus: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Incoming {
     /// Stamped by the bus when it took the request: unique, and later requests get greater ids. A message accepted by
-    /// this request has this id.
+    /// this request has this id, several have this one and those after it, [`Request::ids`] in all.
     pub id: MessageId,
     /// Its lane.
     pub lane: Lane,

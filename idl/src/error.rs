@@ -100,8 +100,22 @@ codes! {
     Exists = 70007, retry false, http 409, "It exists.";
     /// The deadline passed: it may have happened.
     TimedOut = 70008, retry true, http 504, "Timed out: it may have happened.";
+    /// The idempotency key came before, with another request.
+    KeyReused = 70010, retry false, http 422, "The idempotency key was used for another request.";
+    /// No message, schedule, segment or template with that name.
+    NotFound = 70011, retry false, http 404, "Not found.";
+    /// It can't be changed in the state that it is in.
+    WrongState = 70012, retry false, http 409, "It can't be done in this state.";
+    /// A template has variables that the request doesn't give.
+    MissingVariables = 70013, retry false, http 422, "Template variables are missing.";
+    /// An audience expression can't be read.
+    BadExpression = 70014, retry false, http 422, "The audience expression is not valid.";
     /// The store can't write, for example because its disk is full; nothing was stored.
     StoreUnavailable = 70009, retry true, http 503, "The store can't be written.";
+    /// The application has sent all that it may send today.
+    DailyQuota = 200001, retry true, http 429, "The daily quota is used up.";
+    /// The application sends faster than it may.
+    RateLimited = 200002, retry true, http 429, "The rate limit is exceeded.";
 }
 
 /// A failure that a caller is told about: a code and a sentence that names what was wrong and what would be right.

@@ -11,6 +11,8 @@ pub mod bus;
 pub mod channel;
 pub mod clock;
 pub mod contract;
+#[cfg(feature = "bus")]
+pub mod due;
 pub mod error;
 pub mod ids;
 pub mod message;

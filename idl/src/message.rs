@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::audience::{Audience, InvalidAudience};
-use crate::contract::message::{Notification, StoredMessage};
+use crate::contract::message::{Callback, Notification, StoredMessage};
 use crate::ids::{AppId, InvalidId, MessageId};
 use crate::wire::{self, WireError};
 
@@ -27,6 +27,32 @@ pub struct Message {
     pub expires_at_ms: u64,
     /// Of a broadcast: who it is for.
     pub audience: Option<Audience>,
+    /// How it is to be treated.
+    pub handling: Handling,
+}
+
+/// How a message is to be treated, where that is not as usual.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Handling {
+    /// Of messages with the same key only the newest that was not delivered is delivered.
+    pub collapse_key: Option<String>,
+    /// Which receipts are wanted, and where.
+    pub callback: Option<Callback>,
+    /// It reaches its audience evenly over this time, in milliseconds; 0: at once.
+    pub spread_ms: u64,
+    /// It is due when it is this time where the device is: milliseconds since the epoch of a clock that shows local time.
+    pub local_time_ms: Option<u64>,
+    /// Handed off once to whom is connected, never again.
+    pub only_once: bool,
+    /// It is no message: it takes the message with this id back.
+    pub revokes: Option<MessageId>,
+}
+
+impl Handling {
+    /// True if not all of the audience is to have it at once.
+    pub fn is_paced(&self) -> bool {
+        self.spread_ms > 0 || self.local_time_ms.is_some()
+    }
 }
 
 /// Why stored bytes are no message.
@@ -44,6 +70,9 @@ pub enum InvalidMessage {
     /// A time before the epoch.
     #[error("a time of {0} ms lies before 1970")]
     Time(i64),
+    /// The id of what it revokes is none.
+    #[error("what it revokes is not a message id")]
+    Revokes,
 }
 
 impl Message {
@@ -70,6 +99,12 @@ impl Message {
             accepted_at_ms: ms(self.accepted_at_ms),
             expires_at_ms: ms(self.expires_at_ms),
             audience: self.audience.as_ref().map(Audience::to_wire),
+            collapse_key: self.handling.collapse_key.clone(),
+            callback: self.handling.callback.clone(),
+            spread_ms: (self.handling.spread_ms > 0).then(|| ms(self.handling.spread_ms)),
+            local_time_ms: self.handling.local_time_ms.map(ms),
+            only_once: self.handling.only_once.then_some(true),
+            revokes: self.handling.revokes.map(|id| id.to_bytes().to_vec()),
         })
     }
 
@@ -84,6 +119,17 @@ impl Message {
             accepted_at_ms: ms(stored.accepted_at_ms)?,
             expires_at_ms: ms(stored.expires_at_ms)?,
             audience: stored.audience.as_ref().map(Audience::try_from).transpose()?,
+            handling: Handling {
+                collapse_key: stored.collapse_key,
+                callback: stored.callback,
+                spread_ms: stored.spread_ms.map_or(Ok(0), ms)?,
+                local_time_ms: stored.local_time_ms.map(ms).transpose()?,
+                only_once: stored.only_once == Some(true),
+                revokes: stored
+                    .revokes
+                    .map(|id| MessageId::from_bytes(&id).map_err(|_| InvalidMessage::Revokes))
+                    .transpose()?,
+            },
         })
     }
 }
@@ -101,6 +147,14 @@ mod tests {
             accepted_at_ms: 1,
             expires_at_ms: 2,
             audience: Some(Audience::Everyone.not()),
+            handling: Handling {
+                collapse_key: Some("score".into()),
+                callback: Some(Callback { url: Some("https://example.com/".into()), param: None, types: 3 }),
+                spread_ms: 5,
+                local_time_ms: Some(6),
+                only_once: true,
+                revokes: Some(MessageId(8)),
+            },
         };
         assert_eq!(Message::from_stored(MessageId(7), &message.to_stored()), Ok(message.clone()));
         assert!(!message.is_expired(1));

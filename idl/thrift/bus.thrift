@@ -36,50 +36,467 @@ struct AccountGranted {
   2: required string token
 }
 
+/**
+ * What an app server asks for. All of it comes as one AppCall, so that authorising, idempotency and rates are in one place.
+ */
+
 /** Whom a send is for. */
 struct Target {
-  /** 1 regids, 2 aliases, 3 user accounts, 4 an audience expression. */
+  /** 1 regids, 2 aliases, 3 user accounts, 4 an audience expression, 5 a segment. */
   1: required i32 kind
   /** Regids, aliases or user accounts; at most 1,000. */
   2: optional list<string> values
   /** Where kind is 4. */
   3: optional message.Audience audience
+  /** Where kind is 5: the segment's name. */
+  4: optional string segment
 }
 
-/** Accepts a message. The sender is the app whose secret it is. */
+/** When a schedule comes again. */
+struct Repeat {
+  /** Five fields: minute, hour, day of month, month, day of week. */
+  1: required string cron
+  /** IANA name of the zone that the fields are read in. */
+  2: required string time_zone
+  /** No firing after this. */
+  3: optional i64 until_ms
+}
+
+/** Accepts a message. */
 struct Send {
-  /** SHA-256 of the app secret. */
-  1: required binary secret_sha256
-  2: required Target target
-  3: required message.Notification notification
-  4: required i64 ttl_ms
+  1: required Target target
+  2: required message.Notification notification
+  3: required i64 ttl_ms
   /** Packages the message is restricted to; empty means all of the app's. */
-  5: optional list<string> packages
+  4: optional list<string> packages
+  /** Further conditions on each registration: Mi Push's attribute filters. */
+  5: optional message.Audience filter
+  /** Send it then, at most 7 days ahead; absent or past: now. */
+  6: optional i64 send_at_ms
+  /** Send it when it is this time where the device is: `2026-12-01T09:00`. */
+  7: optional string local_time
+  8: optional Repeat repeat
+  /** Reach the audience evenly over this time; at most a day. */
+  9: optional i64 spread_ms
+  /** Messages per second; the audience's size then says over which time. */
+  10: optional i32 flow_control
+  11: optional bool only_once
+  12: optional string collapse_key
+  13: optional message.Callback callback
+  /** Name of a template that gives texts and extras that the notification lacks. */
+  14: optional string template_name
+  /** Variables of the template. */
+  15: optional map<string, string> variables
+  /** true: check everything, count the audience, send nothing. */
+  16: optional bool dry_run
 }
 
-/** A message was accepted: it is stored durably. */
-struct Accepted {
-  /** The message id, text form. */
-  1: required string id
-  /** Targets that name no registration of the app; the others were sent. */
-  2: optional list<string> bad_targets
+/** Accepts many messages, each with targets of its own; at most 1,000. */
+struct SendMany {
+  1: required list<Send> sends
 }
 
 /** Subscribes or unsubscribes registrations to a topic on behalf of an app server. */
 struct ChangeTopic {
-  1: required binary secret_sha256
-  2: required string topic
+  1: required string topic
   /** true subscribes, false unsubscribes. */
-  3: required bool subscribe
+  2: required bool subscribe
   /** 1 regids, 2 aliases. */
-  4: required i32 kind
-  5: required list<string> values
-  6: optional list<string> packages
+  3: required i32 kind
+  4: required list<string> values
+  5: optional list<string> packages
+}
+
+/** Asks for the names of a registration. */
+struct NamesOf {
+  1: required string regid
+  /** 1 aliases, 2 user accounts, 3 topics. */
+  2: required i32 kind
+}
+
+/** Asks for the registrations that have a user account. */
+struct RegidsOf {
+  1: required string user_account
+}
+
+/** Asks which registrations are connected. */
+struct OnlineOf {
+  /** At most 1,000. */
+  1: required list<string> regids
+}
+
+/** Takes up to 1,000 targets that turned out to be invalid off the list of them. */
+struct TakeInvalid {
+  /** 1 regids, 2 aliases. */
+  1: required i32 kind
+}
+
+/** Asks for counters by day. */
+struct Counters {
+  /** yyyyMMdd in UTC, inclusive; at most 31 days. */
+  1: required string first_day
+  2: required string last_day
+}
+
+/** Names a message: by its id, or all with a job key. Exactly one is set. */
+struct MessageName {
+  1: optional string id
+  2: optional string job_key
+}
+
+/** Asks for the messages accepted in a time, newest first. */
+struct Messages {
+  1: required i64 begin_ms
+  2: required i64 end_ms
+  /** At most 100. */
+  3: required i32 limit
+}
+
+/** Stops messages: what was not delivered is dropped, and schedules are deleted. */
+struct Stop {
+  /** At most 1,000. */
+  1: required list<MessageName> names
+  /** true: also takes back what was delivered. */
+  2: required bool recall
+}
+
+/** Asks what happened to a message for one registration. */
+struct Trace {
+  1: required string id
+  2: required string regid
+}
+
+/** Changes what is set of a schedule that waits. */
+struct ChangeSchedule {
+  1: required string id
+  2: optional i64 send_at_ms
+  3: optional string local_time
+  4: optional Repeat repeat
+}
+
+/** A saved expression. */
+struct Segment {
+  1: required string name
+  2: required string expression
+  3: optional i64 changed_at_ms
+}
+
+/** Named texts with variables, written `{{name}}`. */
+struct Template {
+  1: required string name
+  2: optional string title
+  3: optional string description
+  4: optional string payload
+  5: optional map<string, string> extra
+  6: optional i64 changed_at_ms
+}
+
+/** Names what is kept for an app. */
+struct Name {
+  1: required string name
+}
+
+/** Asks for a page of a list. */
+struct Page {
+  /** What the page before gave as `next_after`; absent for the first. */
+  1: optional string after
+  /** 1 to 100. */
+  2: required i32 limit
+}
+
+/** What an app server can ask for. */
+union AppRequest {
+  1: Send send
+  2: SendMany send_many
+  3: ChangeTopic change_topic
+  4: NamesOf names_of
+  5: RegidsOf regids_of
+  6: OnlineOf online
+  7: TakeInvalid take_invalid
+  8: Counters counters
+  9: MessageName message_status
+  10: Messages messages
+  11: Stop stop
+  12: Trace trace
+  13: MessageName schedule
+  14: Page schedules
+  15: MessageName delete_schedule
+  16: ChangeSchedule change_schedule
+  17: Segment put_segment
+  18: Name segment
+  19: Name delete_segment
+  20: Page segments
+  21: Template put_template
+  22: Name template
+  23: Name delete_template
+  24: Page templates
+  25: Page receipts
+  26: Name registration
+}
+
+/** A request of an app server. */
+struct AppCall {
+  /** SHA-256 of the app secret: the app is the one whose secret it is. */
+  1: required binary secret_sha256
+  2: required AppRequest request
+  /** The request is carried out once for each key of an app within 24 hours; 1-64 visible characters. */
+  3: optional string idempotency_key
+  /** SHA-256 of what was asked: another one under the same key is an error. */
+  4: optional binary fingerprint
+}
+
+/** How many registrations an audience has. */
+struct AudienceCount {
+  1: required i64 registrations
+  2: required i64 online
+  /** `exact` or `estimate`. */
+  3: required string how
+}
+
+/** A message was accepted: it is stored durably. */
+struct Accepted {
+  /** The message id, text form; absent for a dry run. */
+  1: optional string id
+  /** Targets that name no registration of the app; the others were sent. */
+  2: optional list<string> bad_targets
+  /** Of a dry run. */
+  3: optional AudienceCount audience
+  /** When it will be sent, if that is later. */
+  4: optional i64 due_ms
+}
+
+/** What became of each message of a SendMany. */
+struct AcceptedMany {
+  /** In the order of the request; a message that was refused has none. */
+  1: required list<Accepted> accepted
+  /** For each message the code of its refusal, or 0. */
+  2: required list<i32> codes
 }
 
 /** Answer to ChangeTopic. */
 struct TopicChanged {
   1: optional list<string> bad_targets
+}
+
+/** Texts: names, regids. */
+struct Texts {
+  1: required list<string> texts
+}
+
+/** Whether a registration is connected. */
+struct OnlineState {
+  1: required string regid
+  /** false: it is none of this app's. */
+  2: required bool known
+  3: required bool online
+  /** When it was connected last; absent if never. */
+  4: optional i64 last_seen_ms
+}
+
+/** Answer to OnlineOf, in the order of the request. */
+struct OnlineStates {
+  1: required list<OnlineState> states
+}
+
+/** What happened on one day. */
+struct DayCounters {
+  /** yyyyMMdd, UTC. */
+  1: required string day
+  2: required i64 alias_recipients
+  3: required i64 user_account_recipients
+  4: required i64 regid_recipients
+  /** Recipients of all sends to regids, aliases and user accounts. */
+  5: required i64 single_recipients
+  6: required i64 broadcast_recipients
+  7: required i64 delivered
+  8: required i64 clicked
+  9: required i64 messages
+}
+
+/** Answer to Counters. */
+struct Days {
+  1: required list<DayCounters> days
+}
+
+/** A message as it stands. */
+struct MessageState {
+  1: required string id
+  /** 1 regids, 2 aliases, 3 user accounts, 4 an audience expression (as in Target). */
+  2: required i32 kind
+  /** `scheduled`, `sending`, `done` (delivered to all, or expired), `stopped` or `revoked`. */
+  3: required string state
+  4: required i64 created_at_ms
+  5: required i64 ttl_ms
+  6: required i64 resolved
+  /** `exact` or `estimate`. */
+  7: required string how_resolved
+  8: required i64 delivered
+  9: required i64 clicked
+  10: required i64 invalid_targets
+  11: optional string job_key
+  12: optional string topic
+  13: optional i64 due_ms
+  /** For a schedule: the messages it became, newest first, at most 100. */
+  14: optional list<string> messages
+  15: optional i64 dropped
+}
+
+/** Answer to MessageStatus and Messages. */
+struct MessageStates {
+  1: required list<MessageState> messages
+}
+
+/** What Stop did, in the order of the request. */
+struct Stopped {
+  /** Names of messages that were found. */
+  1: required list<string> found
+  2: required list<string> unknown
+}
+
+/** One step of a message for one registration. */
+struct TraceStep {
+  /** `accepted`, `stored`, `dispatched`, `delivered`, `clicked`, `dropped` or `waiting`. */
+  1: required string what
+  /** Absent where it is not known any more. */
+  2: optional i64 at_ms
+  /** The front, of `dispatched`. */
+  3: optional string front
+  /** Of `dropped`: expired, filtered, disabled, unregistered, collapsed, revoked, stopped, offline, duplicate, refused or
+   *  not in the audience. Of `waiting`: offline, disabled, in flight, or due later. */
+  4: optional string reason
+}
+
+/** Answer to Trace. */
+struct Traced {
+  1: required list<TraceStep> steps
+}
+
+/** A schedule as it is shown. */
+struct ScheduleState {
+  1: required string id
+  2: optional string job_key
+  3: required i64 created_at_ms
+  /** When it fires next; the earliest moment of a local time. */
+  4: required i64 due_ms
+  5: optional string local_time
+  6: optional Repeat repeat
+  /** `waiting`, `firing` or `done`. */
+  7: required string state
+  8: required i64 fired
+  9: optional string last_message
+}
+
+/** Schedules; `next_after` if there are more. */
+struct ScheduleStates {
+  1: required list<ScheduleState> schedules
+  2: optional string next_after
+}
+
+/** Segments; `next_after` if there are more. */
+struct Segments {
+  1: required list<Segment> segments
+  2: optional string next_after
+}
+
+/** Templates; `next_after` if there are more. */
+struct Templates {
+  1: required list<Template> templates
+  2: optional string next_after
+}
+
+/** One receipt. */
+struct Receipt {
+  /** Its place in the app's order of receipts. */
+  1: required string id
+  2: required string message
+  /** A bit of Callback.types. */
+  3: required i32 kind
+  /** The regid or alias as the send named it. */
+  4: required string target
+  5: required i64 at_ms
+  6: optional string param
+  7: optional string job_key
+  8: optional string regid
+}
+
+/** Receipts in order; `next_after` goes on after the last of them, also when there are none yet. */
+struct Receipts {
+  1: required list<Receipt> receipts
+  2: required string next_after
+}
+
+/** A registration as it stands. */
+struct RegistrationState {
+  1: required string regid
+  2: required bool online
+  3: optional i64 last_seen_ms
+  4: required bool enabled
+  5: required map<string, string> attributes
+  6: required list<string> aliases
+  7: required list<string> user_accounts
+  8: required list<string> topics
+  9: required i64 mailbox_length
+  10: required i64 created_at_ms
+}
+
+/** It is done; `existed` tells whether there was anything. */
+struct Changed {
+  1: required bool existed
+}
+
+/** What an app server is answered. */
+union AppAnswer {
+  1: Accepted accepted
+  2: AcceptedMany accepted_many
+  3: TopicChanged topic_changed
+  4: Texts texts
+  5: OnlineStates online
+  6: Days days
+  7: MessageStates messages
+  8: Stopped stopped
+  9: Traced traced
+  10: ScheduleState schedule
+  11: ScheduleStates schedules
+  12: Segment segment
+  13: Segments segments
+  14: Template template
+  15: Templates templates
+  16: Receipts receipts
+  17: RegistrationState registration
+  18: Changed changed
+}
+
+/** How much an app may still send. Limits of 0 mean none. */
+struct Rate {
+  1: required i64 per_second_max
+  2: required i64 per_second_left
+  3: required i64 per_day_max
+  4: required i64 per_day_left
+  /** Until the daily quota begins anew. */
+  5: required i64 day_ends_in_ms
+  /** After which the next send may succeed, if this one was refused for its rate. */
+  6: optional i64 retry_after_ms
+}
+
+/** The answer to an AppCall: how it went, and the app's rate in any case that the app is known. */
+struct AppReply {
+  1: required Status status
+  /** Set where the status is 0. */
+  2: optional AppAnswer answer
+  3: optional Rate rate
+  /** true: this is the first answer to this idempotency key, again. */
+  4: optional bool replayed
+}
+
+// -------------------------------------------------------------------------------------------------------- middle -> middle
+
+/** Sends what a schedule is due to send. The id of the request is that of the message. */
+struct FireSchedule {
+  1: required string app
+  /** The schedule's id, 16 bytes. */
+  2: required binary id
+  /** Which firing. Carried out once. */
+  3: required i64 due_ms
 }
 
 // ---------------------------------------------------------------------------------------------------------- ops -> middle
@@ -94,6 +511,11 @@ struct App {
   /** Authorises servers. Given only when it was just made: the server keeps a digest. */
   4: optional string secret
   5: required i64 created_at_ms
+  /** Signs receipts: `whsec_` and base64. Given only when asked for. */
+  6: optional string webhook_secret
+  /** 0: no limit. */
+  7: optional i64 sends_per_second_max
+  8: optional i64 sends_per_day_max
 }
 
 /** Makes an application. */
@@ -111,6 +533,21 @@ struct ListApps {
 /** Gives an application a new secret; the old one stops at once. */
 struct RotateSecret {
   1: required string app
+}
+
+/** Limits what an application may send. */
+struct SetAppLimits {
+  1: required string app
+  /** 0: no limit. */
+  2: required i64 sends_per_second_max
+  3: required i64 sends_per_day_max
+}
+
+/** Asks for the secret that signs an application's receipts. */
+struct WebhookSecret {
+  1: required string app
+  /** true: make a new one; the old one signs nothing more. */
+  2: required bool rotate
 }
 
 /** Makes all tokens of an account that were issued before now worthless and ends its connections. */
@@ -181,8 +618,10 @@ struct IndexEntry {
   /** true: take the registration out of the index. */
   3: optional bool removed
   4: optional list<string> topics
-  /** For filters. */
+  /** For filters, and for the device's local time. */
   5: optional map<string, string> attributes
+  6: optional list<string> aliases
+  7: optional list<string> user_accounts
 }
 
 /** Answer to OpenChannel and ChannelUp. The index entries take effect before the payloads are written. */
@@ -247,15 +686,24 @@ struct FrontItem {
   7: optional binary order
 }
 
+/** Asks how many of a front's connections an audience has. */
+struct CountOnline {
+  1: required string app
+  2: required message.Audience audience
+}
+
 /** Work for connections of one front. */
 struct FrontBatch {
   1: required list<FrontItem> items
+  2: optional CountOnline count
 }
 
 /** Answer to FrontBatch. */
 struct FrontBatchReply {
   /** Indexes of items whose connection is not here with that epoch. */
   1: optional list<i32> gone
+  /** Where a count was asked for. */
+  2: optional i64 online
 }
 
 /** A broadcast was accepted: each front finds the audience in its own index. */
@@ -268,4 +716,14 @@ struct Broadcast {
   4: required binary payload
   5: required i64 expires_at_ms
   6: required i32 channel
+  /** As in StoredMessage: each registration is written to at its own moment. */
+  7: optional i64 spread_ms
+  8: optional i64 local_time_ms
+}
+
+/** A broadcast is stopped: it is no longer written to anyone. */
+struct CancelBroadcast {
+  /** The message id, 16 bytes. */
+  1: required binary id
+  2: required string app
 }

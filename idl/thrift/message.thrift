@@ -39,10 +39,15 @@ struct Notification {
 
 /** One step of an audience expression in postfix order. */
 struct AudienceOp {
-  /** 1 everyone, 2 topic, 3 and, 4 or, 5 not. */
+  /** 1 everyone, 2 topic, 3 and, 4 or, 5 not, 6 alias, 7 user account, 8 comparison of an attribute. */
   1: required i32 op
-  /** The topic's name where op is 2. */
+  /** The name of the topic, alias, user account or attribute. */
   2: optional string name
+  /** Where op is 8: 1 equal, 2 less, 3 less or equal, 4 greater, 5 greater or equal; more than one value may be given with
+   *  1 alone, and means any of them. */
+  3: optional i32 comparison
+  /** Where op is 8: what the attribute is compared with; 1 to 100 values. */
+  4: optional list<string> values
 }
 
 /**
@@ -52,6 +57,16 @@ struct AudienceOp {
 struct Audience {
   /** At most 64 steps. */
   1: required list<AudienceOp> ops
+}
+
+/** Which receipts the app server wants for a message, and where. */
+struct Callback {
+  /** Where receipts are posted; absent: they are kept for reading alone. */
+  1: optional string url
+  /** Given back with each receipt; at most 64 bytes. */
+  2: optional string param
+  /** Bits: 1 delivered, 2 clicked, 16 invalid target, 32 push disabled, 64 filter mismatch, 128 quota, 1024 expired. */
+  3: required i32 types
 }
 
 /** One message as it is stored: in a mailbox cell, or once for many targets, or as a timeline row. */
@@ -65,4 +80,18 @@ struct StoredMessage {
   4: required i64 expires_at_ms
   /** Of a timeline row: who it is for. Absent in mailboxes. */
   5: optional Audience audience
+  /** Of messages with the same key only the newest that was not delivered is delivered. */
+  6: optional string collapse_key
+  /** Absent: no receipts. */
+  7: optional Callback callback
+  /** The message reaches its audience evenly over this time, each registration at a moment that follows from the message id
+   *  and its account. */
+  8: optional i64 spread_ms
+  /** The message is due when it is this time where the device is: milliseconds since the epoch of a clock that shows local
+   *  time. */
+  9: optional i64 local_time_ms
+  /** true: handed off once to whom is connected, never again. */
+  10: optional bool only_once
+  /** This entry is no message: it takes the message with this id (16 bytes) back. */
+  11: optional binary revokes
 }

@@ -120,7 +120,8 @@ struct Clicked {
 struct Report {
   1: required string app
   2: required binary message
-  /** 1 the app is gone, 2 the seal did not open, 3 the app refused it, 4 outside its accept time. */
+  /** 1 the app is gone, 2 the seal did not open, 3 the app refused it, 4 outside its accept time, 5 a message with the same
+   *  job key was handed over before. After 5 the delivery is acknowledged as well. */
   3: required i32 reason
 }
 
@@ -185,10 +186,14 @@ struct Deliver {
   4: optional bool broadcast
 }
 
-/** Takes a delivered notification back. */
+/** Takes a delivered notification back. A device that never had the message ignores it. */
 struct Revoke {
   1: required string app
   2: required binary message
+  /** If set, the id of this revocation: it is acknowledged as a delivery with that id, and comes again until it is. */
+  3: optional binary id
+  /** true: the id is acknowledged among the broadcasts. */
+  4: optional bool broadcast
 }
 
 /** A registration of the device is gone: unknown, unregistered, or another account's. The app must register anew. */

@@ -7,6 +7,7 @@
 //! the sorted store; each says its key layout at the top of its file.
 
 pub mod accounts;
+pub mod batch;
 pub mod cache;
 pub mod catalog;
 pub mod keys;

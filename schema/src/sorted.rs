@@ -34,6 +34,24 @@ pub enum Table {
     Mailboxes,
     /// Broadcasts: [`crate::timeline`].
     Timelines,
+    /// What is known of each accepted message: [`crate::records`].
+    Records,
+    /// Messages by job key: [`crate::records`].
+    JobKeys,
+    /// What happened to a message for one registration: [`crate::traces`].
+    Traces,
+    /// Receipts in order: [`crate::receipts`].
+    Receipts,
+    /// Receipts that have to be posted: [`crate::receipts`].
+    Callbacks,
+    /// Deliveries whose expiry somebody wants to know of: [`crate::expiries`].
+    Expiries,
+    /// Targets that turned out to be invalid: [`crate::feedback`].
+    Feedback,
+    /// First answers to idempotency keys: [`crate::idempotency`].
+    Idempotency,
+    /// Counters by day: [`crate::days`].
+    Days,
 }
 
 impl Table {
@@ -46,6 +64,15 @@ impl Table {
         Self::Messages,
         Self::Mailboxes,
         Self::Timelines,
+        Self::Records,
+        Self::JobKeys,
+        Self::Traces,
+        Self::Receipts,
+        Self::Callbacks,
+        Self::Expiries,
+        Self::Feedback,
+        Self::Idempotency,
+        Self::Days,
     ];
 
     /// Its name in backends and messages; never changes.
@@ -58,6 +85,15 @@ impl Table {
             Self::Messages => "messages",
             Self::Mailboxes => "mailboxes",
             Self::Timelines => "timelines",
+            Self::Records => "records",
+            Self::JobKeys => "job_keys",
+            Self::Traces => "traces",
+            Self::Receipts => "receipts",
+            Self::Callbacks => "callbacks",
+            Self::Expiries => "expiries",
+            Self::Feedback => "feedback",
+            Self::Idempotency => "idempotency",
+            Self::Days => "days",
         }
     }
 }

@@ -87,7 +87,7 @@ impl Bus for InProcess {
         })?;
         let (answer, answered) = Answer::channel();
         let name = call.request.name();
-        place.send(Incoming { id: self.ids.next(), lane, deadline: call.deadline, request: call.request, answer });
+        place.send(Incoming { id: self.ids.next(call.request.ids()), lane, deadline: call.deadline, request: call.request, answer });
         match timeout_at(call.deadline, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(timed_out(name)),
@@ -145,15 +145,17 @@ struct Ids {
 }
 
 impl Ids {
-    fn next(&self) -> MessageId {
+    /// The first of so many ids in a row.
+    fn next(&self, count: u32) -> MessageId {
         let mut random = [0; 16];
         self.entropy.fill(&mut random[6..]);
         // The highest random bit stays 0, so that counting up within a millisecond never reaches into the time.
         random[6] &= 0x7f;
         let fresh = MessageId(Ulid::from_parts(self.clock.now_ms(), u128::from_be_bytes(random)).0);
         let mut last = lock(&self.last);
-        *last = if fresh > *last { fresh } else { MessageId(last.0 + 1) };
-        *last
+        let first = if fresh > *last { fresh } else { MessageId(last.0 + 1) };
+        *last = MessageId(first.0 + u128::from(count.max(1) - 1));
+        first
     }
 }
 
@@ -245,7 +247,7 @@ mod tests {
         let front = FrontId(1);
         drop(bus.attach_front(front));
         let deadline = Instant::now() + Duration::from_secs(5);
-        let failure = bus.deliver(front, wire::FrontBatch { items: vec![] }, deadline).await.expect_err("gone");
+        let failure = bus.deliver(front, wire::FrontBatch { items: vec![], count: None }, deadline).await.expect_err("gone");
         assert_eq!(failure.code, Code::System);
         assert!(lock(&bus.fronts).is_empty());
     }
@@ -259,7 +261,7 @@ mod tests {
             }
         }
         let bus = InProcess::new(Limits::default(), Arc::new(Stopped), Arc::new(SystemEntropy));
-        let ids: Vec<_> = (0..100).map(|_| bus.ids.next()).collect();
+        let ids: Vec<_> = (0..100).map(|_| bus.ids.next(1)).collect();
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
     }
 }

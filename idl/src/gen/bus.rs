@@ -328,20 +328,23 @@ impl TSerializable for AccountGranted {
 /// Whom a send is for.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Target {
-  /// 1 regids, 2 aliases, 3 user accounts, 4 an audience expression.
+  /// 1 regids, 2 aliases, 3 user accounts, 4 an audience expression, 5 a segment.
   pub kind: i32,
   /// Regids, aliases or user accounts; at most 1,000.
   pub values: Option<Vec<String>>,
   /// Where kind is 4.
   pub audience: Option<message::Audience>,
+  /// Where kind is 5: the segment's name.
+  pub segment: Option<String>,
 }
 
 impl Target {
-  pub fn new<F2, F3>(kind: i32, values: F2, audience: F3) -> Target where F2: Into<Option<Vec<String>>>, F3: Into<Option<message::Audience>> {
+  pub fn new<F2, F3, F4>(kind: i32, values: F2, audience: F3, segment: F4) -> Target where F2: Into<Option<Vec<String>>>, F3: Into<Option<message::Audience>>, F4: Into<Option<String>> {
     Target {
       kind,
       values: values.into(),
       audience: audience.into(),
+      segment: segment.into(),
     }
   }
 }
@@ -352,6 +355,7 @@ impl TSerializable for Target {
     let mut f_1: Option<i32> = None;
     let mut f_2: Option<Vec<String>> = None;
     let mut f_3: Option<message::Audience> = None;
+    let mut f_4: Option<String> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -377,6 +381,10 @@ impl TSerializable for Target {
           let val = message::Audience::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -389,6 +397,7 @@ impl TSerializable for Target {
       kind: f_1.expect("auto-generated code should have checked for presence of required fields"),
       values: f_2,
       audience: f_3,
+      segment: f_4,
     };
     Ok(ret)
   }
@@ -412,6 +421,96 @@ impl TSerializable for Target {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.segment {
+      o_prot.write_field_begin(&TFieldIdentifier::new("segment", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Repeat
+//
+
+/// When a schedule comes again.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Repeat {
+  /// Five fields: minute, hour, day of month, month, day of week.
+  pub cron: String,
+  /// IANA name of the zone that the fields are read in.
+  pub time_zone: String,
+  /// No firing after this.
+  pub until_ms: Option<i64>,
+}
+
+impl Repeat {
+  pub fn new<F3>(cron: String, time_zone: String, until_ms: F3) -> Repeat where F3: Into<Option<i64>> {
+    Repeat {
+      cron,
+      time_zone,
+      until_ms: until_ms.into(),
+    }
+  }
+}
+
+impl TSerializable for Repeat {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Repeat> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Repeat.cron", &f_1)?;
+    verify_required_field_exists("Repeat.time_zone", &f_2)?;
+    let ret = Repeat {
+      cron: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      time_zone: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      until_ms: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Repeat");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cron", TType::String, 1))?;
+    o_prot.write_string(&self.cron)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("time_zone", TType::String, 2))?;
+    o_prot.write_string(&self.time_zone)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.until_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("until_ms", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -421,26 +520,55 @@ impl TSerializable for Target {
 // Send
 //
 
-/// Accepts a message. The sender is the app whose secret it is.
+/// Accepts a message.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Send {
-  /// SHA-256 of the app secret.
-  pub secret_sha256: Vec<u8>,
   pub target: Target,
   pub notification: message::Notification,
   pub ttl_ms: i64,
   /// Packages the message is restricted to; empty means all of the app's.
   pub packages: Option<Vec<String>>,
+  /// Further conditions on each registration: Mi Push's attribute filters.
+  pub filter: Option<message::Audience>,
+  /// Send it then, at most 7 days ahead; absent or past: now.
+  pub send_at_ms: Option<i64>,
+  /// Send it when it is this time where the device is: `2026-12-01T09:00`.
+  pub local_time: Option<String>,
+  pub repeat: Option<Repeat>,
+  /// Reach the audience evenly over this time; at most a day.
+  pub spread_ms: Option<i64>,
+  /// Messages per second; the audience's size then says over which time.
+  pub flow_control: Option<i32>,
+  pub only_once: Option<bool>,
+  pub collapse_key: Option<String>,
+  pub callback: Option<message::Callback>,
+  /// Name of a template that gives texts and extras that the notification lacks.
+  pub template_name: Option<String>,
+  /// Variables of the template.
+  pub variables: Option<BTreeMap<String, String>>,
+  /// true: check everything, count the audience, send nothing.
+  pub dry_run: Option<bool>,
 }
 
 impl Send {
-  pub fn new<F5>(secret_sha256: Vec<u8>, target: Target, notification: message::Notification, ttl_ms: i64, packages: F5) -> Send where F5: Into<Option<Vec<String>>> {
+  pub fn new<F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14, F15, F16>(target: Target, notification: message::Notification, ttl_ms: i64, packages: F4, filter: F5, send_at_ms: F6, local_time: F7, repeat: F8, spread_ms: F9, flow_control: F10, only_once: F11, collapse_key: F12, callback: F13, template_name: F14, variables: F15, dry_run: F16) -> Send where F4: Into<Option<Vec<String>>>, F5: Into<Option<message::Audience>>, F6: Into<Option<i64>>, F7: Into<Option<String>>, F8: Into<Option<Repeat>>, F9: Into<Option<i64>>, F10: Into<Option<i32>>, F11: Into<Option<bool>>, F12: Into<Option<String>>, F13: Into<Option<message::Callback>>, F14: Into<Option<String>>, F15: Into<Option<BTreeMap<String, String>>>, F16: Into<Option<bool>> {
     Send {
-      secret_sha256,
       target,
       notification,
       ttl_ms,
       packages: packages.into(),
+      filter: filter.into(),
+      send_at_ms: send_at_ms.into(),
+      local_time: local_time.into(),
+      repeat: repeat.into(),
+      spread_ms: spread_ms.into(),
+      flow_control: flow_control.into(),
+      only_once: only_once.into(),
+      collapse_key: collapse_key.into(),
+      callback: callback.into(),
+      template_name: template_name.into(),
+      variables: variables.into(),
+      dry_run: dry_run.into(),
     }
   }
 }
@@ -448,10 +576,329 @@ impl Send {
 impl TSerializable for Send {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Send> {
     i_prot.read_struct_begin()?;
-    let mut f_1: Option<Vec<u8>> = None;
-    let mut f_2: Option<Target> = None;
-    let mut f_3: Option<message::Notification> = None;
-    let mut f_4: Option<i64> = None;
+    let mut f_1: Option<Target> = None;
+    let mut f_2: Option<message::Notification> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<Vec<String>> = None;
+    let mut f_5: Option<message::Audience> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<String> = None;
+    let mut f_8: Option<Repeat> = None;
+    let mut f_9: Option<i64> = None;
+    let mut f_10: Option<i32> = None;
+    let mut f_11: Option<bool> = None;
+    let mut f_12: Option<String> = None;
+    let mut f_13: Option<message::Callback> = None;
+    let mut f_14: Option<String> = None;
+    let mut f_15: Option<BTreeMap<String, String>> = None;
+    let mut f_16: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Target::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = message::Notification::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_1 = i_prot.read_string()?;
+            val.push(list_elem_1);
+          }
+          i_prot.read_list_end()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = message::Audience::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_string()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = Repeat::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_i32()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_bool()?;
+          f_11 = Some(val);
+        },
+        12 => {
+          let val = i_prot.read_string()?;
+          f_12 = Some(val);
+        },
+        13 => {
+          let val = message::Callback::read_from_in_protocol(i_prot)?;
+          f_13 = Some(val);
+        },
+        14 => {
+          let val = i_prot.read_string()?;
+          f_14 = Some(val);
+        },
+        15 => {
+          let map_ident = i_prot.read_map_begin()?;
+          let mut val: BTreeMap<String, String> = BTreeMap::new();
+          for _ in 0..map_ident.size {
+            let map_key_2 = i_prot.read_string()?;
+            let map_val_3 = i_prot.read_string()?;
+            val.insert(map_key_2, map_val_3);
+          }
+          i_prot.read_map_end()?;
+          f_15 = Some(val);
+        },
+        16 => {
+          let val = i_prot.read_bool()?;
+          f_16 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Send.target", &f_1)?;
+    verify_required_field_exists("Send.notification", &f_2)?;
+    verify_required_field_exists("Send.ttl_ms", &f_3)?;
+    let ret = Send {
+      target: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      notification: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      ttl_ms: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      packages: f_4,
+      filter: f_5,
+      send_at_ms: f_6,
+      local_time: f_7,
+      repeat: f_8,
+      spread_ms: f_9,
+      flow_control: f_10,
+      only_once: f_11,
+      collapse_key: f_12,
+      callback: f_13,
+      template_name: f_14,
+      variables: f_15,
+      dry_run: f_16,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Send");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("target", TType::Struct, 1))?;
+    self.target.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("notification", TType::Struct, 2))?;
+    self.notification.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ttl_ms", TType::I64, 3))?;
+    o_prot.write_i64(self.ttl_ms)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.packages {
+      o_prot.write_field_begin(&TFieldIdentifier::new("packages", TType::List, 4))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.filter {
+      o_prot.write_field_begin(&TFieldIdentifier::new("filter", TType::Struct, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.send_at_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("send_at_ms", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.local_time {
+      o_prot.write_field_begin(&TFieldIdentifier::new("local_time", TType::String, 7))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.repeat {
+      o_prot.write_field_begin(&TFieldIdentifier::new("repeat", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.spread_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("spread_ms", TType::I64, 9))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.flow_control {
+      o_prot.write_field_begin(&TFieldIdentifier::new("flow_control", TType::I32, 10))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.only_once {
+      o_prot.write_field_begin(&TFieldIdentifier::new("only_once", TType::Bool, 11))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.collapse_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("collapse_key", TType::String, 12))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.callback {
+      o_prot.write_field_begin(&TFieldIdentifier::new("callback", TType::Struct, 13))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.template_name {
+      o_prot.write_field_begin(&TFieldIdentifier::new("template_name", TType::String, 14))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.variables {
+      o_prot.write_field_begin(&TFieldIdentifier::new("variables", TType::Map, 15))?;
+      o_prot.write_map_begin(&TMapIdentifier::new(TType::String, TType::String, fld_var.len() as i32))?;
+      for (k, v) in fld_var {
+        o_prot.write_string(k)?;
+        o_prot.write_string(v)?;
+      }
+      o_prot.write_map_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.dry_run {
+      o_prot.write_field_begin(&TFieldIdentifier::new("dry_run", TType::Bool, 16))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// SendMany
+//
+
+/// Accepts many messages, each with targets of its own; at most 1,000.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SendMany {
+  pub sends: Vec<Send>,
+}
+
+impl SendMany {
+  pub fn new(sends: Vec<Send>) -> SendMany {
+    SendMany {
+      sends,
+    }
+  }
+}
+
+impl TSerializable for SendMany {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SendMany> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<Send>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Send> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_4 = Send::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_4);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SendMany.sends", &f_1)?;
+    let ret = SendMany {
+      sends: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SendMany");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("sends", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.sends.len() as i32))?;
+    for e in &self.sends {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ChangeTopic
+//
+
+/// Subscribes or unsubscribes registrations to a topic on behalf of an app server.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ChangeTopic {
+  pub topic: String,
+  /// true subscribes, false unsubscribes.
+  pub subscribe: bool,
+  /// 1 regids, 2 aliases.
+  pub kind: i32,
+  pub values: Vec<String>,
+  pub packages: Option<Vec<String>>,
+}
+
+impl ChangeTopic {
+  pub fn new<F5>(topic: String, subscribe: bool, kind: i32, values: Vec<String>, packages: F5) -> ChangeTopic where F5: Into<Option<Vec<String>>> {
+    ChangeTopic {
+      topic,
+      subscribe,
+      kind,
+      values,
+      packages: packages.into(),
+    }
+  }
+}
+
+impl TSerializable for ChangeTopic {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ChangeTopic> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<bool> = None;
+    let mut f_3: Option<i32> = None;
+    let mut f_4: Option<Vec<String>> = None;
     let mut f_5: Option<Vec<String>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
@@ -461,27 +908,33 @@ impl TSerializable for Send {
       let field_id = field_id(&field_ident)?;
       match field_id {
         1 => {
-          let val = i_prot.read_bytes()?;
+          let val = i_prot.read_string()?;
           f_1 = Some(val);
         },
         2 => {
-          let val = Target::read_from_in_protocol(i_prot)?;
+          let val = i_prot.read_bool()?;
           f_2 = Some(val);
         },
         3 => {
-          let val = message::Notification::read_from_in_protocol(i_prot)?;
+          let val = i_prot.read_i32()?;
           f_3 = Some(val);
         },
         4 => {
-          let val = i_prot.read_i64()?;
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_5 = i_prot.read_string()?;
+            val.push(list_elem_5);
+          }
+          i_prot.read_list_end()?;
           f_4 = Some(val);
         },
         5 => {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_1 = i_prot.read_string()?;
-            val.push(list_elem_1);
+            let list_elem_6 = i_prot.read_string()?;
+            val.push(list_elem_6);
           }
           i_prot.read_list_end()?;
           f_5 = Some(val);
@@ -493,33 +946,37 @@ impl TSerializable for Send {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    verify_required_field_exists("Send.secret_sha256", &f_1)?;
-    verify_required_field_exists("Send.target", &f_2)?;
-    verify_required_field_exists("Send.notification", &f_3)?;
-    verify_required_field_exists("Send.ttl_ms", &f_4)?;
-    let ret = Send {
-      secret_sha256: f_1.expect("auto-generated code should have checked for presence of required fields"),
-      target: f_2.expect("auto-generated code should have checked for presence of required fields"),
-      notification: f_3.expect("auto-generated code should have checked for presence of required fields"),
-      ttl_ms: f_4.expect("auto-generated code should have checked for presence of required fields"),
+    verify_required_field_exists("ChangeTopic.topic", &f_1)?;
+    verify_required_field_exists("ChangeTopic.subscribe", &f_2)?;
+    verify_required_field_exists("ChangeTopic.kind", &f_3)?;
+    verify_required_field_exists("ChangeTopic.values", &f_4)?;
+    let ret = ChangeTopic {
+      topic: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      subscribe: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      kind: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      values: f_4.expect("auto-generated code should have checked for presence of required fields"),
       packages: f_5,
     };
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Send");
+    let struct_ident = TStructIdentifier::new("ChangeTopic");
     o_prot.write_struct_begin(&struct_ident)?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("secret_sha256", TType::String, 1))?;
-    o_prot.write_bytes(&self.secret_sha256)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("topic", TType::String, 1))?;
+    o_prot.write_string(&self.topic)?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("target", TType::Struct, 2))?;
-    self.target.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("subscribe", TType::Bool, 2))?;
+    o_prot.write_bool(self.subscribe)?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("notification", TType::Struct, 3))?;
-    self.notification.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 3))?;
+    o_prot.write_i32(self.kind)?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("ttl_ms", TType::I64, 4))?;
-    o_prot.write_i64(self.ttl_ms)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("values", TType::List, 4))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.values.len() as i32))?;
+    for e in &self.values {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
     o_prot.write_field_end()?;
     if let Some(ref fld_var) = self.packages {
       o_prot.write_field_begin(&TFieldIdentifier::new("packages", TType::List, 5))?;
@@ -536,32 +993,31 @@ impl TSerializable for Send {
 }
 
 //
-// Accepted
+// NamesOf
 //
 
-/// A message was accepted: it is stored durably.
+/// Asks for the names of a registration.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Accepted {
-  /// The message id, text form.
-  pub id: String,
-  /// Targets that name no registration of the app; the others were sent.
-  pub bad_targets: Option<Vec<String>>,
+pub struct NamesOf {
+  pub regid: String,
+  /// 1 aliases, 2 user accounts, 3 topics.
+  pub kind: i32,
 }
 
-impl Accepted {
-  pub fn new<F2>(id: String, bad_targets: F2) -> Accepted where F2: Into<Option<Vec<String>>> {
-    Accepted {
-      id,
-      bad_targets: bad_targets.into(),
+impl NamesOf {
+  pub fn new(regid: String, kind: i32) -> NamesOf {
+    NamesOf {
+      regid,
+      kind,
     }
   }
 }
 
-impl TSerializable for Accepted {
-  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Accepted> {
+impl TSerializable for NamesOf {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<NamesOf> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
-    let mut f_2: Option<Vec<String>> = None;
+    let mut f_2: Option<i32> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -574,13 +1030,7 @@ impl TSerializable for Accepted {
           f_1 = Some(val);
         },
         2 => {
-          let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
-          for _ in 0..list_ident.size {
-            let list_elem_2 = i_prot.read_string()?;
-            val.push(list_elem_2);
-          }
-          i_prot.read_list_end()?;
+          let val = i_prot.read_i32()?;
           f_2 = Some(val);
         },
         _ => {
@@ -590,26 +1040,682 @@ impl TSerializable for Accepted {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    verify_required_field_exists("Accepted.id", &f_1)?;
-    let ret = Accepted {
-      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
-      bad_targets: f_2,
+    verify_required_field_exists("NamesOf.regid", &f_1)?;
+    verify_required_field_exists("NamesOf.kind", &f_2)?;
+    let ret = NamesOf {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      kind: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("Accepted");
+    let struct_ident = TStructIdentifier::new("NamesOf");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 2))?;
+    o_prot.write_i32(self.kind)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// RegidsOf
+//
+
+/// Asks for the registrations that have a user account.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RegidsOf {
+  pub user_account: String,
+}
+
+impl RegidsOf {
+  pub fn new(user_account: String) -> RegidsOf {
+    RegidsOf {
+      user_account,
+    }
+  }
+}
+
+impl TSerializable for RegidsOf {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RegidsOf> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("RegidsOf.user_account", &f_1)?;
+    let ret = RegidsOf {
+      user_account: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("RegidsOf");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("user_account", TType::String, 1))?;
+    o_prot.write_string(&self.user_account)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// OnlineOf
+//
+
+/// Asks which registrations are connected.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct OnlineOf {
+  /// At most 1,000.
+  pub regids: Vec<String>,
+}
+
+impl OnlineOf {
+  pub fn new(regids: Vec<String>) -> OnlineOf {
+    OnlineOf {
+      regids,
+    }
+  }
+}
+
+impl TSerializable for OnlineOf {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<OnlineOf> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<String>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_7 = i_prot.read_string()?;
+            val.push(list_elem_7);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("OnlineOf.regids", &f_1)?;
+    let ret = OnlineOf {
+      regids: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("OnlineOf");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regids", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.regids.len() as i32))?;
+    for e in &self.regids {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// TakeInvalid
+//
+
+/// Takes up to 1,000 targets that turned out to be invalid off the list of them.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TakeInvalid {
+  /// 1 regids, 2 aliases.
+  pub kind: i32,
+}
+
+impl TakeInvalid {
+  pub fn new(kind: i32) -> TakeInvalid {
+    TakeInvalid {
+      kind,
+    }
+  }
+}
+
+impl TSerializable for TakeInvalid {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<TakeInvalid> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("TakeInvalid.kind", &f_1)?;
+    let ret = TakeInvalid {
+      kind: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("TakeInvalid");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 1))?;
+    o_prot.write_i32(self.kind)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Counters
+//
+
+/// Asks for counters by day.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Counters {
+  /// yyyyMMdd in UTC, inclusive; at most 31 days.
+  pub first_day: String,
+  pub last_day: String,
+}
+
+impl Counters {
+  pub fn new(first_day: String, last_day: String) -> Counters {
+    Counters {
+      first_day,
+      last_day,
+    }
+  }
+}
+
+impl TSerializable for Counters {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Counters> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Counters.first_day", &f_1)?;
+    verify_required_field_exists("Counters.last_day", &f_2)?;
+    let ret = Counters {
+      first_day: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      last_day: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Counters");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("first_day", TType::String, 1))?;
+    o_prot.write_string(&self.first_day)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("last_day", TType::String, 2))?;
+    o_prot.write_string(&self.last_day)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// MessageName
+//
+
+/// Names a message: by its id, or all with a job key. Exactly one is set.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct MessageName {
+  pub id: Option<String>,
+  pub job_key: Option<String>,
+}
+
+impl MessageName {
+  pub fn new<F1, F2>(id: F1, job_key: F2) -> MessageName where F1: Into<Option<String>>, F2: Into<Option<String>> {
+    MessageName {
+      id: id.into(),
+      job_key: job_key.into(),
+    }
+  }
+}
+
+impl TSerializable for MessageName {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<MessageName> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = MessageName {
+      id: f_1,
+      job_key: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("MessageName");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.job_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("job_key", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for MessageName {
+  fn default() -> Self {
+    MessageName{
+      id: Some("".to_owned()),
+      job_key: Some("".to_owned()),
+    }
+  }
+}
+
+//
+// Messages
+//
+
+/// Asks for the messages accepted in a time, newest first.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Messages {
+  pub begin_ms: i64,
+  pub end_ms: i64,
+  /// At most 100.
+  pub limit: i32,
+}
+
+impl Messages {
+  pub fn new(begin_ms: i64, end_ms: i64, limit: i32) -> Messages {
+    Messages {
+      begin_ms,
+      end_ms,
+      limit,
+    }
+  }
+}
+
+impl TSerializable for Messages {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Messages> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Messages.begin_ms", &f_1)?;
+    verify_required_field_exists("Messages.end_ms", &f_2)?;
+    verify_required_field_exists("Messages.limit", &f_3)?;
+    let ret = Messages {
+      begin_ms: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      end_ms: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      limit: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Messages");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("begin_ms", TType::I64, 1))?;
+    o_prot.write_i64(self.begin_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("end_ms", TType::I64, 2))?;
+    o_prot.write_i64(self.end_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("limit", TType::I32, 3))?;
+    o_prot.write_i32(self.limit)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Stop
+//
+
+/// Stops messages: what was not delivered is dropped, and schedules are deleted.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Stop {
+  /// At most 1,000.
+  pub names: Vec<MessageName>,
+  /// true: also takes back what was delivered.
+  pub recall: bool,
+}
+
+impl Stop {
+  pub fn new(names: Vec<MessageName>, recall: bool) -> Stop {
+    Stop {
+      names,
+      recall,
+    }
+  }
+}
+
+impl TSerializable for Stop {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Stop> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<MessageName>> = None;
+    let mut f_2: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<MessageName> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_8 = MessageName::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_8);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Stop.names", &f_1)?;
+    verify_required_field_exists("Stop.recall", &f_2)?;
+    let ret = Stop {
+      names: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      recall: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Stop");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("names", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.names.len() as i32))?;
+    for e in &self.names {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("recall", TType::Bool, 2))?;
+    o_prot.write_bool(self.recall)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Trace
+//
+
+/// Asks what happened to a message for one registration.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Trace {
+  pub id: String,
+  pub regid: String,
+}
+
+impl Trace {
+  pub fn new(id: String, regid: String) -> Trace {
+    Trace {
+      id,
+      regid,
+    }
+  }
+}
+
+impl TSerializable for Trace {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Trace> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Trace.id", &f_1)?;
+    verify_required_field_exists("Trace.regid", &f_2)?;
+    let ret = Trace {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      regid: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Trace");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
     o_prot.write_string(&self.id)?;
     o_prot.write_field_end()?;
-    if let Some(ref fld_var) = self.bad_targets {
-      o_prot.write_field_begin(&TFieldIdentifier::new("bad_targets", TType::List, 2))?;
-      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
-      for e in fld_var {
-        o_prot.write_string(e)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 2))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ChangeSchedule
+//
+
+/// Changes what is set of a schedule that waits.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ChangeSchedule {
+  pub id: String,
+  pub send_at_ms: Option<i64>,
+  pub local_time: Option<String>,
+  pub repeat: Option<Repeat>,
+}
+
+impl ChangeSchedule {
+  pub fn new<F2, F3, F4>(id: String, send_at_ms: F2, local_time: F3, repeat: F4) -> ChangeSchedule where F2: Into<Option<i64>>, F3: Into<Option<String>>, F4: Into<Option<Repeat>> {
+    ChangeSchedule {
+      id,
+      send_at_ms: send_at_ms.into(),
+      local_time: local_time.into(),
+      repeat: repeat.into(),
+    }
+  }
+}
+
+impl TSerializable for ChangeSchedule {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ChangeSchedule> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<Repeat> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
       }
-      o_prot.write_list_end()?;
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = Repeat::read_from_in_protocol(i_prot)?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ChangeSchedule.id", &f_1)?;
+    let ret = ChangeSchedule {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      send_at_ms: f_2,
+      local_time: f_3,
+      repeat: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ChangeSchedule");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_string(&self.id)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.send_at_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("send_at_ms", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.local_time {
+      o_prot.write_field_begin(&TFieldIdentifier::new("local_time", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.repeat {
+      o_prot.write_field_begin(&TFieldIdentifier::new("repeat", TType::Struct, 4))?;
+      fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -618,44 +1724,782 @@ impl TSerializable for Accepted {
 }
 
 //
-// ChangeTopic
+// Segment
 //
 
-/// Subscribes or unsubscribes registrations to a topic on behalf of an app server.
+/// A saved expression.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ChangeTopic {
-  pub secret_sha256: Vec<u8>,
-  pub topic: String,
-  /// true subscribes, false unsubscribes.
-  pub subscribe: bool,
-  /// 1 regids, 2 aliases.
-  pub kind: i32,
-  pub values: Vec<String>,
-  pub packages: Option<Vec<String>>,
+pub struct Segment {
+  pub name: String,
+  pub expression: String,
+  pub changed_at_ms: Option<i64>,
 }
 
-impl ChangeTopic {
-  pub fn new<F6>(secret_sha256: Vec<u8>, topic: String, subscribe: bool, kind: i32, values: Vec<String>, packages: F6) -> ChangeTopic where F6: Into<Option<Vec<String>>> {
-    ChangeTopic {
-      secret_sha256,
-      topic,
-      subscribe,
-      kind,
-      values,
-      packages: packages.into(),
+impl Segment {
+  pub fn new<F3>(name: String, expression: String, changed_at_ms: F3) -> Segment where F3: Into<Option<i64>> {
+    Segment {
+      name,
+      expression,
+      changed_at_ms: changed_at_ms.into(),
     }
   }
 }
 
-impl TSerializable for ChangeTopic {
-  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ChangeTopic> {
+impl TSerializable for Segment {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Segment> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Segment.name", &f_1)?;
+    verify_required_field_exists("Segment.expression", &f_2)?;
+    let ret = Segment {
+      name: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      expression: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      changed_at_ms: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Segment");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 1))?;
+    o_prot.write_string(&self.name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("expression", TType::String, 2))?;
+    o_prot.write_string(&self.expression)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.changed_at_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("changed_at_ms", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Template
+//
+
+/// Named texts with variables, written `{{name}}`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Template {
+  pub name: String,
+  pub title: Option<String>,
+  pub description: Option<String>,
+  pub payload: Option<String>,
+  pub extra: Option<BTreeMap<String, String>>,
+  pub changed_at_ms: Option<i64>,
+}
+
+impl Template {
+  pub fn new<F2, F3, F4, F5, F6>(name: String, title: F2, description: F3, payload: F4, extra: F5, changed_at_ms: F6) -> Template where F2: Into<Option<String>>, F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<BTreeMap<String, String>>>, F6: Into<Option<i64>> {
+    Template {
+      name,
+      title: title.into(),
+      description: description.into(),
+      payload: payload.into(),
+      extra: extra.into(),
+      changed_at_ms: changed_at_ms.into(),
+    }
+  }
+}
+
+impl TSerializable for Template {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Template> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<String> = None;
+    let mut f_5: Option<BTreeMap<String, String>> = None;
+    let mut f_6: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let map_ident = i_prot.read_map_begin()?;
+          let mut val: BTreeMap<String, String> = BTreeMap::new();
+          for _ in 0..map_ident.size {
+            let map_key_9 = i_prot.read_string()?;
+            let map_val_10 = i_prot.read_string()?;
+            val.insert(map_key_9, map_val_10);
+          }
+          i_prot.read_map_end()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Template.name", &f_1)?;
+    let ret = Template {
+      name: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      title: f_2,
+      description: f_3,
+      payload: f_4,
+      extra: f_5,
+      changed_at_ms: f_6,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Template");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 1))?;
+    o_prot.write_string(&self.name)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.title {
+      o_prot.write_field_begin(&TFieldIdentifier::new("title", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.description {
+      o_prot.write_field_begin(&TFieldIdentifier::new("description", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.payload {
+      o_prot.write_field_begin(&TFieldIdentifier::new("payload", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.extra {
+      o_prot.write_field_begin(&TFieldIdentifier::new("extra", TType::Map, 5))?;
+      o_prot.write_map_begin(&TMapIdentifier::new(TType::String, TType::String, fld_var.len() as i32))?;
+      for (k, v) in fld_var {
+        o_prot.write_string(k)?;
+        o_prot.write_string(v)?;
+      }
+      o_prot.write_map_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.changed_at_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("changed_at_ms", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Name
+//
+
+/// Names what is kept for an app.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Name {
+  pub name: String,
+}
+
+impl Name {
+  pub fn new(name: String) -> Name {
+    Name {
+      name,
+    }
+  }
+}
+
+impl TSerializable for Name {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Name> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Name.name", &f_1)?;
+    let ret = Name {
+      name: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Name");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 1))?;
+    o_prot.write_string(&self.name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Page
+//
+
+/// Asks for a page of a list.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Page {
+  /// What the page before gave as `next_after`; absent for the first.
+  pub after: Option<String>,
+  /// 1 to 100.
+  pub limit: i32,
+}
+
+impl Page {
+  pub fn new<F1>(after: F1, limit: i32) -> Page where F1: Into<Option<String>> {
+    Page {
+      after: after.into(),
+      limit,
+    }
+  }
+}
+
+impl TSerializable for Page {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Page> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Page.limit", &f_2)?;
+    let ret = Page {
+      after: f_1,
+      limit: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Page");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.after {
+      o_prot.write_field_begin(&TFieldIdentifier::new("after", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("limit", TType::I32, 2))?;
+    o_prot.write_i32(self.limit)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AppRequest
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum AppRequest {
+  Send(Send),
+  SendMany(SendMany),
+  ChangeTopic(ChangeTopic),
+  NamesOf(NamesOf),
+  RegidsOf(RegidsOf),
+  Online(OnlineOf),
+  TakeInvalid(TakeInvalid),
+  Counters(Counters),
+  MessageStatus(MessageName),
+  Messages(Messages),
+  Stop(Stop),
+  Trace(Trace),
+  Schedule(MessageName),
+  Schedules(Page),
+  DeleteSchedule(MessageName),
+  ChangeSchedule(ChangeSchedule),
+  PutSegment(Segment),
+  Segment(Name),
+  DeleteSegment(Name),
+  Segments(Page),
+  PutTemplate(Template),
+  Template(Name),
+  DeleteTemplate(Name),
+  Templates(Page),
+  Receipts(Page),
+  Registration(Name),
+}
+
+impl TSerializable for AppRequest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AppRequest> {
+    let mut ret: Option<AppRequest> = None;
+    let mut received_field_count = 0;
+    i_prot.read_struct_begin()?;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Send::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Send(val));
+          }
+          received_field_count += 1;
+        },
+        2 => {
+          let val = SendMany::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::SendMany(val));
+          }
+          received_field_count += 1;
+        },
+        3 => {
+          let val = ChangeTopic::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::ChangeTopic(val));
+          }
+          received_field_count += 1;
+        },
+        4 => {
+          let val = NamesOf::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::NamesOf(val));
+          }
+          received_field_count += 1;
+        },
+        5 => {
+          let val = RegidsOf::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::RegidsOf(val));
+          }
+          received_field_count += 1;
+        },
+        6 => {
+          let val = OnlineOf::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Online(val));
+          }
+          received_field_count += 1;
+        },
+        7 => {
+          let val = TakeInvalid::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::TakeInvalid(val));
+          }
+          received_field_count += 1;
+        },
+        8 => {
+          let val = Counters::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Counters(val));
+          }
+          received_field_count += 1;
+        },
+        9 => {
+          let val = MessageName::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::MessageStatus(val));
+          }
+          received_field_count += 1;
+        },
+        10 => {
+          let val = Messages::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Messages(val));
+          }
+          received_field_count += 1;
+        },
+        11 => {
+          let val = Stop::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Stop(val));
+          }
+          received_field_count += 1;
+        },
+        12 => {
+          let val = Trace::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Trace(val));
+          }
+          received_field_count += 1;
+        },
+        13 => {
+          let val = MessageName::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Schedule(val));
+          }
+          received_field_count += 1;
+        },
+        14 => {
+          let val = Page::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Schedules(val));
+          }
+          received_field_count += 1;
+        },
+        15 => {
+          let val = MessageName::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::DeleteSchedule(val));
+          }
+          received_field_count += 1;
+        },
+        16 => {
+          let val = ChangeSchedule::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::ChangeSchedule(val));
+          }
+          received_field_count += 1;
+        },
+        17 => {
+          let val = Segment::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::PutSegment(val));
+          }
+          received_field_count += 1;
+        },
+        18 => {
+          let val = Name::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Segment(val));
+          }
+          received_field_count += 1;
+        },
+        19 => {
+          let val = Name::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::DeleteSegment(val));
+          }
+          received_field_count += 1;
+        },
+        20 => {
+          let val = Page::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Segments(val));
+          }
+          received_field_count += 1;
+        },
+        21 => {
+          let val = Template::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::PutTemplate(val));
+          }
+          received_field_count += 1;
+        },
+        22 => {
+          let val = Name::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Template(val));
+          }
+          received_field_count += 1;
+        },
+        23 => {
+          let val = Name::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::DeleteTemplate(val));
+          }
+          received_field_count += 1;
+        },
+        24 => {
+          let val = Page::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Templates(val));
+          }
+          received_field_count += 1;
+        },
+        25 => {
+          let val = Page::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Receipts(val));
+          }
+          received_field_count += 1;
+        },
+        26 => {
+          let val = Name::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Registration(val));
+          }
+          received_field_count += 1;
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+          received_field_count += 1;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    if received_field_count == 0 {
+      Err(
+        thrift::Error::Protocol(
+          ProtocolError::new(
+            ProtocolErrorKind::InvalidData,
+            "received empty union from remote AppRequest"
+          )
+        )
+      )
+    } else if received_field_count > 1 {
+      Err(
+        thrift::Error::Protocol(
+          ProtocolError::new(
+            ProtocolErrorKind::InvalidData,
+            "received multiple fields for union from remote AppRequest"
+          )
+        )
+      )
+    } else {
+      Ok(ret.expect("return value should have been constructed"))
+    }
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AppRequest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    match *self {
+      AppRequest::Send(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("send", TType::Struct, 1))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::SendMany(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("send_many", TType::Struct, 2))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::ChangeTopic(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("change_topic", TType::Struct, 3))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::NamesOf(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("names_of", TType::Struct, 4))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::RegidsOf(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("regids_of", TType::Struct, 5))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Online(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("online", TType::Struct, 6))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::TakeInvalid(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("take_invalid", TType::Struct, 7))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Counters(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("counters", TType::Struct, 8))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::MessageStatus(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("message_status", TType::Struct, 9))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Messages(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("messages", TType::Struct, 10))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Stop(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("stop", TType::Struct, 11))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Trace(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("trace", TType::Struct, 12))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Schedule(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("schedule", TType::Struct, 13))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Schedules(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("schedules", TType::Struct, 14))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::DeleteSchedule(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("delete_schedule", TType::Struct, 15))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::ChangeSchedule(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("change_schedule", TType::Struct, 16))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::PutSegment(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("put_segment", TType::Struct, 17))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Segment(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("segment", TType::Struct, 18))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::DeleteSegment(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("delete_segment", TType::Struct, 19))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Segments(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("segments", TType::Struct, 20))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::PutTemplate(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("put_template", TType::Struct, 21))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Template(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("template", TType::Struct, 22))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::DeleteTemplate(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("delete_template", TType::Struct, 23))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Templates(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("templates", TType::Struct, 24))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Receipts(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("receipts", TType::Struct, 25))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Registration(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("registration", TType::Struct, 26))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AppCall
+//
+
+/// A request of an app server.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AppCall {
+  /// SHA-256 of the app secret: the app is the one whose secret it is.
+  pub secret_sha256: Vec<u8>,
+  pub request: AppRequest,
+  /// The request is carried out once for each key of an app within 24 hours; 1-64 visible characters.
+  pub idempotency_key: Option<String>,
+  /// SHA-256 of what was asked: another one under the same key is an error.
+  pub fingerprint: Option<Vec<u8>>,
+}
+
+impl AppCall {
+  pub fn new<F3, F4>(secret_sha256: Vec<u8>, request: AppRequest, idempotency_key: F3, fingerprint: F4) -> AppCall where F3: Into<Option<String>>, F4: Into<Option<Vec<u8>>> {
+    AppCall {
+      secret_sha256,
+      request,
+      idempotency_key: idempotency_key.into(),
+      fingerprint: fingerprint.into(),
+    }
+  }
+}
+
+impl TSerializable for AppCall {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AppCall> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<u8>> = None;
-    let mut f_2: Option<String> = None;
-    let mut f_3: Option<bool> = None;
-    let mut f_4: Option<i32> = None;
-    let mut f_5: Option<Vec<String>> = None;
-    let mut f_6: Option<Vec<String>> = None;
+    let mut f_2: Option<AppRequest> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -668,36 +2512,16 @@ impl TSerializable for ChangeTopic {
           f_1 = Some(val);
         },
         2 => {
-          let val = i_prot.read_string()?;
+          let val = AppRequest::read_from_in_protocol(i_prot)?;
           f_2 = Some(val);
         },
         3 => {
-          let val = i_prot.read_bool()?;
+          let val = i_prot.read_string()?;
           f_3 = Some(val);
         },
         4 => {
-          let val = i_prot.read_i32()?;
+          let val = i_prot.read_bytes()?;
           f_4 = Some(val);
-        },
-        5 => {
-          let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
-          for _ in 0..list_ident.size {
-            let list_elem_3 = i_prot.read_string()?;
-            val.push(list_elem_3);
-          }
-          i_prot.read_list_end()?;
-          f_5 = Some(val);
-        },
-        6 => {
-          let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
-          for _ in 0..list_ident.size {
-            let list_elem_4 = i_prot.read_string()?;
-            val.push(list_elem_4);
-          }
-          i_prot.read_list_end()?;
-          f_6 = Some(val);
         },
         _ => {
           i_prot.skip(field_ident.field_type)?;
@@ -706,45 +2530,211 @@ impl TSerializable for ChangeTopic {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    verify_required_field_exists("ChangeTopic.secret_sha256", &f_1)?;
-    verify_required_field_exists("ChangeTopic.topic", &f_2)?;
-    verify_required_field_exists("ChangeTopic.subscribe", &f_3)?;
-    verify_required_field_exists("ChangeTopic.kind", &f_4)?;
-    verify_required_field_exists("ChangeTopic.values", &f_5)?;
-    let ret = ChangeTopic {
+    verify_required_field_exists("AppCall.secret_sha256", &f_1)?;
+    verify_required_field_exists("AppCall.request", &f_2)?;
+    let ret = AppCall {
       secret_sha256: f_1.expect("auto-generated code should have checked for presence of required fields"),
-      topic: f_2.expect("auto-generated code should have checked for presence of required fields"),
-      subscribe: f_3.expect("auto-generated code should have checked for presence of required fields"),
-      kind: f_4.expect("auto-generated code should have checked for presence of required fields"),
-      values: f_5.expect("auto-generated code should have checked for presence of required fields"),
-      packages: f_6,
+      request: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      idempotency_key: f_3,
+      fingerprint: f_4,
     };
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
-    let struct_ident = TStructIdentifier::new("ChangeTopic");
+    let struct_ident = TStructIdentifier::new("AppCall");
     o_prot.write_struct_begin(&struct_ident)?;
     o_prot.write_field_begin(&TFieldIdentifier::new("secret_sha256", TType::String, 1))?;
     o_prot.write_bytes(&self.secret_sha256)?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("topic", TType::String, 2))?;
-    o_prot.write_string(&self.topic)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("request", TType::Struct, 2))?;
+    self.request.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("subscribe", TType::Bool, 3))?;
-    o_prot.write_bool(self.subscribe)?;
-    o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 4))?;
-    o_prot.write_i32(self.kind)?;
-    o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("values", TType::List, 5))?;
-    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.values.len() as i32))?;
-    for e in &self.values {
-      o_prot.write_string(e)?;
+    if let Some(ref fld_var) = self.idempotency_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("idempotency_key", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
     }
-    o_prot.write_list_end()?;
+    if let Some(ref fld_var) = self.fingerprint {
+      o_prot.write_field_begin(&TFieldIdentifier::new("fingerprint", TType::String, 4))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AudienceCount
+//
+
+/// How many registrations an audience has.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AudienceCount {
+  pub registrations: i64,
+  pub online: i64,
+  /// `exact` or `estimate`.
+  pub how: String,
+}
+
+impl AudienceCount {
+  pub fn new(registrations: i64, online: i64, how: String) -> AudienceCount {
+    AudienceCount {
+      registrations,
+      online,
+      how,
+    }
+  }
+}
+
+impl TSerializable for AudienceCount {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AudienceCount> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AudienceCount.registrations", &f_1)?;
+    verify_required_field_exists("AudienceCount.online", &f_2)?;
+    verify_required_field_exists("AudienceCount.how", &f_3)?;
+    let ret = AudienceCount {
+      registrations: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      online: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      how: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AudienceCount");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("registrations", TType::I64, 1))?;
+    o_prot.write_i64(self.registrations)?;
     o_prot.write_field_end()?;
-    if let Some(ref fld_var) = self.packages {
-      o_prot.write_field_begin(&TFieldIdentifier::new("packages", TType::List, 6))?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("online", TType::I64, 2))?;
+    o_prot.write_i64(self.online)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("how", TType::String, 3))?;
+    o_prot.write_string(&self.how)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Accepted
+//
+
+/// A message was accepted: it is stored durably.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Accepted {
+  /// The message id, text form; absent for a dry run.
+  pub id: Option<String>,
+  /// Targets that name no registration of the app; the others were sent.
+  pub bad_targets: Option<Vec<String>>,
+  /// Of a dry run.
+  pub audience: Option<AudienceCount>,
+  /// When it will be sent, if that is later.
+  pub due_ms: Option<i64>,
+}
+
+impl Accepted {
+  pub fn new<F1, F2, F3, F4>(id: F1, bad_targets: F2, audience: F3, due_ms: F4) -> Accepted where F1: Into<Option<String>>, F2: Into<Option<Vec<String>>>, F3: Into<Option<AudienceCount>>, F4: Into<Option<i64>> {
+    Accepted {
+      id: id.into(),
+      bad_targets: bad_targets.into(),
+      audience: audience.into(),
+      due_ms: due_ms.into(),
+    }
+  }
+}
+
+impl TSerializable for Accepted {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Accepted> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<String>> = None;
+    let mut f_3: Option<AudienceCount> = None;
+    let mut f_4: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_11 = i_prot.read_string()?;
+            val.push(list_elem_11);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = AudienceCount::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = Accepted {
+      id: f_1,
+      bad_targets: f_2,
+      audience: f_3,
+      due_ms: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Accepted");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.bad_targets {
+      o_prot.write_field_begin(&TFieldIdentifier::new("bad_targets", TType::List, 2))?;
       o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
       for e in fld_var {
         o_prot.write_string(e)?;
@@ -752,6 +2742,118 @@ impl TSerializable for ChangeTopic {
       o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.audience {
+      o_prot.write_field_begin(&TFieldIdentifier::new("audience", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.due_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("due_ms", TType::I64, 4))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for Accepted {
+  fn default() -> Self {
+    Accepted{
+      id: Some("".to_owned()),
+      bad_targets: Some(Vec::new()),
+      audience: None,
+      due_ms: Some(0),
+    }
+  }
+}
+
+//
+// AcceptedMany
+//
+
+/// What became of each message of a SendMany.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AcceptedMany {
+  /// In the order of the request; a message that was refused has none.
+  pub accepted: Vec<Accepted>,
+  /// For each message the code of its refusal, or 0.
+  pub codes: Vec<i32>,
+}
+
+impl AcceptedMany {
+  pub fn new(accepted: Vec<Accepted>, codes: Vec<i32>) -> AcceptedMany {
+    AcceptedMany {
+      accepted,
+      codes,
+    }
+  }
+}
+
+impl TSerializable for AcceptedMany {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AcceptedMany> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<Accepted>> = None;
+    let mut f_2: Option<Vec<i32>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Accepted> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_12 = Accepted::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_12);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_13 = i_prot.read_i32()?;
+            val.push(list_elem_13);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AcceptedMany.accepted", &f_1)?;
+    verify_required_field_exists("AcceptedMany.codes", &f_2)?;
+    let ret = AcceptedMany {
+      accepted: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      codes: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AcceptedMany");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("accepted", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.accepted.len() as i32))?;
+    for e in &self.accepted {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("codes", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::I32, self.codes.len() as i32))?;
+    for e in &self.codes {
+      o_prot.write_i32(*e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -790,8 +2892,8 @@ impl TSerializable for TopicChanged {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_5 = i_prot.read_string()?;
-            val.push(list_elem_5);
+            let list_elem_14 = i_prot.read_string()?;
+            val.push(list_elem_14);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -834,6 +2936,2512 @@ impl Default for TopicChanged {
 }
 
 //
+// Texts
+//
+
+/// Texts: names, regids.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Texts {
+  pub texts: Vec<String>,
+}
+
+impl Texts {
+  pub fn new(texts: Vec<String>) -> Texts {
+    Texts {
+      texts,
+    }
+  }
+}
+
+impl TSerializable for Texts {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Texts> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<String>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_15 = i_prot.read_string()?;
+            val.push(list_elem_15);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Texts.texts", &f_1)?;
+    let ret = Texts {
+      texts: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Texts");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("texts", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.texts.len() as i32))?;
+    for e in &self.texts {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// OnlineState
+//
+
+/// Whether a registration is connected.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct OnlineState {
+  pub regid: String,
+  /// false: it is none of this app's.
+  pub known: bool,
+  pub online: bool,
+  /// When it was connected last; absent if never.
+  pub last_seen_ms: Option<i64>,
+}
+
+impl OnlineState {
+  pub fn new<F4>(regid: String, known: bool, online: bool, last_seen_ms: F4) -> OnlineState where F4: Into<Option<i64>> {
+    OnlineState {
+      regid,
+      known,
+      online,
+      last_seen_ms: last_seen_ms.into(),
+    }
+  }
+}
+
+impl TSerializable for OnlineState {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<OnlineState> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<bool> = None;
+    let mut f_3: Option<bool> = None;
+    let mut f_4: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bool()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("OnlineState.regid", &f_1)?;
+    verify_required_field_exists("OnlineState.known", &f_2)?;
+    verify_required_field_exists("OnlineState.online", &f_3)?;
+    let ret = OnlineState {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      known: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      online: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      last_seen_ms: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("OnlineState");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("known", TType::Bool, 2))?;
+    o_prot.write_bool(self.known)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("online", TType::Bool, 3))?;
+    o_prot.write_bool(self.online)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.last_seen_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("last_seen_ms", TType::I64, 4))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// OnlineStates
+//
+
+/// Answer to OnlineOf, in the order of the request.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct OnlineStates {
+  pub states: Vec<OnlineState>,
+}
+
+impl OnlineStates {
+  pub fn new(states: Vec<OnlineState>) -> OnlineStates {
+    OnlineStates {
+      states,
+    }
+  }
+}
+
+impl TSerializable for OnlineStates {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<OnlineStates> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<OnlineState>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<OnlineState> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_16 = OnlineState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_16);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("OnlineStates.states", &f_1)?;
+    let ret = OnlineStates {
+      states: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("OnlineStates");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("states", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.states.len() as i32))?;
+    for e in &self.states {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// DayCounters
+//
+
+/// What happened on one day.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct DayCounters {
+  /// yyyyMMdd, UTC.
+  pub day: String,
+  pub alias_recipients: i64,
+  pub user_account_recipients: i64,
+  pub regid_recipients: i64,
+  /// Recipients of all sends to regids, aliases and user accounts.
+  pub single_recipients: i64,
+  pub broadcast_recipients: i64,
+  pub delivered: i64,
+  pub clicked: i64,
+  pub messages: i64,
+}
+
+impl DayCounters {
+  pub fn new(day: String, alias_recipients: i64, user_account_recipients: i64, regid_recipients: i64, single_recipients: i64, broadcast_recipients: i64, delivered: i64, clicked: i64, messages: i64) -> DayCounters {
+    DayCounters {
+      day,
+      alias_recipients,
+      user_account_recipients,
+      regid_recipients,
+      single_recipients,
+      broadcast_recipients,
+      delivered,
+      clicked,
+      messages,
+    }
+  }
+}
+
+impl TSerializable for DayCounters {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<DayCounters> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<i64> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("DayCounters.day", &f_1)?;
+    verify_required_field_exists("DayCounters.alias_recipients", &f_2)?;
+    verify_required_field_exists("DayCounters.user_account_recipients", &f_3)?;
+    verify_required_field_exists("DayCounters.regid_recipients", &f_4)?;
+    verify_required_field_exists("DayCounters.single_recipients", &f_5)?;
+    verify_required_field_exists("DayCounters.broadcast_recipients", &f_6)?;
+    verify_required_field_exists("DayCounters.delivered", &f_7)?;
+    verify_required_field_exists("DayCounters.clicked", &f_8)?;
+    verify_required_field_exists("DayCounters.messages", &f_9)?;
+    let ret = DayCounters {
+      day: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      alias_recipients: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      user_account_recipients: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      regid_recipients: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      single_recipients: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      broadcast_recipients: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      delivered: f_7.expect("auto-generated code should have checked for presence of required fields"),
+      clicked: f_8.expect("auto-generated code should have checked for presence of required fields"),
+      messages: f_9.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("DayCounters");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("day", TType::String, 1))?;
+    o_prot.write_string(&self.day)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("alias_recipients", TType::I64, 2))?;
+    o_prot.write_i64(self.alias_recipients)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("user_account_recipients", TType::I64, 3))?;
+    o_prot.write_i64(self.user_account_recipients)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid_recipients", TType::I64, 4))?;
+    o_prot.write_i64(self.regid_recipients)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("single_recipients", TType::I64, 5))?;
+    o_prot.write_i64(self.single_recipients)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("broadcast_recipients", TType::I64, 6))?;
+    o_prot.write_i64(self.broadcast_recipients)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("delivered", TType::I64, 7))?;
+    o_prot.write_i64(self.delivered)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("clicked", TType::I64, 8))?;
+    o_prot.write_i64(self.clicked)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("messages", TType::I64, 9))?;
+    o_prot.write_i64(self.messages)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Days
+//
+
+/// Answer to Counters.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Days {
+  pub days: Vec<DayCounters>,
+}
+
+impl Days {
+  pub fn new(days: Vec<DayCounters>) -> Days {
+    Days {
+      days,
+    }
+  }
+}
+
+impl TSerializable for Days {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Days> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<DayCounters>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<DayCounters> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_17 = DayCounters::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_17);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Days.days", &f_1)?;
+    let ret = Days {
+      days: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Days");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("days", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.days.len() as i32))?;
+    for e in &self.days {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// MessageState
+//
+
+/// A message as it stands.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct MessageState {
+  pub id: String,
+  /// 1 regids, 2 aliases, 3 user accounts, 4 an audience expression (as in Target).
+  pub kind: i32,
+  /// `scheduled`, `sending`, `done` (delivered to all, or expired), `stopped` or `revoked`.
+  pub state: String,
+  pub created_at_ms: i64,
+  pub ttl_ms: i64,
+  pub resolved: i64,
+  /// `exact` or `estimate`.
+  pub how_resolved: String,
+  pub delivered: i64,
+  pub clicked: i64,
+  pub invalid_targets: i64,
+  pub job_key: Option<String>,
+  pub topic: Option<String>,
+  pub due_ms: Option<i64>,
+  /// For a schedule: the messages it became, newest first, at most 100.
+  pub messages: Option<Vec<String>>,
+  pub dropped: Option<i64>,
+}
+
+impl MessageState {
+  pub fn new<F11, F12, F13, F14, F15>(id: String, kind: i32, state: String, created_at_ms: i64, ttl_ms: i64, resolved: i64, how_resolved: String, delivered: i64, clicked: i64, invalid_targets: i64, job_key: F11, topic: F12, due_ms: F13, messages: F14, dropped: F15) -> MessageState where F11: Into<Option<String>>, F12: Into<Option<String>>, F13: Into<Option<i64>>, F14: Into<Option<Vec<String>>>, F15: Into<Option<i64>> {
+    MessageState {
+      id,
+      kind,
+      state,
+      created_at_ms,
+      ttl_ms,
+      resolved,
+      how_resolved,
+      delivered,
+      clicked,
+      invalid_targets,
+      job_key: job_key.into(),
+      topic: topic.into(),
+      due_ms: due_ms.into(),
+      messages: messages.into(),
+      dropped: dropped.into(),
+    }
+  }
+}
+
+impl TSerializable for MessageState {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<MessageState> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<String> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<i64> = None;
+    let mut f_10: Option<i64> = None;
+    let mut f_11: Option<String> = None;
+    let mut f_12: Option<String> = None;
+    let mut f_13: Option<i64> = None;
+    let mut f_14: Option<Vec<String>> = None;
+    let mut f_15: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_string()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_i64()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_string()?;
+          f_11 = Some(val);
+        },
+        12 => {
+          let val = i_prot.read_string()?;
+          f_12 = Some(val);
+        },
+        13 => {
+          let val = i_prot.read_i64()?;
+          f_13 = Some(val);
+        },
+        14 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_18 = i_prot.read_string()?;
+            val.push(list_elem_18);
+          }
+          i_prot.read_list_end()?;
+          f_14 = Some(val);
+        },
+        15 => {
+          let val = i_prot.read_i64()?;
+          f_15 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("MessageState.id", &f_1)?;
+    verify_required_field_exists("MessageState.kind", &f_2)?;
+    verify_required_field_exists("MessageState.state", &f_3)?;
+    verify_required_field_exists("MessageState.created_at_ms", &f_4)?;
+    verify_required_field_exists("MessageState.ttl_ms", &f_5)?;
+    verify_required_field_exists("MessageState.resolved", &f_6)?;
+    verify_required_field_exists("MessageState.how_resolved", &f_7)?;
+    verify_required_field_exists("MessageState.delivered", &f_8)?;
+    verify_required_field_exists("MessageState.clicked", &f_9)?;
+    verify_required_field_exists("MessageState.invalid_targets", &f_10)?;
+    let ret = MessageState {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      kind: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      state: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      created_at_ms: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      ttl_ms: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      resolved: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      how_resolved: f_7.expect("auto-generated code should have checked for presence of required fields"),
+      delivered: f_8.expect("auto-generated code should have checked for presence of required fields"),
+      clicked: f_9.expect("auto-generated code should have checked for presence of required fields"),
+      invalid_targets: f_10.expect("auto-generated code should have checked for presence of required fields"),
+      job_key: f_11,
+      topic: f_12,
+      due_ms: f_13,
+      messages: f_14,
+      dropped: f_15,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("MessageState");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_string(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 2))?;
+    o_prot.write_i32(self.kind)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("state", TType::String, 3))?;
+    o_prot.write_string(&self.state)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("created_at_ms", TType::I64, 4))?;
+    o_prot.write_i64(self.created_at_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ttl_ms", TType::I64, 5))?;
+    o_prot.write_i64(self.ttl_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("resolved", TType::I64, 6))?;
+    o_prot.write_i64(self.resolved)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("how_resolved", TType::String, 7))?;
+    o_prot.write_string(&self.how_resolved)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("delivered", TType::I64, 8))?;
+    o_prot.write_i64(self.delivered)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("clicked", TType::I64, 9))?;
+    o_prot.write_i64(self.clicked)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("invalid_targets", TType::I64, 10))?;
+    o_prot.write_i64(self.invalid_targets)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.job_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("job_key", TType::String, 11))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.topic {
+      o_prot.write_field_begin(&TFieldIdentifier::new("topic", TType::String, 12))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.due_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("due_ms", TType::I64, 13))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.messages {
+      o_prot.write_field_begin(&TFieldIdentifier::new("messages", TType::List, 14))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.dropped {
+      o_prot.write_field_begin(&TFieldIdentifier::new("dropped", TType::I64, 15))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// MessageStates
+//
+
+/// Answer to MessageStatus and Messages.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct MessageStates {
+  pub messages: Vec<MessageState>,
+}
+
+impl MessageStates {
+  pub fn new(messages: Vec<MessageState>) -> MessageStates {
+    MessageStates {
+      messages,
+    }
+  }
+}
+
+impl TSerializable for MessageStates {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<MessageStates> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<MessageState>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<MessageState> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_19 = MessageState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_19);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("MessageStates.messages", &f_1)?;
+    let ret = MessageStates {
+      messages: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("MessageStates");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("messages", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.messages.len() as i32))?;
+    for e in &self.messages {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Stopped
+//
+
+/// What Stop did, in the order of the request.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Stopped {
+  /// Names of messages that were found.
+  pub found: Vec<String>,
+  pub unknown: Vec<String>,
+}
+
+impl Stopped {
+  pub fn new(found: Vec<String>, unknown: Vec<String>) -> Stopped {
+    Stopped {
+      found,
+      unknown,
+    }
+  }
+}
+
+impl TSerializable for Stopped {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Stopped> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<String>> = None;
+    let mut f_2: Option<Vec<String>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_20 = i_prot.read_string()?;
+            val.push(list_elem_20);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_21 = i_prot.read_string()?;
+            val.push(list_elem_21);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Stopped.found", &f_1)?;
+    verify_required_field_exists("Stopped.unknown", &f_2)?;
+    let ret = Stopped {
+      found: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      unknown: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Stopped");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("found", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.found.len() as i32))?;
+    for e in &self.found {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("unknown", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.unknown.len() as i32))?;
+    for e in &self.unknown {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// TraceStep
+//
+
+/// One step of a message for one registration.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TraceStep {
+  /// `accepted`, `stored`, `dispatched`, `delivered`, `clicked`, `dropped` or `waiting`.
+  pub what: String,
+  /// Absent where it is not known any more.
+  pub at_ms: Option<i64>,
+  /// The front, of `dispatched`.
+  pub front: Option<String>,
+  /// Of `dropped`: expired, filtered, disabled, unregistered, collapsed, revoked, stopped, offline, duplicate, refused or
+  /// not in the audience. Of `waiting`: offline, disabled, in flight, or due later.
+  pub reason: Option<String>,
+}
+
+impl TraceStep {
+  pub fn new<F2, F3, F4>(what: String, at_ms: F2, front: F3, reason: F4) -> TraceStep where F2: Into<Option<i64>>, F3: Into<Option<String>>, F4: Into<Option<String>> {
+    TraceStep {
+      what,
+      at_ms: at_ms.into(),
+      front: front.into(),
+      reason: reason.into(),
+    }
+  }
+}
+
+impl TSerializable for TraceStep {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<TraceStep> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("TraceStep.what", &f_1)?;
+    let ret = TraceStep {
+      what: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      at_ms: f_2,
+      front: f_3,
+      reason: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("TraceStep");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("what", TType::String, 1))?;
+    o_prot.write_string(&self.what)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.at_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("at_ms", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.front {
+      o_prot.write_field_begin(&TFieldIdentifier::new("front", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.reason {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reason", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Traced
+//
+
+/// Answer to Trace.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Traced {
+  pub steps: Vec<TraceStep>,
+}
+
+impl Traced {
+  pub fn new(steps: Vec<TraceStep>) -> Traced {
+    Traced {
+      steps,
+    }
+  }
+}
+
+impl TSerializable for Traced {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Traced> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<TraceStep>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<TraceStep> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_22 = TraceStep::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_22);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Traced.steps", &f_1)?;
+    let ret = Traced {
+      steps: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Traced");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("steps", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.steps.len() as i32))?;
+    for e in &self.steps {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ScheduleState
+//
+
+/// A schedule as it is shown.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ScheduleState {
+  pub id: String,
+  pub job_key: Option<String>,
+  pub created_at_ms: i64,
+  /// When it fires next; the earliest moment of a local time.
+  pub due_ms: i64,
+  pub local_time: Option<String>,
+  pub repeat: Option<Repeat>,
+  /// `waiting`, `firing` or `done`.
+  pub state: String,
+  pub fired: i64,
+  pub last_message: Option<String>,
+}
+
+impl ScheduleState {
+  pub fn new<F2, F5, F6, F9>(id: String, job_key: F2, created_at_ms: i64, due_ms: i64, local_time: F5, repeat: F6, state: String, fired: i64, last_message: F9) -> ScheduleState where F2: Into<Option<String>>, F5: Into<Option<String>>, F6: Into<Option<Repeat>>, F9: Into<Option<String>> {
+    ScheduleState {
+      id,
+      job_key: job_key.into(),
+      created_at_ms,
+      due_ms,
+      local_time: local_time.into(),
+      repeat: repeat.into(),
+      state,
+      fired,
+      last_message: last_message.into(),
+    }
+  }
+}
+
+impl TSerializable for ScheduleState {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ScheduleState> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<String> = None;
+    let mut f_6: Option<Repeat> = None;
+    let mut f_7: Option<String> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_string()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = Repeat::read_from_in_protocol(i_prot)?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_string()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_string()?;
+          f_9 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ScheduleState.id", &f_1)?;
+    verify_required_field_exists("ScheduleState.created_at_ms", &f_3)?;
+    verify_required_field_exists("ScheduleState.due_ms", &f_4)?;
+    verify_required_field_exists("ScheduleState.state", &f_7)?;
+    verify_required_field_exists("ScheduleState.fired", &f_8)?;
+    let ret = ScheduleState {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      job_key: f_2,
+      created_at_ms: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      due_ms: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      local_time: f_5,
+      repeat: f_6,
+      state: f_7.expect("auto-generated code should have checked for presence of required fields"),
+      fired: f_8.expect("auto-generated code should have checked for presence of required fields"),
+      last_message: f_9,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ScheduleState");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_string(&self.id)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.job_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("job_key", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("created_at_ms", TType::I64, 3))?;
+    o_prot.write_i64(self.created_at_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("due_ms", TType::I64, 4))?;
+    o_prot.write_i64(self.due_ms)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.local_time {
+      o_prot.write_field_begin(&TFieldIdentifier::new("local_time", TType::String, 5))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.repeat {
+      o_prot.write_field_begin(&TFieldIdentifier::new("repeat", TType::Struct, 6))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("state", TType::String, 7))?;
+    o_prot.write_string(&self.state)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("fired", TType::I64, 8))?;
+    o_prot.write_i64(self.fired)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.last_message {
+      o_prot.write_field_begin(&TFieldIdentifier::new("last_message", TType::String, 9))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ScheduleStates
+//
+
+/// Schedules; `next_after` if there are more.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ScheduleStates {
+  pub schedules: Vec<ScheduleState>,
+  pub next_after: Option<String>,
+}
+
+impl ScheduleStates {
+  pub fn new<F2>(schedules: Vec<ScheduleState>, next_after: F2) -> ScheduleStates where F2: Into<Option<String>> {
+    ScheduleStates {
+      schedules,
+      next_after: next_after.into(),
+    }
+  }
+}
+
+impl TSerializable for ScheduleStates {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ScheduleStates> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<ScheduleState>> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<ScheduleState> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_23 = ScheduleState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_23);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ScheduleStates.schedules", &f_1)?;
+    let ret = ScheduleStates {
+      schedules: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      next_after: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ScheduleStates");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("schedules", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.schedules.len() as i32))?;
+    for e in &self.schedules {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.next_after {
+      o_prot.write_field_begin(&TFieldIdentifier::new("next_after", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Segments
+//
+
+/// Segments; `next_after` if there are more.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Segments {
+  pub segments: Vec<Segment>,
+  pub next_after: Option<String>,
+}
+
+impl Segments {
+  pub fn new<F2>(segments: Vec<Segment>, next_after: F2) -> Segments where F2: Into<Option<String>> {
+    Segments {
+      segments,
+      next_after: next_after.into(),
+    }
+  }
+}
+
+impl TSerializable for Segments {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Segments> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<Segment>> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Segment> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_24 = Segment::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_24);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Segments.segments", &f_1)?;
+    let ret = Segments {
+      segments: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      next_after: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Segments");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("segments", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.segments.len() as i32))?;
+    for e in &self.segments {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.next_after {
+      o_prot.write_field_begin(&TFieldIdentifier::new("next_after", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Templates
+//
+
+/// Templates; `next_after` if there are more.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Templates {
+  pub templates: Vec<Template>,
+  pub next_after: Option<String>,
+}
+
+impl Templates {
+  pub fn new<F2>(templates: Vec<Template>, next_after: F2) -> Templates where F2: Into<Option<String>> {
+    Templates {
+      templates,
+      next_after: next_after.into(),
+    }
+  }
+}
+
+impl TSerializable for Templates {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Templates> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<Template>> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Template> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_25 = Template::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_25);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Templates.templates", &f_1)?;
+    let ret = Templates {
+      templates: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      next_after: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Templates");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("templates", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.templates.len() as i32))?;
+    for e in &self.templates {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.next_after {
+      o_prot.write_field_begin(&TFieldIdentifier::new("next_after", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Receipt
+//
+
+/// One receipt.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Receipt {
+  /// Its place in the app's order of receipts.
+  pub id: String,
+  pub message: String,
+  /// A bit of Callback.types.
+  pub kind: i32,
+  /// The regid or alias as the send named it.
+  pub target: String,
+  pub at_ms: i64,
+  pub param: Option<String>,
+  pub job_key: Option<String>,
+  pub regid: Option<String>,
+}
+
+impl Receipt {
+  pub fn new<F6, F7, F8>(id: String, message: String, kind: i32, target: String, at_ms: i64, param: F6, job_key: F7, regid: F8) -> Receipt where F6: Into<Option<String>>, F7: Into<Option<String>>, F8: Into<Option<String>> {
+    Receipt {
+      id,
+      message,
+      kind,
+      target,
+      at_ms,
+      param: param.into(),
+      job_key: job_key.into(),
+      regid: regid.into(),
+    }
+  }
+}
+
+impl TSerializable for Receipt {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Receipt> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i32> = None;
+    let mut f_4: Option<String> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<String> = None;
+    let mut f_7: Option<String> = None;
+    let mut f_8: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_string()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_string()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_string()?;
+          f_8 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Receipt.id", &f_1)?;
+    verify_required_field_exists("Receipt.message", &f_2)?;
+    verify_required_field_exists("Receipt.kind", &f_3)?;
+    verify_required_field_exists("Receipt.target", &f_4)?;
+    verify_required_field_exists("Receipt.at_ms", &f_5)?;
+    let ret = Receipt {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      message: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      kind: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      target: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      at_ms: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      param: f_6,
+      job_key: f_7,
+      regid: f_8,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Receipt");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_string(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 2))?;
+    o_prot.write_string(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 3))?;
+    o_prot.write_i32(self.kind)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("target", TType::String, 4))?;
+    o_prot.write_string(&self.target)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("at_ms", TType::I64, 5))?;
+    o_prot.write_i64(self.at_ms)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.param {
+      o_prot.write_field_begin(&TFieldIdentifier::new("param", TType::String, 6))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.job_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("job_key", TType::String, 7))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.regid {
+      o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 8))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Receipts
+//
+
+/// Receipts in order; `next_after` goes on after the last of them, also when there are none yet.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Receipts {
+  pub receipts: Vec<Receipt>,
+  pub next_after: String,
+}
+
+impl Receipts {
+  pub fn new(receipts: Vec<Receipt>, next_after: String) -> Receipts {
+    Receipts {
+      receipts,
+      next_after,
+    }
+  }
+}
+
+impl TSerializable for Receipts {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Receipts> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<Receipt>> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Receipt> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_26 = Receipt::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_26);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Receipts.receipts", &f_1)?;
+    verify_required_field_exists("Receipts.next_after", &f_2)?;
+    let ret = Receipts {
+      receipts: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      next_after: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Receipts");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("receipts", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.receipts.len() as i32))?;
+    for e in &self.receipts {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("next_after", TType::String, 2))?;
+    o_prot.write_string(&self.next_after)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// RegistrationState
+//
+
+/// A registration as it stands.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RegistrationState {
+  pub regid: String,
+  pub online: bool,
+  pub last_seen_ms: Option<i64>,
+  pub enabled: bool,
+  pub attributes: BTreeMap<String, String>,
+  pub aliases: Vec<String>,
+  pub user_accounts: Vec<String>,
+  pub topics: Vec<String>,
+  pub mailbox_length: i64,
+  pub created_at_ms: i64,
+}
+
+impl RegistrationState {
+  pub fn new<F3>(regid: String, online: bool, last_seen_ms: F3, enabled: bool, attributes: BTreeMap<String, String>, aliases: Vec<String>, user_accounts: Vec<String>, topics: Vec<String>, mailbox_length: i64, created_at_ms: i64) -> RegistrationState where F3: Into<Option<i64>> {
+    RegistrationState {
+      regid,
+      online,
+      last_seen_ms: last_seen_ms.into(),
+      enabled,
+      attributes,
+      aliases,
+      user_accounts,
+      topics,
+      mailbox_length,
+      created_at_ms,
+    }
+  }
+}
+
+impl TSerializable for RegistrationState {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RegistrationState> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<bool> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<bool> = None;
+    let mut f_5: Option<BTreeMap<String, String>> = None;
+    let mut f_6: Option<Vec<String>> = None;
+    let mut f_7: Option<Vec<String>> = None;
+    let mut f_8: Option<Vec<String>> = None;
+    let mut f_9: Option<i64> = None;
+    let mut f_10: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bool()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let map_ident = i_prot.read_map_begin()?;
+          let mut val: BTreeMap<String, String> = BTreeMap::new();
+          for _ in 0..map_ident.size {
+            let map_key_27 = i_prot.read_string()?;
+            let map_val_28 = i_prot.read_string()?;
+            val.insert(map_key_27, map_val_28);
+          }
+          i_prot.read_map_end()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_29 = i_prot.read_string()?;
+            val.push(list_elem_29);
+          }
+          i_prot.read_list_end()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_30 = i_prot.read_string()?;
+            val.push(list_elem_30);
+          }
+          i_prot.read_list_end()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_31 = i_prot.read_string()?;
+            val.push(list_elem_31);
+          }
+          i_prot.read_list_end()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_i64()?;
+          f_10 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("RegistrationState.regid", &f_1)?;
+    verify_required_field_exists("RegistrationState.online", &f_2)?;
+    verify_required_field_exists("RegistrationState.enabled", &f_4)?;
+    verify_required_field_exists("RegistrationState.attributes", &f_5)?;
+    verify_required_field_exists("RegistrationState.aliases", &f_6)?;
+    verify_required_field_exists("RegistrationState.user_accounts", &f_7)?;
+    verify_required_field_exists("RegistrationState.topics", &f_8)?;
+    verify_required_field_exists("RegistrationState.mailbox_length", &f_9)?;
+    verify_required_field_exists("RegistrationState.created_at_ms", &f_10)?;
+    let ret = RegistrationState {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      online: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      last_seen_ms: f_3,
+      enabled: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      attributes: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      aliases: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      user_accounts: f_7.expect("auto-generated code should have checked for presence of required fields"),
+      topics: f_8.expect("auto-generated code should have checked for presence of required fields"),
+      mailbox_length: f_9.expect("auto-generated code should have checked for presence of required fields"),
+      created_at_ms: f_10.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("RegistrationState");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("online", TType::Bool, 2))?;
+    o_prot.write_bool(self.online)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.last_seen_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("last_seen_ms", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("enabled", TType::Bool, 4))?;
+    o_prot.write_bool(self.enabled)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("attributes", TType::Map, 5))?;
+    o_prot.write_map_begin(&TMapIdentifier::new(TType::String, TType::String, self.attributes.len() as i32))?;
+    for (k, v) in &self.attributes {
+      o_prot.write_string(k)?;
+      o_prot.write_string(v)?;
+    }
+    o_prot.write_map_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("aliases", TType::List, 6))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.aliases.len() as i32))?;
+    for e in &self.aliases {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("user_accounts", TType::List, 7))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.user_accounts.len() as i32))?;
+    for e in &self.user_accounts {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("topics", TType::List, 8))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.topics.len() as i32))?;
+    for e in &self.topics {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("mailbox_length", TType::I64, 9))?;
+    o_prot.write_i64(self.mailbox_length)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("created_at_ms", TType::I64, 10))?;
+    o_prot.write_i64(self.created_at_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Changed
+//
+
+/// It is done; `existed` tells whether there was anything.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Changed {
+  pub existed: bool,
+}
+
+impl Changed {
+  pub fn new(existed: bool) -> Changed {
+    Changed {
+      existed,
+    }
+  }
+}
+
+impl TSerializable for Changed {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Changed> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bool()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Changed.existed", &f_1)?;
+    let ret = Changed {
+      existed: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Changed");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("existed", TType::Bool, 1))?;
+    o_prot.write_bool(self.existed)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AppAnswer
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum AppAnswer {
+  Accepted(Accepted),
+  AcceptedMany(AcceptedMany),
+  TopicChanged(TopicChanged),
+  Texts(Texts),
+  Online(OnlineStates),
+  Days(Days),
+  Messages(MessageStates),
+  Stopped(Stopped),
+  Traced(Traced),
+  Schedule(ScheduleState),
+  Schedules(ScheduleStates),
+  Segment(Segment),
+  Segments(Segments),
+  Template(Template),
+  Templates(Templates),
+  Receipts(Receipts),
+  Registration(RegistrationState),
+  Changed(Changed),
+}
+
+impl TSerializable for AppAnswer {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AppAnswer> {
+    let mut ret: Option<AppAnswer> = None;
+    let mut received_field_count = 0;
+    i_prot.read_struct_begin()?;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Accepted::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Accepted(val));
+          }
+          received_field_count += 1;
+        },
+        2 => {
+          let val = AcceptedMany::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::AcceptedMany(val));
+          }
+          received_field_count += 1;
+        },
+        3 => {
+          let val = TopicChanged::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::TopicChanged(val));
+          }
+          received_field_count += 1;
+        },
+        4 => {
+          let val = Texts::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Texts(val));
+          }
+          received_field_count += 1;
+        },
+        5 => {
+          let val = OnlineStates::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Online(val));
+          }
+          received_field_count += 1;
+        },
+        6 => {
+          let val = Days::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Days(val));
+          }
+          received_field_count += 1;
+        },
+        7 => {
+          let val = MessageStates::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Messages(val));
+          }
+          received_field_count += 1;
+        },
+        8 => {
+          let val = Stopped::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Stopped(val));
+          }
+          received_field_count += 1;
+        },
+        9 => {
+          let val = Traced::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Traced(val));
+          }
+          received_field_count += 1;
+        },
+        10 => {
+          let val = ScheduleState::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Schedule(val));
+          }
+          received_field_count += 1;
+        },
+        11 => {
+          let val = ScheduleStates::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Schedules(val));
+          }
+          received_field_count += 1;
+        },
+        12 => {
+          let val = Segment::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Segment(val));
+          }
+          received_field_count += 1;
+        },
+        13 => {
+          let val = Segments::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Segments(val));
+          }
+          received_field_count += 1;
+        },
+        14 => {
+          let val = Template::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Template(val));
+          }
+          received_field_count += 1;
+        },
+        15 => {
+          let val = Templates::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Templates(val));
+          }
+          received_field_count += 1;
+        },
+        16 => {
+          let val = Receipts::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Receipts(val));
+          }
+          received_field_count += 1;
+        },
+        17 => {
+          let val = RegistrationState::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Registration(val));
+          }
+          received_field_count += 1;
+        },
+        18 => {
+          let val = Changed::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppAnswer::Changed(val));
+          }
+          received_field_count += 1;
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+          received_field_count += 1;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    if received_field_count == 0 {
+      Err(
+        thrift::Error::Protocol(
+          ProtocolError::new(
+            ProtocolErrorKind::InvalidData,
+            "received empty union from remote AppAnswer"
+          )
+        )
+      )
+    } else if received_field_count > 1 {
+      Err(
+        thrift::Error::Protocol(
+          ProtocolError::new(
+            ProtocolErrorKind::InvalidData,
+            "received multiple fields for union from remote AppAnswer"
+          )
+        )
+      )
+    } else {
+      Ok(ret.expect("return value should have been constructed"))
+    }
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AppAnswer");
+    o_prot.write_struct_begin(&struct_ident)?;
+    match *self {
+      AppAnswer::Accepted(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("accepted", TType::Struct, 1))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::AcceptedMany(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("accepted_many", TType::Struct, 2))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::TopicChanged(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("topic_changed", TType::Struct, 3))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Texts(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("texts", TType::Struct, 4))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Online(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("online", TType::Struct, 5))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Days(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("days", TType::Struct, 6))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Messages(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("messages", TType::Struct, 7))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Stopped(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("stopped", TType::Struct, 8))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Traced(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("traced", TType::Struct, 9))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Schedule(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("schedule", TType::Struct, 10))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Schedules(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("schedules", TType::Struct, 11))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Segment(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("segment", TType::Struct, 12))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Segments(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("segments", TType::Struct, 13))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Template(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("template", TType::Struct, 14))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Templates(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("templates", TType::Struct, 15))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Receipts(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("receipts", TType::Struct, 16))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Registration(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("registration", TType::Struct, 17))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppAnswer::Changed(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("changed", TType::Struct, 18))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Rate
+//
+
+/// How much an app may still send. Limits of 0 mean none.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Rate {
+  pub per_second_max: i64,
+  pub per_second_left: i64,
+  pub per_day_max: i64,
+  pub per_day_left: i64,
+  /// Until the daily quota begins anew.
+  pub day_ends_in_ms: i64,
+  /// After which the next send may succeed, if this one was refused for its rate.
+  pub retry_after_ms: Option<i64>,
+}
+
+impl Rate {
+  pub fn new<F6>(per_second_max: i64, per_second_left: i64, per_day_max: i64, per_day_left: i64, day_ends_in_ms: i64, retry_after_ms: F6) -> Rate where F6: Into<Option<i64>> {
+    Rate {
+      per_second_max,
+      per_second_left,
+      per_day_max,
+      per_day_left,
+      day_ends_in_ms,
+      retry_after_ms: retry_after_ms.into(),
+    }
+  }
+}
+
+impl TSerializable for Rate {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Rate> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Rate.per_second_max", &f_1)?;
+    verify_required_field_exists("Rate.per_second_left", &f_2)?;
+    verify_required_field_exists("Rate.per_day_max", &f_3)?;
+    verify_required_field_exists("Rate.per_day_left", &f_4)?;
+    verify_required_field_exists("Rate.day_ends_in_ms", &f_5)?;
+    let ret = Rate {
+      per_second_max: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      per_second_left: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      per_day_max: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      per_day_left: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      day_ends_in_ms: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      retry_after_ms: f_6,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Rate");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("per_second_max", TType::I64, 1))?;
+    o_prot.write_i64(self.per_second_max)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("per_second_left", TType::I64, 2))?;
+    o_prot.write_i64(self.per_second_left)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("per_day_max", TType::I64, 3))?;
+    o_prot.write_i64(self.per_day_max)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("per_day_left", TType::I64, 4))?;
+    o_prot.write_i64(self.per_day_left)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("day_ends_in_ms", TType::I64, 5))?;
+    o_prot.write_i64(self.day_ends_in_ms)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.retry_after_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("retry_after_ms", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AppReply
+//
+
+/// The answer to an AppCall: how it went, and the app's rate in any case that the app is known.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AppReply {
+  pub status: Status,
+  /// Set where the status is 0.
+  pub answer: Option<AppAnswer>,
+  pub rate: Option<Rate>,
+  /// true: this is the first answer to this idempotency key, again.
+  pub replayed: Option<bool>,
+}
+
+impl AppReply {
+  pub fn new<F2, F3, F4>(status: Status, answer: F2, rate: F3, replayed: F4) -> AppReply where F2: Into<Option<AppAnswer>>, F3: Into<Option<Rate>>, F4: Into<Option<bool>> {
+    AppReply {
+      status,
+      answer: answer.into(),
+      rate: rate.into(),
+      replayed: replayed.into(),
+    }
+  }
+}
+
+impl TSerializable for AppReply {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AppReply> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Status> = None;
+    let mut f_2: Option<AppAnswer> = None;
+    let mut f_3: Option<Rate> = None;
+    let mut f_4: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Status::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = AppAnswer::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = Rate::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bool()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AppReply.status", &f_1)?;
+    let ret = AppReply {
+      status: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      answer: f_2,
+      rate: f_3,
+      replayed: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AppReply");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("status", TType::Struct, 1))?;
+    self.status.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.answer {
+      o_prot.write_field_begin(&TFieldIdentifier::new("answer", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.rate {
+      o_prot.write_field_begin(&TFieldIdentifier::new("rate", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.replayed {
+      o_prot.write_field_begin(&TFieldIdentifier::new("replayed", TType::Bool, 4))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// FireSchedule
+//
+
+/// Sends what a schedule is due to send. The id of the request is that of the message.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct FireSchedule {
+  pub app: String,
+  /// The schedule's id, 16 bytes.
+  pub id: Vec<u8>,
+  /// Which firing. Carried out once.
+  pub due_ms: i64,
+}
+
+impl FireSchedule {
+  pub fn new(app: String, id: Vec<u8>, due_ms: i64) -> FireSchedule {
+    FireSchedule {
+      app,
+      id,
+      due_ms,
+    }
+  }
+}
+
+impl TSerializable for FireSchedule {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<FireSchedule> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("FireSchedule.app", &f_1)?;
+    verify_required_field_exists("FireSchedule.id", &f_2)?;
+    verify_required_field_exists("FireSchedule.due_ms", &f_3)?;
+    let ret = FireSchedule {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      due_ms: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("FireSchedule");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 2))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("due_ms", TType::I64, 3))?;
+    o_prot.write_i64(self.due_ms)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // App
 //
 
@@ -848,16 +5456,24 @@ pub struct App {
   /// Authorises servers. Given only when it was just made: the server keeps a digest.
   pub secret: Option<String>,
   pub created_at_ms: i64,
+  /// Signs receipts: `whsec_` and base64. Given only when asked for.
+  pub webhook_secret: Option<String>,
+  /// 0: no limit.
+  pub sends_per_second_max: Option<i64>,
+  pub sends_per_day_max: Option<i64>,
 }
 
 impl App {
-  pub fn new<F4>(app: String, package_name: String, app_key: String, secret: F4, created_at_ms: i64) -> App where F4: Into<Option<String>> {
+  pub fn new<F4, F6, F7, F8>(app: String, package_name: String, app_key: String, secret: F4, created_at_ms: i64, webhook_secret: F6, sends_per_second_max: F7, sends_per_day_max: F8) -> App where F4: Into<Option<String>>, F6: Into<Option<String>>, F7: Into<Option<i64>>, F8: Into<Option<i64>> {
     App {
       app,
       package_name,
       app_key,
       secret: secret.into(),
       created_at_ms,
+      webhook_secret: webhook_secret.into(),
+      sends_per_second_max: sends_per_second_max.into(),
+      sends_per_day_max: sends_per_day_max.into(),
     }
   }
 }
@@ -870,6 +5486,9 @@ impl TSerializable for App {
     let mut f_3: Option<String> = None;
     let mut f_4: Option<String> = None;
     let mut f_5: Option<i64> = None;
+    let mut f_6: Option<String> = None;
+    let mut f_7: Option<i64> = None;
+    let mut f_8: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -897,6 +5516,18 @@ impl TSerializable for App {
           let val = i_prot.read_i64()?;
           f_5 = Some(val);
         },
+        6 => {
+          let val = i_prot.read_string()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -914,6 +5545,9 @@ impl TSerializable for App {
       app_key: f_3.expect("auto-generated code should have checked for presence of required fields"),
       secret: f_4,
       created_at_ms: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      webhook_secret: f_6,
+      sends_per_second_max: f_7,
+      sends_per_day_max: f_8,
     };
     Ok(ret)
   }
@@ -937,6 +5571,21 @@ impl TSerializable for App {
     o_prot.write_field_begin(&TFieldIdentifier::new("created_at_ms", TType::I64, 5))?;
     o_prot.write_i64(self.created_at_ms)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.webhook_secret {
+      o_prot.write_field_begin(&TFieldIdentifier::new("webhook_secret", TType::String, 6))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.sends_per_second_max {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sends_per_second_max", TType::I64, 7))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.sends_per_day_max {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sends_per_day_max", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1121,6 +5770,158 @@ impl TSerializable for RotateSecret {
 }
 
 //
+// SetAppLimits
+//
+
+/// Limits what an application may send.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SetAppLimits {
+  pub app: String,
+  /// 0: no limit.
+  pub sends_per_second_max: i64,
+  pub sends_per_day_max: i64,
+}
+
+impl SetAppLimits {
+  pub fn new(app: String, sends_per_second_max: i64, sends_per_day_max: i64) -> SetAppLimits {
+    SetAppLimits {
+      app,
+      sends_per_second_max,
+      sends_per_day_max,
+    }
+  }
+}
+
+impl TSerializable for SetAppLimits {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SetAppLimits> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SetAppLimits.app", &f_1)?;
+    verify_required_field_exists("SetAppLimits.sends_per_second_max", &f_2)?;
+    verify_required_field_exists("SetAppLimits.sends_per_day_max", &f_3)?;
+    let ret = SetAppLimits {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      sends_per_second_max: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      sends_per_day_max: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SetAppLimits");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("sends_per_second_max", TType::I64, 2))?;
+    o_prot.write_i64(self.sends_per_second_max)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("sends_per_day_max", TType::I64, 3))?;
+    o_prot.write_i64(self.sends_per_day_max)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// WebhookSecret
+//
+
+/// Asks for the secret that signs an application's receipts.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct WebhookSecret {
+  pub app: String,
+  /// true: make a new one; the old one signs nothing more.
+  pub rotate: bool,
+}
+
+impl WebhookSecret {
+  pub fn new(app: String, rotate: bool) -> WebhookSecret {
+    WebhookSecret {
+      app,
+      rotate,
+    }
+  }
+}
+
+impl TSerializable for WebhookSecret {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<WebhookSecret> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("WebhookSecret.app", &f_1)?;
+    verify_required_field_exists("WebhookSecret.rotate", &f_2)?;
+    let ret = WebhookSecret {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      rotate: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("WebhookSecret");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("rotate", TType::Bool, 2))?;
+    o_prot.write_bool(self.rotate)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // RevokeTokens
 //
 
@@ -1210,8 +6011,8 @@ impl TSerializable for Apps {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<App> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_6 = App::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_6);
+            let list_elem_32 = App::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_32);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -1730,18 +6531,22 @@ pub struct IndexEntry {
   /// true: take the registration out of the index.
   pub removed: Option<bool>,
   pub topics: Option<Vec<String>>,
-  /// For filters.
+  /// For filters, and for the device's local time.
   pub attributes: Option<BTreeMap<String, String>>,
+  pub aliases: Option<Vec<String>>,
+  pub user_accounts: Option<Vec<String>>,
 }
 
 impl IndexEntry {
-  pub fn new<F3, F4, F5>(app: String, version: i64, removed: F3, topics: F4, attributes: F5) -> IndexEntry where F3: Into<Option<bool>>, F4: Into<Option<Vec<String>>>, F5: Into<Option<BTreeMap<String, String>>> {
+  pub fn new<F3, F4, F5, F6, F7>(app: String, version: i64, removed: F3, topics: F4, attributes: F5, aliases: F6, user_accounts: F7) -> IndexEntry where F3: Into<Option<bool>>, F4: Into<Option<Vec<String>>>, F5: Into<Option<BTreeMap<String, String>>>, F6: Into<Option<Vec<String>>>, F7: Into<Option<Vec<String>>> {
     IndexEntry {
       app,
       version,
       removed: removed.into(),
       topics: topics.into(),
       attributes: attributes.into(),
+      aliases: aliases.into(),
+      user_accounts: user_accounts.into(),
     }
   }
 }
@@ -1754,6 +6559,8 @@ impl TSerializable for IndexEntry {
     let mut f_3: Option<bool> = None;
     let mut f_4: Option<Vec<String>> = None;
     let mut f_5: Option<BTreeMap<String, String>> = None;
+    let mut f_6: Option<Vec<String>> = None;
+    let mut f_7: Option<Vec<String>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1777,8 +6584,8 @@ impl TSerializable for IndexEntry {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_7 = i_prot.read_string()?;
-            val.push(list_elem_7);
+            let list_elem_33 = i_prot.read_string()?;
+            val.push(list_elem_33);
           }
           i_prot.read_list_end()?;
           f_4 = Some(val);
@@ -1787,12 +6594,32 @@ impl TSerializable for IndexEntry {
           let map_ident = i_prot.read_map_begin()?;
           let mut val: BTreeMap<String, String> = BTreeMap::new();
           for _ in 0..map_ident.size {
-            let map_key_8 = i_prot.read_string()?;
-            let map_val_9 = i_prot.read_string()?;
-            val.insert(map_key_8, map_val_9);
+            let map_key_34 = i_prot.read_string()?;
+            let map_val_35 = i_prot.read_string()?;
+            val.insert(map_key_34, map_val_35);
           }
           i_prot.read_map_end()?;
           f_5 = Some(val);
+        },
+        6 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_36 = i_prot.read_string()?;
+            val.push(list_elem_36);
+          }
+          i_prot.read_list_end()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_37 = i_prot.read_string()?;
+            val.push(list_elem_37);
+          }
+          i_prot.read_list_end()?;
+          f_7 = Some(val);
         },
         _ => {
           i_prot.skip(field_ident.field_type)?;
@@ -1809,6 +6636,8 @@ impl TSerializable for IndexEntry {
       removed: f_3,
       topics: f_4,
       attributes: f_5,
+      aliases: f_6,
+      user_accounts: f_7,
     };
     Ok(ret)
   }
@@ -1843,6 +6672,24 @@ impl TSerializable for IndexEntry {
         o_prot.write_string(v)?;
       }
       o_prot.write_map_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.aliases {
+      o_prot.write_field_begin(&TFieldIdentifier::new("aliases", TType::List, 6))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.user_accounts {
+      o_prot.write_field_begin(&TFieldIdentifier::new("user_accounts", TType::List, 7))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -1896,8 +6743,8 @@ impl TSerializable for ChannelReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<IndexEntry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_10 = IndexEntry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_10);
+            let list_elem_38 = IndexEntry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_38);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -1906,8 +6753,8 @@ impl TSerializable for ChannelReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_11 = i_prot.read_bytes()?;
-            val.push(list_elem_11);
+            let list_elem_39 = i_prot.read_bytes()?;
+            val.push(list_elem_39);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -2061,8 +6908,8 @@ impl TSerializable for TokenTimesReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i64> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_12 = i_prot.read_i64()?;
-            val.push(list_elem_12);
+            let list_elem_40 = i_prot.read_i64()?;
+            val.push(list_elem_40);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -2262,8 +7109,8 @@ impl TSerializable for Leased {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<TokenRevoked> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_13 = TokenRevoked::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_13);
+            let list_elem_41 = TokenRevoked::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_41);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -2366,8 +7213,8 @@ impl TSerializable for FrontItem {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<IndexEntry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_14 = IndexEntry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_14);
+            let list_elem_42 = IndexEntry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_42);
           }
           i_prot.read_list_end()?;
           f_3 = Some(val);
@@ -2380,8 +7227,8 @@ impl TSerializable for FrontItem {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_15 = i_prot.read_bytes()?;
-            val.push(list_elem_15);
+            let list_elem_43 = i_prot.read_bytes()?;
+            val.push(list_elem_43);
           }
           i_prot.read_list_end()?;
           f_5 = Some(val);
@@ -2462,6 +7309,75 @@ impl TSerializable for FrontItem {
 }
 
 //
+// CountOnline
+//
+
+/// Asks how many of a front's connections an audience has.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct CountOnline {
+  pub app: String,
+  pub audience: message::Audience,
+}
+
+impl CountOnline {
+  pub fn new(app: String, audience: message::Audience) -> CountOnline {
+    CountOnline {
+      app,
+      audience,
+    }
+  }
+}
+
+impl TSerializable for CountOnline {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<CountOnline> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<message::Audience> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = message::Audience::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("CountOnline.app", &f_1)?;
+    verify_required_field_exists("CountOnline.audience", &f_2)?;
+    let ret = CountOnline {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      audience: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("CountOnline");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("audience", TType::Struct, 2))?;
+    self.audience.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // FrontBatch
 //
 
@@ -2469,12 +7385,14 @@ impl TSerializable for FrontItem {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct FrontBatch {
   pub items: Vec<FrontItem>,
+  pub count: Option<CountOnline>,
 }
 
 impl FrontBatch {
-  pub fn new(items: Vec<FrontItem>) -> FrontBatch {
+  pub fn new<F2>(items: Vec<FrontItem>, count: F2) -> FrontBatch where F2: Into<Option<CountOnline>> {
     FrontBatch {
       items,
+      count: count.into(),
     }
   }
 }
@@ -2483,6 +7401,7 @@ impl TSerializable for FrontBatch {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<FrontBatch> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<FrontItem>> = None;
+    let mut f_2: Option<CountOnline> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2494,11 +7413,15 @@ impl TSerializable for FrontBatch {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<FrontItem> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_16 = FrontItem::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_16);
+            let list_elem_44 = FrontItem::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_44);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
+        },
+        2 => {
+          let val = CountOnline::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
         },
         _ => {
           i_prot.skip(field_ident.field_type)?;
@@ -2510,6 +7433,7 @@ impl TSerializable for FrontBatch {
     verify_required_field_exists("FrontBatch.items", &f_1)?;
     let ret = FrontBatch {
       items: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      count: f_2,
     };
     Ok(ret)
   }
@@ -2523,6 +7447,11 @@ impl TSerializable for FrontBatch {
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.count {
+      o_prot.write_field_begin(&TFieldIdentifier::new("count", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2537,12 +7466,15 @@ impl TSerializable for FrontBatch {
 pub struct FrontBatchReply {
   /// Indexes of items whose connection is not here with that epoch.
   pub gone: Option<Vec<i32>>,
+  /// Where a count was asked for.
+  pub online: Option<i64>,
 }
 
 impl FrontBatchReply {
-  pub fn new<F1>(gone: F1) -> FrontBatchReply where F1: Into<Option<Vec<i32>>> {
+  pub fn new<F1, F2>(gone: F1, online: F2) -> FrontBatchReply where F1: Into<Option<Vec<i32>>>, F2: Into<Option<i64>> {
     FrontBatchReply {
       gone: gone.into(),
+      online: online.into(),
     }
   }
 }
@@ -2551,6 +7483,7 @@ impl TSerializable for FrontBatchReply {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<FrontBatchReply> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<i32>> = None;
+    let mut f_2: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2562,11 +7495,15 @@ impl TSerializable for FrontBatchReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_17 = i_prot.read_i32()?;
-            val.push(list_elem_17);
+            let list_elem_45 = i_prot.read_i32()?;
+            val.push(list_elem_45);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
         },
         _ => {
           i_prot.skip(field_ident.field_type)?;
@@ -2577,6 +7514,7 @@ impl TSerializable for FrontBatchReply {
     i_prot.read_struct_end()?;
     let ret = FrontBatchReply {
       gone: f_1,
+      online: f_2,
     };
     Ok(ret)
   }
@@ -2592,6 +7530,11 @@ impl TSerializable for FrontBatchReply {
       o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
+    if let Some(fld_var) = self.online {
+      o_prot.write_field_begin(&TFieldIdentifier::new("online", TType::I64, 2))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2601,6 +7544,7 @@ impl Default for FrontBatchReply {
   fn default() -> Self {
     FrontBatchReply{
       gone: Some(Vec::new()),
+      online: Some(0),
     }
   }
 }
@@ -2620,10 +7564,13 @@ pub struct Broadcast {
   pub payload: Vec<u8>,
   pub expires_at_ms: i64,
   pub channel: i32,
+  /// As in StoredMessage: each registration is written to at its own moment.
+  pub spread_ms: Option<i64>,
+  pub local_time_ms: Option<i64>,
 }
 
 impl Broadcast {
-  pub fn new(id: Vec<u8>, app: String, audience: message::Audience, payload: Vec<u8>, expires_at_ms: i64, channel: i32) -> Broadcast {
+  pub fn new<F7, F8>(id: Vec<u8>, app: String, audience: message::Audience, payload: Vec<u8>, expires_at_ms: i64, channel: i32, spread_ms: F7, local_time_ms: F8) -> Broadcast where F7: Into<Option<i64>>, F8: Into<Option<i64>> {
     Broadcast {
       id,
       app,
@@ -2631,6 +7578,8 @@ impl Broadcast {
       payload,
       expires_at_ms,
       channel,
+      spread_ms: spread_ms.into(),
+      local_time_ms: local_time_ms.into(),
     }
   }
 }
@@ -2644,6 +7593,8 @@ impl TSerializable for Broadcast {
     let mut f_4: Option<Vec<u8>> = None;
     let mut f_5: Option<i64> = None;
     let mut f_6: Option<i32> = None;
+    let mut f_7: Option<i64> = None;
+    let mut f_8: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2675,6 +7626,14 @@ impl TSerializable for Broadcast {
           let val = i_prot.read_i32()?;
           f_6 = Some(val);
         },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2695,6 +7654,8 @@ impl TSerializable for Broadcast {
       payload: f_4.expect("auto-generated code should have checked for presence of required fields"),
       expires_at_ms: f_5.expect("auto-generated code should have checked for presence of required fields"),
       channel: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      spread_ms: f_7,
+      local_time_ms: f_8,
     };
     Ok(ret)
   }
@@ -2718,6 +7679,86 @@ impl TSerializable for Broadcast {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("channel", TType::I32, 6))?;
     o_prot.write_i32(self.channel)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.spread_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("spread_ms", TType::I64, 7))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.local_time_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("local_time_ms", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// CancelBroadcast
+//
+
+/// A broadcast is stopped: it is no longer written to anyone.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct CancelBroadcast {
+  /// The message id, 16 bytes.
+  pub id: Vec<u8>,
+  pub app: String,
+}
+
+impl CancelBroadcast {
+  pub fn new(id: Vec<u8>, app: String) -> CancelBroadcast {
+    CancelBroadcast {
+      id,
+      app,
+    }
+  }
+}
+
+impl TSerializable for CancelBroadcast {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<CancelBroadcast> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("CancelBroadcast.id", &f_1)?;
+    verify_required_field_exists("CancelBroadcast.app", &f_2)?;
+    let ret = CancelBroadcast {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      app: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("CancelBroadcast");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 2))?;
+    o_prot.write_string(&self.app)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()

@@ -277,17 +277,24 @@ impl Default for Notification {
 /// One step of an audience expression in postfix order.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AudienceOp {
-  /// 1 everyone, 2 topic, 3 and, 4 or, 5 not.
+  /// 1 everyone, 2 topic, 3 and, 4 or, 5 not, 6 alias, 7 user account, 8 comparison of an attribute.
   pub op: i32,
-  /// The topic's name where op is 2.
+  /// The name of the topic, alias, user account or attribute.
   pub name: Option<String>,
+  /// Where op is 8: 1 equal, 2 less, 3 less or equal, 4 greater, 5 greater or equal; more than one value may be given with
+  /// 1 alone, and means any of them.
+  pub comparison: Option<i32>,
+  /// Where op is 8: what the attribute is compared with; 1 to 100 values.
+  pub values: Option<Vec<String>>,
 }
 
 impl AudienceOp {
-  pub fn new<F2>(op: i32, name: F2) -> AudienceOp where F2: Into<Option<String>> {
+  pub fn new<F2, F3, F4>(op: i32, name: F2, comparison: F3, values: F4) -> AudienceOp where F2: Into<Option<String>>, F3: Into<Option<i32>>, F4: Into<Option<Vec<String>>> {
     AudienceOp {
       op,
       name: name.into(),
+      comparison: comparison.into(),
+      values: values.into(),
     }
   }
 }
@@ -297,6 +304,8 @@ impl TSerializable for AudienceOp {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<i32> = None;
     let mut f_2: Option<String> = None;
+    let mut f_3: Option<i32> = None;
+    let mut f_4: Option<Vec<String>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -312,6 +321,20 @@ impl TSerializable for AudienceOp {
           let val = i_prot.read_string()?;
           f_2 = Some(val);
         },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_2 = i_prot.read_string()?;
+            val.push(list_elem_2);
+          }
+          i_prot.read_list_end()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -323,6 +346,8 @@ impl TSerializable for AudienceOp {
     let ret = AudienceOp {
       op: f_1.expect("auto-generated code should have checked for presence of required fields"),
       name: f_2,
+      comparison: f_3,
+      values: f_4,
     };
     Ok(ret)
   }
@@ -335,6 +360,20 @@ impl TSerializable for AudienceOp {
     if let Some(ref fld_var) = self.name {
       o_prot.write_field_begin(&TFieldIdentifier::new("name", TType::String, 2))?;
       o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.comparison {
+      o_prot.write_field_begin(&TFieldIdentifier::new("comparison", TType::I32, 3))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.values {
+      o_prot.write_field_begin(&TFieldIdentifier::new("values", TType::List, 4))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -377,8 +416,8 @@ impl TSerializable for Audience {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<AudienceOp> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_2 = AudienceOp::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_2);
+            let list_elem_3 = AudienceOp::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_3);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -412,6 +451,92 @@ impl TSerializable for Audience {
 }
 
 //
+// Callback
+//
+
+/// Which receipts the app server wants for a message, and where.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Callback {
+  /// Where receipts are posted; absent: they are kept for reading alone.
+  pub url: Option<String>,
+  /// Given back with each receipt; at most 64 bytes.
+  pub param: Option<String>,
+  /// Bits: 1 delivered, 2 clicked, 16 invalid target, 32 push disabled, 64 filter mismatch, 128 quota, 1024 expired.
+  pub types: i32,
+}
+
+impl Callback {
+  pub fn new<F1, F2>(url: F1, param: F2, types: i32) -> Callback where F1: Into<Option<String>>, F2: Into<Option<String>> {
+    Callback {
+      url: url.into(),
+      param: param.into(),
+      types,
+    }
+  }
+}
+
+impl TSerializable for Callback {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Callback> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Callback.types", &f_3)?;
+    let ret = Callback {
+      url: f_1,
+      param: f_2,
+      types: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Callback");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.url {
+      o_prot.write_field_begin(&TFieldIdentifier::new("url", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.param {
+      o_prot.write_field_begin(&TFieldIdentifier::new("param", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("types", TType::I32, 3))?;
+    o_prot.write_i32(self.types)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // StoredMessage
 //
 
@@ -427,16 +552,36 @@ pub struct StoredMessage {
   pub expires_at_ms: i64,
   /// Of a timeline row: who it is for. Absent in mailboxes.
   pub audience: Option<Audience>,
+  /// Of messages with the same key only the newest that was not delivered is delivered.
+  pub collapse_key: Option<String>,
+  /// Absent: no receipts.
+  pub callback: Option<Callback>,
+  /// The message reaches its audience evenly over this time, each registration at a moment that follows from the message id
+  /// and its account.
+  pub spread_ms: Option<i64>,
+  /// The message is due when it is this time where the device is: milliseconds since the epoch of a clock that shows local
+  /// time.
+  pub local_time_ms: Option<i64>,
+  /// true: handed off once to whom is connected, never again.
+  pub only_once: Option<bool>,
+  /// This entry is no message: it takes the message with this id (16 bytes) back.
+  pub revokes: Option<Vec<u8>>,
 }
 
 impl StoredMessage {
-  pub fn new<F5>(app: String, notification: Notification, accepted_at_ms: i64, expires_at_ms: i64, audience: F5) -> StoredMessage where F5: Into<Option<Audience>> {
+  pub fn new<F5, F6, F7, F8, F9, F10, F11>(app: String, notification: Notification, accepted_at_ms: i64, expires_at_ms: i64, audience: F5, collapse_key: F6, callback: F7, spread_ms: F8, local_time_ms: F9, only_once: F10, revokes: F11) -> StoredMessage where F5: Into<Option<Audience>>, F6: Into<Option<String>>, F7: Into<Option<Callback>>, F8: Into<Option<i64>>, F9: Into<Option<i64>>, F10: Into<Option<bool>>, F11: Into<Option<Vec<u8>>> {
     StoredMessage {
       app,
       notification,
       accepted_at_ms,
       expires_at_ms,
       audience: audience.into(),
+      collapse_key: collapse_key.into(),
+      callback: callback.into(),
+      spread_ms: spread_ms.into(),
+      local_time_ms: local_time_ms.into(),
+      only_once: only_once.into(),
+      revokes: revokes.into(),
     }
   }
 }
@@ -449,6 +594,12 @@ impl TSerializable for StoredMessage {
     let mut f_3: Option<i64> = None;
     let mut f_4: Option<i64> = None;
     let mut f_5: Option<Audience> = None;
+    let mut f_6: Option<String> = None;
+    let mut f_7: Option<Callback> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<i64> = None;
+    let mut f_10: Option<bool> = None;
+    let mut f_11: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -476,6 +627,30 @@ impl TSerializable for StoredMessage {
           let val = Audience::read_from_in_protocol(i_prot)?;
           f_5 = Some(val);
         },
+        6 => {
+          let val = i_prot.read_string()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = Callback::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_bool()?;
+          f_10 = Some(val);
+        },
+        11 => {
+          let val = i_prot.read_bytes()?;
+          f_11 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -493,6 +668,12 @@ impl TSerializable for StoredMessage {
       accepted_at_ms: f_3.expect("auto-generated code should have checked for presence of required fields"),
       expires_at_ms: f_4.expect("auto-generated code should have checked for presence of required fields"),
       audience: f_5,
+      collapse_key: f_6,
+      callback: f_7,
+      spread_ms: f_8,
+      local_time_ms: f_9,
+      only_once: f_10,
+      revokes: f_11,
     };
     Ok(ret)
   }
@@ -514,6 +695,36 @@ impl TSerializable for StoredMessage {
     if let Some(ref fld_var) = self.audience {
       o_prot.write_field_begin(&TFieldIdentifier::new("audience", TType::Struct, 5))?;
       fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.collapse_key {
+      o_prot.write_field_begin(&TFieldIdentifier::new("collapse_key", TType::String, 6))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.callback {
+      o_prot.write_field_begin(&TFieldIdentifier::new("callback", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.spread_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("spread_ms", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.local_time_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("local_time_ms", TType::I64, 9))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.only_once {
+      o_prot.write_field_begin(&TFieldIdentifier::new("only_once", TType::Bool, 10))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.revokes {
+      o_prot.write_field_begin(&TFieldIdentifier::new("revokes", TType::String, 11))?;
+      o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;

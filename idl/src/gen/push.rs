@@ -1096,7 +1096,8 @@ impl TSerializable for Clicked {
 pub struct Report {
   pub app: String,
   pub message: Vec<u8>,
-  /// 1 the app is gone, 2 the seal did not open, 3 the app refused it, 4 outside its accept time.
+  /// 1 the app is gone, 2 the seal did not open, 3 the app refused it, 4 outside its accept time, 5 a message with the same
+  /// job key was handed over before. After 5 the delivery is acknowledged as well.
   pub reason: i32,
 }
 
@@ -1783,18 +1784,24 @@ impl TSerializable for Deliver {
 // Revoke
 //
 
-/// Takes a delivered notification back.
+/// Takes a delivered notification back. A device that never had the message ignores it.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Revoke {
   pub app: String,
   pub message: Vec<u8>,
+  /// If set, the id of this revocation: it is acknowledged as a delivery with that id, and comes again until it is.
+  pub id: Option<Vec<u8>>,
+  /// true: the id is acknowledged among the broadcasts.
+  pub broadcast: Option<bool>,
 }
 
 impl Revoke {
-  pub fn new(app: String, message: Vec<u8>) -> Revoke {
+  pub fn new<F3, F4>(app: String, message: Vec<u8>, id: F3, broadcast: F4) -> Revoke where F3: Into<Option<Vec<u8>>>, F4: Into<Option<bool>> {
     Revoke {
       app,
       message,
+      id: id.into(),
+      broadcast: broadcast.into(),
     }
   }
 }
@@ -1804,6 +1811,8 @@ impl TSerializable for Revoke {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
     let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    let mut f_4: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1819,6 +1828,14 @@ impl TSerializable for Revoke {
           let val = i_prot.read_bytes()?;
           f_2 = Some(val);
         },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bool()?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1831,6 +1848,8 @@ impl TSerializable for Revoke {
     let ret = Revoke {
       app: f_1.expect("auto-generated code should have checked for presence of required fields"),
       message: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_3,
+      broadcast: f_4,
     };
     Ok(ret)
   }
@@ -1843,6 +1862,16 @@ impl TSerializable for Revoke {
     o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 2))?;
     o_prot.write_bytes(&self.message)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 3))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.broadcast {
+      o_prot.write_field_begin(&TFieldIdentifier::new("broadcast", TType::Bool, 4))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
