@@ -229,7 +229,7 @@ impl Hub {
             .filter_map(|(number, item)| (!self.deliver_item(state, item)).then_some(number))
             .collect();
         self.metrics.items_gone.inc_by(gone.len() as u64);
-        wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone) }
+        wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone), online: None }
     }
 
     fn deliver_item(&self, state: &mut State, item: wire::FrontItem) -> bool {
@@ -447,6 +447,8 @@ mod tests {
             payload: b"x".to_vec(),
             expires_at_ms: 1,
             channel: 5,
+            spread_ms: None,
+            local_time_ms: None,
         };
         hub.broadcast(&broadcast, 0).expect("a broadcast in time")
     }
@@ -484,6 +486,8 @@ mod tests {
             removed: None,
             topics: Some(Vec::new()),
             attributes: None,
+            aliases: None,
+            user_accounts: None,
         };
         let item = wire::FrontItem {
             account: line.account().to_string(),
@@ -494,7 +498,7 @@ mod tests {
             conflict: None,
             order: None,
         };
-        wire::FrontBatch { items: vec![item] }
+        wire::FrontBatch { items: vec![item], count: None }
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use idl::audience::{Audience, Evaluate};
+use idl::audience::{Audience, Comparison, Evaluate};
 use idl::contract::bus::IndexEntry;
-use idl::ids::{AppId, InvalidId, TopicName};
+use idl::ids::{Alias, AppId, InvalidId, TopicName, UserAccount};
 use roaring::RoaringBitmap;
 
 /// What one connection's registration of one app is in the index.
@@ -91,6 +91,18 @@ impl Evaluate for Slots {
         self.topics.get(topic).cloned().unwrap_or_default()
     }
 
+    fn alias(&self, _: &Alias) -> RoaringBitmap {
+        RoaringBitmap::new()
+    }
+
+    fn user_account(&self, _: &UserAccount) -> RoaringBitmap {
+        RoaringBitmap::new()
+    }
+
+    fn attribute(&self, _: &Comparison) -> RoaringBitmap {
+        RoaringBitmap::new()
+    }
+
     fn and(&self, a: RoaringBitmap, b: RoaringBitmap) -> RoaringBitmap {
         a & b
     }
@@ -114,6 +126,18 @@ impl Evaluate for Membership {
 
     fn topic(&self, topic: &TopicName) -> bool {
         self.topics.contains(topic)
+    }
+
+    fn alias(&self, _: &Alias) -> bool {
+        false
+    }
+
+    fn user_account(&self, _: &UserAccount) -> bool {
+        false
+    }
+
+    fn attribute(&self, _: &Comparison) -> bool {
+        false
     }
 
     fn and(&self, a: bool, b: bool) -> bool {

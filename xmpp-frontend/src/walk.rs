@@ -51,6 +51,7 @@ pub(crate) async fn serve_inbox(shared: Arc<Shared>, inbox: FrontInbox) {
                 Some(FrontEvent::Broadcast(broadcast)) => {
                     walk = shared.hub.broadcast(&broadcast, shared.clock.now_ms());
                 }
+                Some(FrontEvent::CancelBroadcast(_)) => {}
                 Some(FrontEvent::TokenRevoked(revoked)) => {
                     shared.revoke(&revoked);
                 }

@@ -133,7 +133,7 @@ impl World {
 
     /// Hands the front a batch and returns the numbers of the items that found no connection.
     pub(crate) async fn deliver(&self, items: Vec<wire::FrontItem>) -> Vec<i32> {
-        let batch = wire::FrontBatch { items };
+        let batch = wire::FrontBatch { items, count: None };
         let reply = self.bus.deliver(self.front, batch, Instant::now() + PATIENCE).await.expect("delivered");
         reply.gone.unwrap_or_default()
     }
@@ -163,6 +163,8 @@ pub(crate) fn broadcast(topic: Option<&str>, payload: &[u8], expires_at_ms: u64)
         payload: payload.to_vec(),
         expires_at_ms: i64::try_from(expires_at_ms).expect("a time"),
         channel: 5,
+        spread_ms: None,
+        local_time_ms: None,
     }
 }
 
@@ -174,6 +176,8 @@ pub(crate) fn entry(version: i64, topics: &[&str]) -> wire::IndexEntry {
         removed: None,
         topics: Some(topics.iter().map(|topic| (*topic).to_owned()).collect()),
         attributes: None,
+        aliases: None,
+        user_accounts: None,
     }
 }
 
