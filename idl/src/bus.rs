@@ -61,6 +61,9 @@ macro_rules! requests {
     };
 }
 
+/// Most messages that one request stops.
+pub const REVOCATIONS_MAX: u32 = 1000;
+
 impl Request {
     /// How many ids in a row the request needs: the one that the bus stamps it with, and those after it.
     pub fn ids(&self) -> u32 {
@@ -68,6 +71,8 @@ impl Request {
             Self::App(wire::AppCall { request: wire::AppRequest::SendMany(many), .. }) => {
                 u32::try_from(many.sends.len()).unwrap_or(u32::MAX).max(1)
             }
+            // Each message that is taken back gets a revocation with an id of its own.
+            Self::App(wire::AppCall { request: wire::AppRequest::Stop(_), .. }) => REVOCATIONS_MAX,
             _ => 1,
         }
     }

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::audience::{Audience, InvalidAudience};
 use crate::contract::message::{Callback, Notification, StoredMessage};
+use crate::error::{Code, Failure};
 use crate::ids::{AppId, InvalidId, MessageId};
 use crate::wire::{self, WireError};
 
@@ -46,9 +47,16 @@ pub struct Handling {
     pub only_once: bool,
     /// It is no message: it takes the message with this id back.
     pub revokes: Option<MessageId>,
+    /// It is no message: it takes the notification that is shown under this `notify_id` back.
+    pub revokes_notify_id: Option<i64>,
 }
 
 impl Handling {
+    /// True if it is no message, but takes one back.
+    pub fn is_revocation(&self) -> bool {
+        self.revokes.is_some() || self.revokes_notify_id.is_some()
+    }
+
     /// True if not all of the audience is to have it at once.
     pub fn is_paced(&self) -> bool {
         self.spread_ms > 0 || self.local_time_ms.is_some()
@@ -105,6 +113,7 @@ impl Message {
             local_time_ms: self.handling.local_time_ms.map(ms),
             only_once: self.handling.only_once.then_some(true),
             revokes: self.handling.revokes.map(|id| id.to_bytes().to_vec()),
+            revokes_notify_id: self.handling.revokes_notify_id,
         })
     }
 
@@ -129,9 +138,38 @@ impl Message {
                     .revokes
                     .map(|id| MessageId::from_bytes(&id).map_err(|_| InvalidMessage::Revokes))
                     .transpose()?,
+                revokes_notify_id: stored.revokes_notify_id,
             },
         })
     }
+}
+
+/// A title has fewer characters.
+pub const TITLE_CHARS_BELOW: usize = 50;
+/// A description has fewer characters.
+pub const DESCRIPTION_CHARS_BELOW: usize = 128;
+
+/// Checks the texts of a notification against their limits; the error names the parameter.
+pub fn check_texts(notification: &Notification) -> Result<(), Failure> {
+    let Notification { payload, title, description, .. } = notification;
+    if let Some(length) = payload.as_ref().map(String::len).filter(|length| *length > PAYLOAD_BYTES_MAX) {
+        let text = format!("the parameter payload has {length} bytes: expected at most {PAYLOAD_BYTES_MAX}");
+        return Err(Failure::new(Code::PayloadTooLong, text));
+    }
+    let below = |name: &str, text: &Option<String>, limit: usize, code| {
+        let chars = text.as_ref().map_or(0, |text| text.chars().count());
+        if chars < limit {
+            return Ok(());
+        }
+        Err(Failure::new(code, format!("the parameter {name} has {chars} characters: expected fewer than {limit}")))
+    };
+    below("title", title, TITLE_CHARS_BELOW, Code::TitleTooLong)?;
+    below("description", description, DESCRIPTION_CHARS_BELOW, Code::DescriptionTooLong)?;
+    if payload.is_none() && title.is_none() && description.is_none() {
+        let text = "the parameter payload is missing: expected a payload, or a title and a description";
+        return Err(Failure::new(Code::Missing, text));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -154,6 +192,7 @@ mod tests {
                 local_time_ms: Some(6),
                 only_once: true,
                 revokes: Some(MessageId(8)),
+                revokes_notify_id: Some(1 << 40),
             },
         };
         assert_eq!(Message::from_stored(MessageId(7), &message.to_stored()), Ok(message.clone()));

@@ -160,6 +160,13 @@ struct Stop {
   2: required bool recall
 }
 
+/** Takes back the notification that targets show under a notify_id; such messages that were not delivered are dropped. */
+struct Recall {
+  1: required Target target
+  2: required i64 notify_id
+  3: optional list<string> packages
+}
+
 /** Asks what happened to a message for one registration. */
 struct Trace {
   1: required string id
@@ -232,6 +239,7 @@ union AppRequest {
   24: Page templates
   25: Page receipts
   26: Name registration
+  27: Recall recall
 }
 
 /** A request of an app server. */

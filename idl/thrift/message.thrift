@@ -94,4 +94,6 @@ struct StoredMessage {
   10: optional bool only_once
   /** This entry is no message: it takes the message with this id (16 bytes) back. */
   11: optional binary revokes
+  /** This entry is no message: it takes the notification that is shown under this notify_id back. */
+  12: optional i64 revokes_notify_id
 }

@@ -194,6 +194,8 @@ struct Revoke {
   3: optional binary id
   /** true: the id is acknowledged among the broadcasts. */
   4: optional bool broadcast
+  /** If set, it is the notification shown under this notify_id that is taken back, and `message` is empty. */
+  5: optional i64 notify_id
 }
 
 /** A registration of the device is gone: unknown, unregistered, or another account's. The app must register anew. */

@@ -1559,6 +1559,98 @@ impl TSerializable for Stop {
 }
 
 //
+// Recall
+//
+
+/// Takes back the notification that targets show under a notify_id; such messages that were not delivered are dropped.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Recall {
+  pub target: Target,
+  pub notify_id: i64,
+  pub packages: Option<Vec<String>>,
+}
+
+impl Recall {
+  pub fn new<F3>(target: Target, notify_id: i64, packages: F3) -> Recall where F3: Into<Option<Vec<String>>> {
+    Recall {
+      target,
+      notify_id,
+      packages: packages.into(),
+    }
+  }
+}
+
+impl TSerializable for Recall {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Recall> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Target> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<Vec<String>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Target::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_9 = i_prot.read_string()?;
+            val.push(list_elem_9);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Recall.target", &f_1)?;
+    verify_required_field_exists("Recall.notify_id", &f_2)?;
+    let ret = Recall {
+      target: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      notify_id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      packages: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Recall");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("target", TType::Struct, 1))?;
+    self.target.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("notify_id", TType::I64, 2))?;
+    o_prot.write_i64(self.notify_id)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.packages {
+      o_prot.write_field_begin(&TFieldIdentifier::new("packages", TType::List, 3))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_string(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Trace
 //
 
@@ -1869,9 +1961,9 @@ impl TSerializable for Template {
           let map_ident = i_prot.read_map_begin()?;
           let mut val: BTreeMap<String, String> = BTreeMap::new();
           for _ in 0..map_ident.size {
-            let map_key_9 = i_prot.read_string()?;
-            let map_val_10 = i_prot.read_string()?;
-            val.insert(map_key_9, map_val_10);
+            let map_key_10 = i_prot.read_string()?;
+            let map_val_11 = i_prot.read_string()?;
+            val.insert(map_key_10, map_val_11);
           }
           i_prot.read_map_end()?;
           f_5 = Some(val);
@@ -2100,6 +2192,7 @@ pub enum AppRequest {
   Templates(Page),
   Receipts(Page),
   Registration(Name),
+  Recall(Recall),
 }
 
 impl TSerializable for AppRequest {
@@ -2296,6 +2389,13 @@ impl TSerializable for AppRequest {
           }
           received_field_count += 1;
         },
+        27 => {
+          let val = Recall::read_from_in_protocol(i_prot)?;
+          if ret.is_none() {
+            ret = Some(AppRequest::Recall(val));
+          }
+          received_field_count += 1;
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
           received_field_count += 1;
@@ -2457,6 +2557,11 @@ impl TSerializable for AppRequest {
       },
       AppRequest::Registration(ref f) => {
         o_prot.write_field_begin(&TFieldIdentifier::new("registration", TType::Struct, 26))?;
+        f.write_to_out_protocol(o_prot)?;
+        o_prot.write_field_end()?;
+      },
+      AppRequest::Recall(ref f) => {
+        o_prot.write_field_begin(&TFieldIdentifier::new("recall", TType::Struct, 27))?;
         f.write_to_out_protocol(o_prot)?;
         o_prot.write_field_end()?;
       },
@@ -2696,8 +2801,8 @@ impl TSerializable for Accepted {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_11 = i_prot.read_string()?;
-            val.push(list_elem_11);
+            let list_elem_12 = i_prot.read_string()?;
+            val.push(list_elem_12);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -2806,8 +2911,8 @@ impl TSerializable for AcceptedMany {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Accepted> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_12 = Accepted::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_12);
+            let list_elem_13 = Accepted::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_13);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -2816,8 +2921,8 @@ impl TSerializable for AcceptedMany {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_13 = i_prot.read_i32()?;
-            val.push(list_elem_13);
+            let list_elem_14 = i_prot.read_i32()?;
+            val.push(list_elem_14);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -2892,8 +2997,8 @@ impl TSerializable for TopicChanged {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_14 = i_prot.read_string()?;
-            val.push(list_elem_14);
+            let list_elem_15 = i_prot.read_string()?;
+            val.push(list_elem_15);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -2968,8 +3073,8 @@ impl TSerializable for Texts {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_15 = i_prot.read_string()?;
-            val.push(list_elem_15);
+            let list_elem_16 = i_prot.read_string()?;
+            val.push(list_elem_16);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3131,8 +3236,8 @@ impl TSerializable for OnlineStates {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<OnlineState> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_16 = OnlineState::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_16);
+            let list_elem_17 = OnlineState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_17);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3353,8 +3458,8 @@ impl TSerializable for Days {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<DayCounters> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_17 = DayCounters::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_17);
+            let list_elem_18 = DayCounters::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_18);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3518,8 +3623,8 @@ impl TSerializable for MessageState {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_18 = i_prot.read_string()?;
-            val.push(list_elem_18);
+            let list_elem_19 = i_prot.read_string()?;
+            val.push(list_elem_19);
           }
           i_prot.read_list_end()?;
           f_14 = Some(val);
@@ -3664,8 +3769,8 @@ impl TSerializable for MessageStates {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<MessageState> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_19 = MessageState::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_19);
+            let list_elem_20 = MessageState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_20);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3735,8 +3840,8 @@ impl TSerializable for Stopped {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_20 = i_prot.read_string()?;
-            val.push(list_elem_20);
+            let list_elem_21 = i_prot.read_string()?;
+            val.push(list_elem_21);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -3745,8 +3850,8 @@ impl TSerializable for Stopped {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_21 = i_prot.read_string()?;
-            val.push(list_elem_21);
+            let list_elem_22 = i_prot.read_string()?;
+            val.push(list_elem_22);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -3922,8 +4027,8 @@ impl TSerializable for Traced {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<TraceStep> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_22 = TraceStep::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_22);
+            let list_elem_23 = TraceStep::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_23);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -4151,8 +4256,8 @@ impl TSerializable for ScheduleStates {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<ScheduleState> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_23 = ScheduleState::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_23);
+            let list_elem_24 = ScheduleState::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_24);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -4231,8 +4336,8 @@ impl TSerializable for Segments {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Segment> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_24 = Segment::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_24);
+            let list_elem_25 = Segment::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_25);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -4311,8 +4416,8 @@ impl TSerializable for Templates {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Template> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_25 = Template::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_25);
+            let list_elem_26 = Template::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_26);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -4538,8 +4643,8 @@ impl TSerializable for Receipts {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Receipt> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_26 = Receipt::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_26);
+            let list_elem_27 = Receipt::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_27);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -4657,9 +4762,9 @@ impl TSerializable for RegistrationState {
           let map_ident = i_prot.read_map_begin()?;
           let mut val: BTreeMap<String, String> = BTreeMap::new();
           for _ in 0..map_ident.size {
-            let map_key_27 = i_prot.read_string()?;
-            let map_val_28 = i_prot.read_string()?;
-            val.insert(map_key_27, map_val_28);
+            let map_key_28 = i_prot.read_string()?;
+            let map_val_29 = i_prot.read_string()?;
+            val.insert(map_key_28, map_val_29);
           }
           i_prot.read_map_end()?;
           f_5 = Some(val);
@@ -4668,8 +4773,8 @@ impl TSerializable for RegistrationState {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_29 = i_prot.read_string()?;
-            val.push(list_elem_29);
+            let list_elem_30 = i_prot.read_string()?;
+            val.push(list_elem_30);
           }
           i_prot.read_list_end()?;
           f_6 = Some(val);
@@ -4678,8 +4783,8 @@ impl TSerializable for RegistrationState {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_30 = i_prot.read_string()?;
-            val.push(list_elem_30);
+            let list_elem_31 = i_prot.read_string()?;
+            val.push(list_elem_31);
           }
           i_prot.read_list_end()?;
           f_7 = Some(val);
@@ -4688,8 +4793,8 @@ impl TSerializable for RegistrationState {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_31 = i_prot.read_string()?;
-            val.push(list_elem_31);
+            let list_elem_32 = i_prot.read_string()?;
+            val.push(list_elem_32);
           }
           i_prot.read_list_end()?;
           f_8 = Some(val);
@@ -6011,8 +6116,8 @@ impl TSerializable for Apps {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<App> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_32 = App::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_32);
+            let list_elem_33 = App::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_33);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -6584,8 +6689,8 @@ impl TSerializable for IndexEntry {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_33 = i_prot.read_string()?;
-            val.push(list_elem_33);
+            let list_elem_34 = i_prot.read_string()?;
+            val.push(list_elem_34);
           }
           i_prot.read_list_end()?;
           f_4 = Some(val);
@@ -6594,9 +6699,9 @@ impl TSerializable for IndexEntry {
           let map_ident = i_prot.read_map_begin()?;
           let mut val: BTreeMap<String, String> = BTreeMap::new();
           for _ in 0..map_ident.size {
-            let map_key_34 = i_prot.read_string()?;
-            let map_val_35 = i_prot.read_string()?;
-            val.insert(map_key_34, map_val_35);
+            let map_key_35 = i_prot.read_string()?;
+            let map_val_36 = i_prot.read_string()?;
+            val.insert(map_key_35, map_val_36);
           }
           i_prot.read_map_end()?;
           f_5 = Some(val);
@@ -6605,8 +6710,8 @@ impl TSerializable for IndexEntry {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_36 = i_prot.read_string()?;
-            val.push(list_elem_36);
+            let list_elem_37 = i_prot.read_string()?;
+            val.push(list_elem_37);
           }
           i_prot.read_list_end()?;
           f_6 = Some(val);
@@ -6615,8 +6720,8 @@ impl TSerializable for IndexEntry {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_37 = i_prot.read_string()?;
-            val.push(list_elem_37);
+            let list_elem_38 = i_prot.read_string()?;
+            val.push(list_elem_38);
           }
           i_prot.read_list_end()?;
           f_7 = Some(val);
@@ -6743,8 +6848,8 @@ impl TSerializable for ChannelReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<IndexEntry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_38 = IndexEntry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_38);
+            let list_elem_39 = IndexEntry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_39);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -6753,8 +6858,8 @@ impl TSerializable for ChannelReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_39 = i_prot.read_bytes()?;
-            val.push(list_elem_39);
+            let list_elem_40 = i_prot.read_bytes()?;
+            val.push(list_elem_40);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -6908,8 +7013,8 @@ impl TSerializable for TokenTimesReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i64> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_40 = i_prot.read_i64()?;
-            val.push(list_elem_40);
+            let list_elem_41 = i_prot.read_i64()?;
+            val.push(list_elem_41);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -7109,8 +7214,8 @@ impl TSerializable for Leased {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<TokenRevoked> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_41 = TokenRevoked::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_41);
+            let list_elem_42 = TokenRevoked::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_42);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -7213,8 +7318,8 @@ impl TSerializable for FrontItem {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<IndexEntry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_42 = IndexEntry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_42);
+            let list_elem_43 = IndexEntry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_43);
           }
           i_prot.read_list_end()?;
           f_3 = Some(val);
@@ -7227,8 +7332,8 @@ impl TSerializable for FrontItem {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_43 = i_prot.read_bytes()?;
-            val.push(list_elem_43);
+            let list_elem_44 = i_prot.read_bytes()?;
+            val.push(list_elem_44);
           }
           i_prot.read_list_end()?;
           f_5 = Some(val);
@@ -7413,8 +7518,8 @@ impl TSerializable for FrontBatch {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<FrontItem> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_44 = FrontItem::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_44);
+            let list_elem_45 = FrontItem::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_45);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -7495,8 +7600,8 @@ impl TSerializable for FrontBatchReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_45 = i_prot.read_i32()?;
-            val.push(list_elem_45);
+            let list_elem_46 = i_prot.read_i32()?;
+            val.push(list_elem_46);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);

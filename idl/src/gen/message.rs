@@ -566,10 +566,12 @@ pub struct StoredMessage {
   pub only_once: Option<bool>,
   /// This entry is no message: it takes the message with this id (16 bytes) back.
   pub revokes: Option<Vec<u8>>,
+  /// This entry is no message: it takes the notification that is shown under this notify_id back.
+  pub revokes_notify_id: Option<i64>,
 }
 
 impl StoredMessage {
-  pub fn new<F5, F6, F7, F8, F9, F10, F11>(app: String, notification: Notification, accepted_at_ms: i64, expires_at_ms: i64, audience: F5, collapse_key: F6, callback: F7, spread_ms: F8, local_time_ms: F9, only_once: F10, revokes: F11) -> StoredMessage where F5: Into<Option<Audience>>, F6: Into<Option<String>>, F7: Into<Option<Callback>>, F8: Into<Option<i64>>, F9: Into<Option<i64>>, F10: Into<Option<bool>>, F11: Into<Option<Vec<u8>>> {
+  pub fn new<F5, F6, F7, F8, F9, F10, F11, F12>(app: String, notification: Notification, accepted_at_ms: i64, expires_at_ms: i64, audience: F5, collapse_key: F6, callback: F7, spread_ms: F8, local_time_ms: F9, only_once: F10, revokes: F11, revokes_notify_id: F12) -> StoredMessage where F5: Into<Option<Audience>>, F6: Into<Option<String>>, F7: Into<Option<Callback>>, F8: Into<Option<i64>>, F9: Into<Option<i64>>, F10: Into<Option<bool>>, F11: Into<Option<Vec<u8>>>, F12: Into<Option<i64>> {
     StoredMessage {
       app,
       notification,
@@ -582,6 +584,7 @@ impl StoredMessage {
       local_time_ms: local_time_ms.into(),
       only_once: only_once.into(),
       revokes: revokes.into(),
+      revokes_notify_id: revokes_notify_id.into(),
     }
   }
 }
@@ -600,6 +603,7 @@ impl TSerializable for StoredMessage {
     let mut f_9: Option<i64> = None;
     let mut f_10: Option<bool> = None;
     let mut f_11: Option<Vec<u8>> = None;
+    let mut f_12: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -651,6 +655,10 @@ impl TSerializable for StoredMessage {
           let val = i_prot.read_bytes()?;
           f_11 = Some(val);
         },
+        12 => {
+          let val = i_prot.read_i64()?;
+          f_12 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -674,6 +682,7 @@ impl TSerializable for StoredMessage {
       local_time_ms: f_9,
       only_once: f_10,
       revokes: f_11,
+      revokes_notify_id: f_12,
     };
     Ok(ret)
   }
@@ -725,6 +734,11 @@ impl TSerializable for StoredMessage {
     if let Some(ref fld_var) = self.revokes {
       o_prot.write_field_begin(&TFieldIdentifier::new("revokes", TType::String, 11))?;
       o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.revokes_notify_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("revokes_notify_id", TType::I64, 12))?;
+      o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;

@@ -1793,15 +1793,18 @@ pub struct Revoke {
   pub id: Option<Vec<u8>>,
   /// true: the id is acknowledged among the broadcasts.
   pub broadcast: Option<bool>,
+  /// If set, it is the notification shown under this notify_id that is taken back, and `message` is empty.
+  pub notify_id: Option<i64>,
 }
 
 impl Revoke {
-  pub fn new<F3, F4>(app: String, message: Vec<u8>, id: F3, broadcast: F4) -> Revoke where F3: Into<Option<Vec<u8>>>, F4: Into<Option<bool>> {
+  pub fn new<F3, F4, F5>(app: String, message: Vec<u8>, id: F3, broadcast: F4, notify_id: F5) -> Revoke where F3: Into<Option<Vec<u8>>>, F4: Into<Option<bool>>, F5: Into<Option<i64>> {
     Revoke {
       app,
       message,
       id: id.into(),
       broadcast: broadcast.into(),
+      notify_id: notify_id.into(),
     }
   }
 }
@@ -1813,6 +1816,7 @@ impl TSerializable for Revoke {
     let mut f_2: Option<Vec<u8>> = None;
     let mut f_3: Option<Vec<u8>> = None;
     let mut f_4: Option<bool> = None;
+    let mut f_5: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1836,6 +1840,10 @@ impl TSerializable for Revoke {
           let val = i_prot.read_bool()?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1850,6 +1858,7 @@ impl TSerializable for Revoke {
       message: f_2.expect("auto-generated code should have checked for presence of required fields"),
       id: f_3,
       broadcast: f_4,
+      notify_id: f_5,
     };
     Ok(ret)
   }
@@ -1870,6 +1879,11 @@ impl TSerializable for Revoke {
     if let Some(fld_var) = self.broadcast {
       o_prot.write_field_begin(&TFieldIdentifier::new("broadcast", TType::Bool, 4))?;
       o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.notify_id {
+      o_prot.write_field_begin(&TFieldIdentifier::new("notify_id", TType::I64, 5))?;
+      o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
