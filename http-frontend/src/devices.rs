@@ -11,11 +11,11 @@ use ring::digest;
 use serde_json::{Map, Value, json};
 
 use crate::Shared;
+use crate::call::unexpected;
 use crate::metrics::Limit;
 use crate::params::{Params, bad_value, missing, shown};
 use crate::reply::{Done, Refusal};
 use crate::request::Received;
-use crate::topics::unexpected;
 
 /// Longest digest of a device's identity, longest model and platform, in characters.
 const NAME_CHARS_MAX: usize = 128;

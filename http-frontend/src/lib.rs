@@ -7,6 +7,7 @@
 //! the middle tier through the bus alone.
 
 mod auth;
+mod call;
 mod devices;
 mod metrics;
 mod params;

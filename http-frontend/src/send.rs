@@ -4,7 +4,7 @@
 //! have and keep to their limits. Which registrations, packages and secrets exist, the middle tier knows.
 
 use idl::audience::Audience as Expression;
-use idl::bus::{Call, Lane, Reply, Request};
+use idl::bus::Lane;
 use idl::contract::bus as wire;
 use idl::contract::message::Notification;
 use idl::error::{Code, Failure};
@@ -14,10 +14,11 @@ use serde_json::{Map, Value};
 
 use crate::Shared;
 use crate::auth::SecretDigest;
+use crate::call::{self, unexpected};
 use crate::params::{Params, bad_value, missing, shown};
 use crate::reply::Done;
 use crate::request::Received;
-use crate::topics::{parse_topic, topic, unexpected};
+use crate::topics::{parse_topic, topic};
 
 /// Most regids, aliases or user accounts in one request.
 pub(crate) const TARGETS_MAX: usize = 1000;
@@ -133,14 +134,27 @@ pub(crate) async fn handle(
     let send = wire::Send {
         ttl_ms: time_to_live(params)?,
         packages: packages(packages_taken, params)?,
-        secret_sha256: secret.0,
         target,
         notification,
+        filter: None,
+        send_at_ms: None,
+        local_time: None,
+        repeat: None,
+        spread_ms: None,
+        flow_control: None,
+        only_once: None,
+        collapse_key: None,
+        callback: None,
+        template_name: None,
+        variables: None,
+        dry_run: None,
     };
-    let call = Call { lane, shard: whose, deadline: received.deadline, request: Request::Send(send) };
-    let Reply::Accepted(accepted) = shared.bus.request(call).await? else { return Err(unexpected("Send")) };
+    let request = wire::AppRequest::Send(send);
+    let wire::AppAnswer::Accepted(accepted) = call::ask(shared, received, secret, lane, whose, request).await? else {
+        return Err(unexpected("Send"));
+    };
     let mut data = bad_targets(to, accepted.bad_targets);
-    data.insert("id".to_owned(), Value::String(accepted.id));
+    data.extend(accepted.id.map(|id| ("id".to_owned(), Value::String(id))));
     Ok(Done { data, info })
 }
 
@@ -217,7 +231,7 @@ fn target(to: Audience, params: &Params, notification: &mut Notification) -> Res
                 }
             }
             let lane = if values.len() == 1 { Lane::High } else { Lane::Normal };
-            return Ok((wire::Target { kind: to.kind(), values: Some(values), audience: None }, lane));
+            return Ok((wire::Target { kind: to.kind(), values: Some(values), audience: None, segment: None }, lane));
         }
         Audience::Topic => {
             let topic = topic(params)?;
@@ -227,7 +241,8 @@ fn target(to: Audience, params: &Params, notification: &mut Notification) -> Res
         Audience::Topics => topics(params)?,
         Audience::Everyone => Expression::Everyone,
     };
-    Ok((wire::Target { kind: to.kind(), values: None, audience: Some(expression.to_wire()) }, Lane::Low))
+    let audience = Some(expression.to_wire());
+    Ok((wire::Target { kind: to.kind(), values: None, audience, segment: None }, Lane::Low))
 }
 
 /// The parameters `topics` and `topic_op`.

@@ -1,12 +1,13 @@
 //! Topic membership on behalf of an app server.
 
-use idl::bus::{Call, Lane, Reply, Request};
+use idl::bus::Lane;
 use idl::contract::bus as wire;
 use idl::error::{Code, Failure};
 use idl::ids::TopicName;
 
 use crate::Shared;
 use crate::auth::SecretDigest;
+use crate::call::{self, unexpected};
 use crate::params::{Params, missing, shown};
 use crate::reply::Done;
 use crate::request::Received;
@@ -29,27 +30,22 @@ pub(crate) async fn handle(shared: &Shared, subscribe: bool, by: By, received: &
         By::Aliases => Audience::Aliases,
     };
     let values = send::targets(to, params)?;
-    let call = Call {
-        lane: if values.len() == 1 { Lane::High } else { Lane::Normal },
-        shard: send::shard(to, &values, &secret),
-        deadline: received.deadline,
-        request: Request::ChangeTopic(wire::ChangeTopic {
-            secret_sha256: secret.0,
-            topic: topic.to_string(),
-            subscribe,
-            kind: to.kind(),
-            values,
-            packages: send::packages(Packages::One, params)?,
-        }),
+    let lane = if values.len() == 1 { Lane::High } else { Lane::Normal };
+    let whose = send::shard(to, &values, &secret);
+    let request = wire::AppRequest::ChangeTopic(wire::ChangeTopic {
+        topic: topic.to_string(),
+        subscribe,
+        kind: to.kind(),
+        values,
+        packages: send::packages(Packages::One, params)?,
+    });
+    let wire::AppAnswer::TopicChanged(changed) = call::ask(shared, received, secret, lane, whose, request).await?
+    else {
+        return Err(unexpected("ChangeTopic"));
     };
-    match shared.bus.request(call).await? {
-        Reply::TopicChanged(changed) => {
-            let verb = if subscribe { "subscribed to" } else { "unsubscribed from" };
-            let info = format!("{verb} topic {}", shown(topic.as_str()));
-            Ok(Done { data: send::bad_targets(to, changed.bad_targets), info })
-        }
-        _ => Err(unexpected("ChangeTopic")),
-    }
+    let verb = if subscribe { "subscribed to" } else { "unsubscribed from" };
+    let info = format!("{verb} topic {}", shown(topic.as_str()));
+    Ok(Done { data: send::bad_targets(to, changed.bad_targets), info })
 }
 
 /// The parameter `topic`.
@@ -67,9 +63,4 @@ pub(crate) fn parse_topic(parameter: &str, name: &str) -> Result<TopicName, Fail
         let bytes = name.len();
         Failure::new(Code::BadTopic, format!("the parameter {parameter} holds a {bytes}-byte name: {invalid}"))
     })
-}
-
-/// The middle answered something else than was asked: a fault of ours.
-pub(crate) fn unexpected(request: &str) -> Failure {
-    Failure::new(Code::System, format!("the middle tier answered {request} with another kind of reply"))
 }
