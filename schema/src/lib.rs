@@ -8,16 +8,24 @@
 
 pub mod accounts;
 pub mod batch;
+mod buckets;
 pub mod cache;
 pub mod catalog;
+pub mod days;
+pub mod expiries;
+pub mod feedback;
+pub mod idempotency;
 pub mod keys;
 pub mod mailbox;
 pub mod messages;
 pub mod names;
+pub mod receipts;
+pub mod records;
 pub mod registrations;
 pub mod sorted;
 pub mod timeline;
 pub mod topics;
+pub mod traces;
 mod value;
 
 pub use sorted::StoreError;
