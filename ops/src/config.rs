@@ -11,7 +11,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use crate::callbacks::Callbacks;
 
 pub use self::keys::{KEYS, Key, reference};
 pub use self::values::{BusKind, CatalogKind, Listener, LogFormat, Role, StoreKind};
@@ -33,6 +36,8 @@ pub struct Config {
     pub http: Http,
     /// Certificates.
     pub tls: Tls,
+    /// What receipts may reach.
+    pub callbacks: Callbacks,
     /// The operator's own listener.
     pub telemetry: Telemetry,
     /// Where messages, mailboxes and registrations are.
@@ -210,6 +215,8 @@ pub enum Written {
     Integer(i64),
     /// A boolean of a file.
     Boolean(bool),
+    /// A list of strings of a file.
+    List(Vec<String>),
     /// A word of the environment or the command line, whose type the key decides.
     Word(String),
     /// Something that no key takes, in words.
@@ -385,11 +392,18 @@ fn flatten(table: &DeTable<'_>, prefix: &str, entries: &mut Vec<(String, Written
             DeValue::Boolean(value) => Written::Boolean(*value),
             DeValue::Float(_) => Written::Other("a floating-point number"),
             DeValue::Datetime(_) => Written::Other("a date"),
-            DeValue::Array(_) => Written::Other("a list"),
+            DeValue::Array(array) => {
+                list(array).map_or(Written::Other("a list of other things than strings"), Written::List)
+            }
             DeValue::Table(_) => Written::Other("a table"),
         };
         entries.push((name, written, key.span().start));
     }
+}
+
+fn list(array: &DeArray<'_>) -> Option<Vec<String>> {
+    let text = |value: &Spanned<DeValue<'_>>| value.get_ref().as_str().map(str::to_owned);
+    array.iter().map(text).collect()
 }
 
 #[cfg(test)]
@@ -457,6 +471,26 @@ mod tests {
         let error = from_file("domain = [\n").expect_err("not TOML");
         assert!(error.contains("not TOML"), "{error}");
         assert!(from_environment("CAMPANILE_ALLOW_PLAIN_REMOTE", "true").expect("valid").allow_plain_remote);
+    }
+
+    #[test]
+    fn a_list_is_one_in_a_file_and_has_commas_elsewhere() {
+        let shown = |config: Config| config.callbacks.allow.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let config = from_file("[callbacks]\nallow = [\"10.0.0.0/8\", \"fd00::/8\", \"127.0.0.1\"]\n").expect("valid");
+        assert_eq!(shown(config), ["10.0.0.0/8", "fd00::/8", "127.0.0.1/32"]);
+        let config = from_environment("CAMPANILE_CALLBACKS__ALLOW", "10.0.0.0/8, ::1").expect("valid");
+        assert_eq!(shown(config), ["10.0.0.0/8", "::1/128"]);
+        assert!(shown(from_environment("CAMPANILE_CALLBACKS__ALLOW", "").expect("none")).is_empty());
+        for (list, found) in [
+            ("[\"10.0.0.1/8\"]", "[\"10.0.0.1/8\"]"),
+            ("[\"localhost\"]", "[\"localhost\"]"),
+            ("[10]", "a list of other things"),
+            ("10", "10"),
+        ] {
+            let error = from_file(&format!("[callbacks]\nallow = {list}\n")).expect_err("no networks");
+            let expected = format!("campanile.toml:2: callbacks.allow is {found}");
+            assert!(error.starts_with(&expected) && error.contains("must be a list of networks such as"), "{error}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod callbacks;
 pub mod cli;
 pub mod config;
 pub mod data_folder;

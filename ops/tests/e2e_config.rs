@@ -92,6 +92,8 @@ fn what_can_not_be_served_is_refused_before_anything_starts() {
         (&["--set", "tls.certificate=/nowhere.pem", "--set", "tls.key=/nowhere.key"], "tls.certificate /nowhere.pem"),
         (&["--set", &format!("tls.certificate={key}"), "--set", "tls.key=/nowhere.key"], "holds no certificate"),
         (&["--set", "tls.certificate=/nowhere.pem"], "tls.certificate and tls.key go together"),
+        (&["--set", "callbacks.ca=/nowhere.pem"], "callbacks.ca /nowhere.pem"),
+        (&["--set", "callbacks.allow=127.0.0.1/8"], "must be a list of networks"),
         (&["--set", "log.level=loud,=,"], "log.level"),
         (&["--role", "middle-tier"], "needs bus.kind = \"redis\", which is not in this version yet"),
         (&["--role", "bell"], "--role: role is \"bell\"; it must be one of"),

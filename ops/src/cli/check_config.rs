@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
 use super::{Settings, Usage};
+use crate::callbacks::CallbackClient;
 use crate::config::{Config, KEYS};
 use crate::identity::ServerCertificate;
 use crate::telemetry;
@@ -34,5 +35,9 @@ pub(super) fn check_files(config: &Config) -> Result<()> {
             .map_err(|error| Usage(format!("{error:#}")))
             .context("configuration")?;
     }
+    CallbackClient::new(&config.callbacks, config.limits.callbacks)
+        .map(drop)
+        .map_err(|error| Usage(format!("{error:#}")))
+        .context("configuration")?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use schema::sorted::embedded::EmbeddedOptions;
 
 use super::values::Setting;
 use super::{Config, Written};
+use crate::callbacks;
 
 /// `[limits]`: how much there may be of everything. The tiers' own limits are as the tiers define them.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct Limits {
     pub http: http_frontend::Limits,
     /// Of the middle tier.
     pub middle: middle_tier::Config,
+    /// Of posts to callback URLs.
+    pub callbacks: callbacks::Limits,
     /// Of the cache in the process.
     pub cache: CacheLimits,
     /// Of the embedded store.
@@ -36,6 +39,7 @@ impl Default for Limits {
             xmpp: xmpp_frontend::Limits::default(),
             http: http_frontend::Limits::default(),
             middle: middle_tier::Config::default(),
+            callbacks: callbacks::Limits::default(),
             cache: CacheLimits::default(),
             store: EmbeddedOptions::default(),
         }
@@ -125,6 +129,11 @@ keys! {
         "PEM file with the server's certificate chain, its own first. Empty: a certificate of the instance's own CA.";
     "tls.key" => tls.key,
         "PEM file with the private key of `tls.certificate`.";
+    "callbacks.allow" => callbacks.allow,
+        "Networks that the callback URLs of app servers may lead to although they are not public: private and loopback \
+         ones are refused otherwise, so that no callback is a way into your network.";
+    "callbacks.ca" => callbacks.ca,
+        "PEM file with CAs that callbacks trust beside the public ones.";
     "telemetry.listen" => telemetry.listen,
         "Listener for `/live`, `/ready` and `/metrics` (Prometheus). It has no authentication: keep it on loopback or on \
          a network of your own.";
@@ -243,6 +252,10 @@ keys! {
         "Longest wait before a hand-off that failed is tried again.";
     "limits.middle_hand_off_ms_max" => limits.middle.hand_off_time_max,
         "How long one hand-off to a front may take.";
+    "limits.callbacks_connect_ms_max" => limits.callbacks.connect_time_max,
+        "Resolving the host of a callback URL, connecting and TLS, together.";
+    "limits.callbacks_post_ms_max" => limits.callbacks.post_time_max,
+        "One post to a callback URL, from resolving its host to the answer.";
     "limits.cache_routes_max" => limits.cache.routes_max,
         "Routes: one for each connected resource of an account.";
     "limits.cache_fronts_max" => limits.cache.fronts_max,
@@ -338,12 +351,13 @@ mod tests {
 
     #[test]
     fn every_limit_of_every_tier_has_a_key() {
-        let Limits { drain_max: _, bus, xmpp, http, middle, cache, store } = Limits::default();
+        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store } = Limits::default();
         let tiers = [
             ("bus", format!("{bus:?}")),
             ("xmpp", format!("{xmpp:?}")),
             ("http", format!("{http:?}")),
             ("middle", format!("{middle:?}")),
+            ("callbacks", format!("{callbacks:?}")),
             ("cache", format!("{cache:?}")),
             ("store", format!("{store:?}")),
         ];

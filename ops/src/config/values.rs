@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{DataPath, Domain, Written};
+use crate::callbacks::Network;
 
 /// A type of settings.
 pub(super) trait Setting: Sized {
@@ -24,6 +25,7 @@ pub(super) trait Setting: Sized {
             Written::Word(word) => (format!("{word:?}"), Self::from_word(word)),
             Written::Integer(number) => (number.to_string(), Self::from_integer(*number)),
             Written::Boolean(value) => (value.to_string(), Self::from_boolean(*value)),
+            Written::List(texts) => (format!("{texts:?}"), Self::from_list(texts)),
             Written::Other(what) => ((*what).to_owned(), None),
         };
         value.ok_or_else(|| {
@@ -44,6 +46,11 @@ pub(super) trait Setting: Sized {
 
     /// From a TOML boolean.
     fn from_boolean(_: bool) -> Option<Self> {
+        None
+    }
+
+    /// From a TOML list of strings.
+    fn from_list(_: &[String]) -> Option<Self> {
         None
     }
 
@@ -169,6 +176,27 @@ impl Setting for PathBuf {
 
     fn show(&self) -> String {
         format!("{:?}", self.display().to_string())
+    }
+}
+
+impl Setting for Vec<Network> {
+    const EXPECTED: &'static str = "a list of networks such as [\"10.0.0.0/8\", \"fd00::/8\"], with commas alone outside \
+                                    of files";
+
+    fn from_word(word: &str) -> Option<Self> {
+        if word.is_empty() {
+            return Some(Self::new());
+        }
+        word.split(',').map(|network| network.trim().parse().ok()).collect()
+    }
+
+    fn from_list(texts: &[String]) -> Option<Self> {
+        texts.iter().map(|network| network.parse().ok()).collect()
+    }
+
+    fn show(&self) -> String {
+        let shown: Vec<_> = self.iter().map(|network| format!("\"{network}\"")).collect();
+        format!("[{}]", shown.join(", "))
     }
 }
 
