@@ -6,6 +6,7 @@
 
 use idl::ids::MessageId;
 
+use crate::keys;
 use crate::sorted::{Row, RowScan, SortedStore, StoreError, Table};
 
 /// How many buckets there are. Part of the stored form: it never changes.
@@ -38,9 +39,10 @@ pub(crate) async fn merged(
     }
     let mut merged = Vec::new();
     while merged.len() < limit {
-        let order = |row: &Row| row.row.get(skip..).unwrap_or_default().to_vec();
-        let first = buckets.iter_mut().filter_map(|bucket| Some((order(bucket.next.as_ref()?), bucket)));
-        let Some((_, bucket)) = first.min_by(|(a, _), (b, _)| a.cmp(b)) else { break };
+        let next = |(at, bucket): (usize, &Bucket)| bucket.next.is_some().then_some(at);
+        let order = |at: &usize| buckets.get(*at).and_then(|bucket| bucket.next.as_ref()?.row.get(skip..));
+        let first = buckets.iter().enumerate().filter_map(next).min_by(|a, b| order(a).cmp(&order(b)));
+        let Some(bucket) = first.and_then(|at| buckets.get_mut(at)) else { break };
         merged.extend(bucket.next.take());
         bucket.step(store, table, page).await?;
     }
@@ -64,7 +66,7 @@ impl Bucket {
             let rows = store.scan(scan).await?;
             self.whole = rows.len() < page;
             if let Some(last) = rows.last() {
-                self.from = crate::keys::successor(&last.row);
+                self.from = keys::successor(&last.row);
             }
             self.rows = rows.into_iter();
         }

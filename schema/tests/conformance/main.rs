@@ -28,9 +28,18 @@ macro_rules! cases {
 mod accounts;
 mod cache;
 mod catalog;
+mod catalog_reopening;
+mod catalog_schedules;
+mod catalog_segments;
+mod catalog_templates;
+mod days;
 mod equality;
+mod expiries;
+mod feedback;
+mod idempotency;
 mod mailbox;
 mod names;
+mod receipts;
 mod registrations;
 mod reopening;
 mod sorted;
@@ -40,11 +49,25 @@ mod world;
 macro_rules! on_the_sorted_store {
     ($backend:path) => {
         crate::accounts::accounts!($backend);
+        crate::days::days!($backend);
+        crate::expiries::expiries!($backend);
+        crate::feedback::feedback!($backend);
+        crate::idempotency::idempotency!($backend);
         crate::mailbox::mailbox!($backend);
         crate::names::names!($backend);
+        crate::receipts::receipts!($backend);
         crate::registrations::registrations!($backend);
         crate::sorted::sorted!($backend);
         crate::timeline::timeline!($backend);
+    };
+}
+
+macro_rules! on_the_catalog {
+    ($backend:path) => {
+        crate::catalog::catalog!($backend);
+        crate::catalog_schedules::catalog_schedules!($backend);
+        crate::catalog_segments::catalog_segments!($backend);
+        crate::catalog_templates::catalog_templates!($backend);
     };
 }
 
@@ -57,11 +80,11 @@ mod embedded {
 }
 
 mod sqlite {
-    crate::catalog::catalog!(crate::world::sqlite);
+    on_the_catalog!(crate::world::sqlite);
 }
 
 mod sqlite_in_memory {
-    crate::catalog::catalog!(crate::world::sqlite_in_memory);
+    on_the_catalog!(crate::world::sqlite_in_memory);
 }
 
 mod in_process {
