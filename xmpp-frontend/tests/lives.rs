@@ -260,7 +260,8 @@ async fn dropping_a_front_ends_everything_without_a_word_as_a_crash_would() {
     world.tasks.wait().await;
     assert_eq!(world.middle.asked().iter().filter(|asked| asked.name() == "Disconnect").count(), 0);
     assert!(!world.acceptor.is_ready());
-    let deliver = world.bus.deliver(world.front, idl::contract::bus::FrontBatch { items: vec![], count: None }, Instant::now());
+    let deliver =
+        world.bus.deliver(world.front, idl::contract::bus::FrontBatch { items: vec![], count: None }, Instant::now());
     assert!(deliver.await.is_err(), "the front is gone from the bus");
 }
 
