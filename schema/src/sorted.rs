@@ -248,6 +248,12 @@ pub trait SortedStore: Send + Sync + 'static {
     /// Reads a range of rows in the order of their keys; rows without live cells don't appear.
     async fn scan(&self, scan: RowScan) -> Result<Vec<Row>, StoreError>;
 
+    /// The keys of a range of rows, as [`scan`](Self::scan) would return them, without the cells: to count, and to look at
+    /// many rows whose keys say enough.
+    async fn keys(&self, scan: RowScan) -> Result<Vec<Vec<u8>>, StoreError> {
+        Ok(self.scan(scan).await?.into_iter().map(|row| row.row).collect())
+    }
+
     /// Writes a cell if no live one is there, as one step: `true` if it was put (durably), `false` if one was there.
     async fn put_if_absent(&self, put: Put) -> Result<bool, StoreError>;
 }
