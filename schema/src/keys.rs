@@ -106,15 +106,20 @@ pub fn successor(key: &[u8]) -> Vec<u8> {
 /// Two bytes that spread rows over regions where their own order would gather the writes: a hash of the parts. Not for
 /// secrets: whoever picks the parts picks the region.
 pub fn spread(parts: &[&[u8]]) -> [u8; 2] {
-    // FNV-1a, 64 bits, folded: small, and the same for ever.
+    let bytes = hash(parts).to_be_bytes();
+    [bytes[0] ^ bytes[2] ^ bytes[4] ^ bytes[6], bytes[1] ^ bytes[3] ^ bytes[5] ^ bytes[7]]
+}
+
+/// A hash of the parts, the same for ever: to tell apart what nobody gains from confusing. Not for secrets.
+pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
+    // FNV-1a, 64 bits: small.
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut eat = |byte: u8| hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     for part in parts {
         part.iter().copied().for_each(&mut eat);
         eat(0xff);
     }
-    let bytes = hash.to_be_bytes();
-    [bytes[0] ^ bytes[2] ^ bytes[4] ^ bytes[6], bytes[1] ^ bytes[3] ^ bytes[5] ^ bytes[7]]
+    hash
 }
 
 #[cfg(test)]

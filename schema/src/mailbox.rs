@@ -1,8 +1,17 @@
 //! Mailboxes: the stored, not yet acknowledged deliveries of each registration.
 //!
 //! Table `mailboxes`. Row: the registration id, 24 bytes. One cell a delivery, named by the message id, 16 bytes, so that
-//! cells are in order of acceptance; gone when the message expires. Value: `1` and the message as Thrift, or `2` and when
-//! the message expires (8 bytes), where the message itself is in [`crate::messages`].
+//! cells are in order of acceptance; gone when the message expires. Value, by its first byte:
+//!
+//! | form | then |
+//! | --- | --- |
+//! | 1 | the message as Thrift |
+//! | 2 | when the message expires (8 bytes); the message itself is in [`crate::messages`] |
+//! | 3 | a hash of its collapse key (8 bytes), the message as Thrift |
+//! | 4 | when the message expires (8 bytes), a hash of its collapse key (8 bytes); the message itself is in [`crate::messages`] |
+//!
+//! 3 and 4 are written for messages with a collapse key, so that those that a new one replaces are found without reading
+//! each message. A message that revokes another one is stored like any other: so it waits for its device.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +19,8 @@ use std::sync::Arc;
 use idl::ids::{MessageId, RegId};
 use idl::message::Message;
 
-use crate::keys;
+use crate::batch::Batch;
+use crate::keys::{self, Key};
 use crate::messages::{self, Messages};
 use crate::registrations::{self, Registration};
 use crate::sorted::{Cells, Mutation, Put, Row, RowRead, SortedStore, StoreError, Table};
@@ -18,6 +28,8 @@ use crate::sorted::{Cells, Mutation, Put, Row, RowRead, SortedStore, StoreError,
 const TABLE: Table = Table::Mailboxes;
 const INLINE: u8 = 1;
 const REFERENCE: u8 = 2;
+const INLINE_COLLAPSING: u8 = 3;
+const REFERENCE_COLLAPSING: u8 = 4;
 
 /// What a mailbox holds of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +40,24 @@ const REFERENCE: u8 = 2;
 pub enum Entry {
     /// The message itself: for one target.
     Inline(Message),
-    /// Only that it is there and when it expires, in milliseconds since the epoch; the message is stored once for all its
-    /// targets.
-    Reference(u64),
+    /// Only that it is there; the message is stored once for all its targets.
+    Reference(Reference),
+}
+
+/// What a mailbox holds of a message that is stored once for all its targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    /// When the message expires, in milliseconds since the epoch.
+    pub expires_at_ms: u64,
+    /// A hash of its collapse key, if it has one.
+    pub collapse_hash: Option<u64>,
+}
+
+impl Reference {
+    /// To this message.
+    pub fn to(message: &Message) -> Self {
+        Self { expires_at_ms: message.expires_at_ms, collapse_hash: collapse_hash_of(message) }
+    }
 }
 
 /// A registration with its mailbox, as an opening channel needs them.
@@ -69,16 +96,9 @@ impl Mailboxes {
     /// Accepts a message for its targets in one write: for one target inside its mailbox, for several once, and then a
     /// reference in each mailbox. Durable when `Ok`.
     pub async fn put_with_message(&self, message: &Message, targets: &[RegId]) -> Result<(), StoreError> {
-        let batch = match targets {
-            [] => return Ok(()),
-            [target] => vec![put(*target, message.id, &Entry::Inline(message.clone()))],
-            _ => {
-                let reference = Entry::Reference(message.expires_at_ms);
-                let references = targets.iter().map(|target| put(*target, message.id, &reference));
-                std::iter::once(messages::put(message)).chain(references).collect()
-            }
-        };
-        self.store.write(batch).await
+        let mut batch = Batch::default();
+        batch.deliver(message, targets);
+        batch.write(self.store.as_ref()).await
     }
 
     /// For each registration the first `limit` deliveries after `after`, in order of id, without what has expired. Fewer
@@ -125,22 +145,73 @@ impl Mailboxes {
 
     /// Removes deliveries that were acknowledged. Repeating it succeeds.
     pub async fn ack(&self, acks: &[(RegId, Vec<MessageId>)]) -> Result<(), StoreError> {
-        let delete = |regid: RegId, id: MessageId| Mutation::DeleteCell {
-            table: TABLE,
-            row: regid.0.to_vec(),
-            cell: id.to_bytes().to_vec(),
-        };
-        let batch: Vec<_> = acks.iter().flat_map(|(regid, ids)| ids.iter().map(|id| delete(*regid, *id))).collect();
-        if batch.is_empty() { Ok(()) } else { self.store.write(batch).await }
+        let mut batch = Batch::default();
+        for (regid, ids) in acks {
+            for id in ids {
+                batch.acknowledged(*regid, *id);
+            }
+        }
+        batch.write(self.store.as_ref()).await
     }
 
     /// Empties mailboxes. Repeating it succeeds.
     pub async fn clear(&self, regids: &[RegId]) -> Result<(), StoreError> {
-        if regids.is_empty() {
-            return Ok(());
+        let mut batch = Batch::default();
+        for regid in regids {
+            batch.clear_mailbox(*regid);
         }
-        let batch = regids.iter().map(|regid| Mutation::DeleteRow { table: TABLE, row: regid.0.to_vec() }).collect();
-        self.store.write(batch).await
+        batch.write(self.store.as_ref()).await
+    }
+
+    /// Single deliveries, in this order; `None` where it was acknowledged, has expired or never was. One multi-row read, and
+    /// one for the references.
+    pub async fn get(&self, deliveries: &[(RegId, MessageId)]) -> Result<Vec<Option<Message>>, StoreError> {
+        if deliveries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = |(regid, id): &(RegId, MessageId)| RowRead {
+            table: TABLE,
+            row: regid.0.to_vec(),
+            cells: Cells::One(id.to_bytes().to_vec()),
+            limit: 1,
+        };
+        let rows = self.store.read(deliveries.iter().map(read).collect()).await?;
+        let pages = self.resolve(&rows, 1).await?;
+        Ok(pages.into_iter().map(|mut page| page.deliveries.pop().map(|(_, message)| message)).collect())
+    }
+
+    /// For each registration which of the first `limit` deliveries of its mailbox have this collapse key, in order of id. One
+    /// multi-row read.
+    ///
+    /// Messages that lie in the mailbox itself are compared by the key. Of those stored once for many targets only a hash of
+    /// 64 bits is compared, since the key would take a further read: another key of the same app with the same hash would be
+    /// taken for this one.
+    pub async fn collapsing(
+        &self,
+        regids: &[RegId],
+        key: &str,
+        limit: usize,
+    ) -> Result<Vec<Vec<MessageId>>, StoreError> {
+        if regids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = |regid: &RegId| RowRead { table: TABLE, row: regid.0.to_vec(), cells: Cells::All, limit };
+        let rows = self.store.read(regids.iter().map(read).collect()).await?;
+        let hash = collapse_hash(key);
+        let mailbox = |row: &Row| {
+            let mut ids = Vec::new();
+            for (cell, value) in &row.cells {
+                if value_of(value).is_some_and(|value| value.collapse_hash() == Some(hash)) {
+                    let (id, entry) = decode(&row.row, cell, value)?;
+                    match &entry {
+                        Entry::Inline(message) if message.handling.collapse_key.as_deref() != Some(key) => {}
+                        _ => ids.push(id),
+                    }
+                }
+            }
+            Ok(ids)
+        };
+        rows.iter().map(mailbox).collect()
     }
 
     /// For each id the registration and the first `limit` deliveries of its mailbox: one multi-row read, and one for the
@@ -213,11 +284,66 @@ fn read(regid: RegId, after: Option<MessageId>, limit: usize) -> RowRead {
     }
 }
 
+impl Batch {
+    /// Puts a message into the mailboxes of its targets, until it expires: for one target inside its mailbox, for several
+    /// once, and then a reference in each mailbox; for none nothing. One that was acknowledged in between comes back.
+    pub fn deliver(&mut self, message: &Message, targets: &[RegId]) {
+        match targets {
+            [] => {}
+            [target] => self.0.push(put_inline(*target, message)),
+            _ => {
+                self.0.push(messages::put(message));
+                let reference = Reference::to(message);
+                self.0.extend(targets.iter().map(|target| put_reference(*target, message.id, reference)));
+            }
+        }
+    }
+
+    /// Removes a delivery from its mailbox; one that isn't there is no error.
+    pub fn acknowledged(&mut self, regid: RegId, id: MessageId) {
+        let (row, cell) = (regid.0.to_vec(), id.to_bytes().to_vec());
+        self.0.push(Mutation::DeleteCell { table: TABLE, row, cell });
+    }
+
+    /// Empties a mailbox; an empty one is no error.
+    pub fn clear_mailbox(&mut self, regid: RegId) {
+        self.0.push(Mutation::DeleteRow { table: TABLE, row: regid.0.to_vec() });
+    }
+}
+
+fn collapse_hash_of(message: &Message) -> Option<u64> {
+    message.handling.collapse_key.as_deref().map(collapse_hash)
+}
+
+fn collapse_hash(key: &str) -> u64 {
+    keys::hash(&[key.as_bytes()])
+}
+
 fn put(regid: RegId, id: MessageId, entry: &Entry) -> Mutation {
-    let (value, expires_at_ms) = match entry {
-        Entry::Inline(message) => ([&[INLINE], message.to_stored().as_slice()].concat(), message.expires_at_ms),
-        Entry::Reference(at_ms) => ([&[REFERENCE], at_ms.to_be_bytes().as_slice()].concat(), *at_ms),
+    match entry {
+        Entry::Inline(message) => put_inline(regid, message),
+        Entry::Reference(reference) => put_reference(regid, id, *reference),
+    }
+}
+
+fn put_inline(regid: RegId, message: &Message) -> Mutation {
+    let value = match collapse_hash_of(message) {
+        Some(hash) => Key::new().fixed(&[INLINE_COLLAPSING]).number(hash),
+        None => Key::new().fixed(&[INLINE]),
     };
+    put_value(regid, message.id, value.fixed(&message.to_stored()).build(), message.expires_at_ms)
+}
+
+fn put_reference(regid: RegId, id: MessageId, reference: Reference) -> Mutation {
+    let Reference { expires_at_ms, collapse_hash } = reference;
+    let value = match collapse_hash {
+        Some(hash) => Key::new().fixed(&[REFERENCE_COLLAPSING]).number(expires_at_ms).number(hash),
+        None => Key::new().fixed(&[REFERENCE]).number(expires_at_ms),
+    };
+    put_value(regid, id, value.build(), expires_at_ms)
+}
+
+fn put_value(regid: RegId, id: MessageId, value: Vec<u8>, expires_at_ms: u64) -> Mutation {
     Mutation::Put(Put {
         table: TABLE,
         row: regid.0.to_vec(),
@@ -227,18 +353,52 @@ fn put(regid: RegId, id: MessageId, entry: &Entry) -> Mutation {
     })
 }
 
+/// A cell's value, taken apart as far as it costs nothing.
+enum Value<'a> {
+    Inline { stored: &'a [u8], collapse_hash: Option<u64> },
+    Reference(Reference),
+}
+
+impl Value<'_> {
+    fn collapse_hash(&self) -> Option<u64> {
+        match self {
+            Self::Inline { collapse_hash, .. } => *collapse_hash,
+            Self::Reference(reference) => reference.collapse_hash,
+        }
+    }
+}
+
+fn value_of(value: &[u8]) -> Option<Value<'_>> {
+    let (form, rest) = value.split_first()?;
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+    match *form {
+        INLINE => Some(Value::Inline { stored: rest, collapse_hash: None }),
+        INLINE_COLLAPSING => {
+            let (hash, stored) = rest.split_at_checked(8)?;
+            Some(Value::Inline { stored, collapse_hash: number(hash) })
+        }
+        REFERENCE => Some(Value::Reference(Reference { expires_at_ms: number(rest)?, collapse_hash: None })),
+        REFERENCE_COLLAPSING => {
+            let (expires_at, hash) = rest.split_at_checked(8)?;
+            let (expires_at_ms, collapse_hash) = (number(expires_at)?, Some(number(hash)?));
+            Some(Value::Reference(Reference { expires_at_ms, collapse_hash }))
+        }
+        _ => None,
+    }
+}
+
 fn decode(row: &[u8], cell: &[u8], value: &[u8]) -> Result<(MessageId, Entry), StoreError> {
     let damaged = |reason: String| StoreError::corrupt(TABLE, row, reason);
     let id = MessageId::from_bytes(cell).map_err(|error| damaged(error.to_string()))?;
-    let entry = match value.split_first() {
-        Some((&INLINE, stored)) => {
-            Entry::Inline(Message::from_stored(id, stored).map_err(|error| damaged(error.to_string()))?)
+    match value_of(value) {
+        Some(Value::Inline { stored, .. }) => {
+            let message = Message::from_stored(id, stored).map_err(|error| damaged(error.to_string()))?;
+            Ok((id, Entry::Inline(message)))
         }
-        Some((&REFERENCE, at)) => {
-            let at = at.try_into().map_err(|_| damaged(format!("a reference of {} bytes", at.len())))?;
-            Entry::Reference(u64::from_be_bytes(at))
+        Some(Value::Reference(reference)) => Ok((id, Entry::Reference(reference))),
+        None => {
+            let form = value.first().map_or_else(|| "nothing".to_owned(), |form| format!("form {form}"));
+            Err(damaged(format!("an unknown entry for message {id}: {form} and {} bytes", value.len())))
         }
-        _ => return Err(damaged(format!("an unknown entry for message {id}"))),
-    };
-    Ok((id, entry))
+    }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use idl::ids::{AppId, MessageId};
 use idl::message::Message;
 
+use crate::batch::Batch;
 use crate::keys::{self, Key};
-use crate::sorted::{Mutation, Put, RowScan, SortedStore, StoreError, Table};
+use crate::sorted::{Cells, Mutation, Put, Row, RowRead, RowScan, SortedStore, StoreError, Table};
 
 const TABLE: Table = Table::Timelines;
 const CELL: &[u8] = b"m";
@@ -29,14 +30,17 @@ impl Timelines {
 
     /// Stores a broadcast until it expires, as one row of its app's timeline. Repeating it changes nothing.
     pub async fn append(&self, message: &Message) -> Result<(), StoreError> {
-        let put = Put {
-            table: TABLE,
-            row: row(&message.app, message.id),
-            cell: CELL.to_vec(),
-            value: message.to_stored(),
-            expires_at_ms: Some(message.expires_at_ms),
-        };
-        self.store.write(vec![Mutation::Put(put)]).await
+        let mut batch = Batch::default();
+        batch.broadcast(message);
+        batch.write(self.store.as_ref()).await
+    }
+
+    /// A broadcast of an app; `None` if there is none with that id, or it has expired or was removed.
+    pub async fn get(&self, app: &AppId, id: MessageId) -> Result<Option<Message>, StoreError> {
+        let read = RowRead { table: TABLE, row: row(app, id), cells: Cells::One(CELL.to_vec()), limit: 1 };
+        let rows = self.store.read(vec![read]).await?;
+        let decode = |row: &Row| row.cell(CELL).map(|value| decode(id, &row.row, value)).transpose();
+        rows.first().map_or(Ok(None), decode)
     }
 
     /// An app's broadcasts that have not expired, in order of id: at most `limit`, from `from`, inclusive, to `to`,
@@ -54,15 +58,36 @@ impl Timelines {
         };
         let rows = self.store.scan(RowScan { table: TABLE, from: row(app, from), to, rows_max: limit }).await?;
         let skip = prefix(app).len();
-        let decode = |row: &crate::sorted::Row| {
+        let decode = |row: &Row| {
             let damaged = |reason: String| StoreError::corrupt(TABLE, &row.row, reason);
             let id = MessageId::from_bytes(row.row.get(skip..).unwrap_or_default());
             let id = id.map_err(|error| damaged(error.to_string()))?;
-            let value = row.cell(CELL).ok_or_else(|| damaged("no cell m".to_owned()))?;
-            Message::from_stored(id, value).map_err(|error| damaged(error.to_string()))
+            decode(id, &row.row, row.cell(CELL).ok_or_else(|| damaged("no cell m".to_owned()))?)
         };
         rows.iter().map(decode).collect()
     }
+}
+
+impl Batch {
+    /// Stores a broadcast until it expires, as one row of its app's timeline, with its audience.
+    pub fn broadcast(&mut self, message: &Message) {
+        self.0.push(Mutation::Put(Put {
+            table: TABLE,
+            row: row(&message.app, message.id),
+            cell: CELL.to_vec(),
+            value: message.to_stored(),
+            expires_at_ms: Some(message.expires_at_ms),
+        }));
+    }
+
+    /// Removes a broadcast from its app's timeline; one that isn't there is no error. Who has it keeps it.
+    pub fn remove_broadcast(&mut self, app: &AppId, id: MessageId) {
+        self.0.push(Mutation::DeleteRow { table: TABLE, row: row(app, id) });
+    }
+}
+
+fn decode(id: MessageId, row: &[u8], value: &[u8]) -> Result<Message, StoreError> {
+    Message::from_stored(id, value).map_err(|error| StoreError::corrupt(TABLE, row, error))
 }
 
 fn row(app: &AppId, id: MessageId) -> Vec<u8> {

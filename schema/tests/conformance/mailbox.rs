@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use idl::ids::MessageId;
 use idl::message::Message;
-use schema::mailbox::{Entry, Mailboxes};
+use schema::mailbox::{Entry, Mailboxes, Reference};
 use schema::messages::Messages;
 use schema::registrations::Registrations;
 use schema::sorted::{Mutation, SortedStore, StoreError, Table};
@@ -127,7 +127,7 @@ pub(crate) async fn a_message_expires_in_mailboxes_and_in_the_message_table(worl
 
 pub(crate) async fn references_to_nothing_are_passed_over_however_many_there_are(world: World) {
     let mailboxes = Mailboxes::new(world.store.clone());
-    let dangling = (1..=10).map(|id| (regid(1), MessageId(id), Entry::Reference(START_MS + 10_000)));
+    let dangling = (1..=10).map(|id| (regid(1), MessageId(id), Entry::Reference(Reference::to(&message(id)))));
     mailboxes.put(&dangling.collect::<Vec<_>>()).await.unwrap();
     mailboxes.put(&[inline(1, 11), inline(1, 12), inline(2, 3)]).await.unwrap();
     let found = mailboxes.read(&[regid(1), regid(2)], None, 2).await.unwrap();
@@ -147,7 +147,7 @@ pub(crate) async fn mailboxes_are_read_together_each_by_itself(world: World) {
 pub(crate) async fn entries_may_be_put_for_several_registrations_at_once(world: World) {
     let (mailboxes, messages) = (Mailboxes::new(world.store.clone()), Messages::new(world.store));
     messages.put(&message(2)).await.unwrap();
-    let reference = Entry::Reference(message(2).expires_at_ms);
+    let reference = Entry::Reference(Reference::to(&message(2)));
     mailboxes
         .put(&[inline(1, 1), (regid(1), MessageId(2), reference.clone()), (regid(2), MessageId(2), reference)])
         .await

@@ -9,7 +9,7 @@ use std::time::Duration;
 use idl::clock::{Clock, SystemEntropy};
 use idl::contract::message::Notification;
 use idl::ids::{AccountId, AppId, MessageId, RegId};
-use idl::message::Message;
+use idl::message::{Handling, Message};
 use schema::cache::Cache;
 use schema::cache::in_process::{CacheLimits, InProcessCache};
 use schema::catalog::Catalog;
@@ -71,8 +71,11 @@ pub(crate) struct CatalogWorld {
 
 pub(crate) fn sqlite() -> CatalogWorld {
     let folder = tempfile::tempdir().unwrap();
-    let catalog = SqliteCatalog::open(&folder.path().join("catalog.sqlite")).unwrap();
-    CatalogWorld { catalog: Arc::new(catalog), _folder: Some(folder) }
+    CatalogWorld { catalog: Arc::new(open_sqlite(folder.path())), _folder: Some(folder) }
+}
+
+pub(crate) fn open_sqlite(folder: &Path) -> SqliteCatalog {
+    SqliteCatalog::open(&folder.join("catalog.sqlite")).unwrap()
 }
 
 pub(crate) fn sqlite_in_memory() -> CatalogWorld {
@@ -146,6 +149,7 @@ pub(crate) fn message(id: u128) -> Message {
         accepted_at_ms: START_MS,
         expires_at_ms: START_MS + 10_000,
         audience: None,
+        handling: Handling::default(),
     }
 }
 
