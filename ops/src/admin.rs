@@ -44,6 +44,8 @@ pub enum Ask {
     },
     /// What the server says of itself.
     Status,
+    /// Reads the certificate again, as SIGHUP does.
+    Reload,
     /// Ends the server as SIGTERM does.
     Drain,
 }
@@ -76,7 +78,8 @@ impl From<wire::App> for App {
     }
 }
 
-/// Answers what needs the middle tier. [`Ask::Status`] and [`Ask::Drain`] concern a process; its socket answers them.
+/// Answers what needs the middle tier. [`Ask::Status`], [`Ask::Reload`] and [`Ask::Drain`] concern a process; its
+/// socket answers them.
 #[derive(Clone)]
 pub struct Admin {
     bus: Arc<dyn Bus>,
@@ -113,7 +116,9 @@ impl Admin {
                     other => Err(unexpected(&other)),
                 }
             }
-            Ask::Status | Ask::Drain => Err(Failure::new(Code::Illegal, "no server is running on this data folder")),
+            Ask::Status | Ask::Reload | Ask::Drain => {
+                Err(Failure::new(Code::Illegal, "no server is running on this data folder"))
+            }
         }
     }
 

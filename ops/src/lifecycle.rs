@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -61,22 +62,39 @@ impl Health {
     }
 }
 
-/// Cancels `stop` at the first SIGTERM or SIGINT; the second ends the process at once, with exit code 1.
-pub fn watch_signals(stop: CancellationToken) -> Result<()> {
+/// What a server that runs can be told from outside.
+#[derive(Clone, Default)]
+pub struct Orders {
+    /// To end.
+    pub stop: CancellationToken,
+    /// To read its certificate again. Told before it can, it does so once it can.
+    pub reload: Arc<Notify>,
+}
+
+/// Gives the orders that signals mean. The first SIGTERM or SIGINT is to stop; the second ends the process at once, with
+/// exit code 1. SIGHUP is to reload.
+pub fn watch_signals(orders: Orders) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP can't be watched")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be watched")?;
     tokio::spawn(async move {
-        for round in 0.. {
+        let mut draining = false;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = hangup.recv() => {
+                    orders.reload.notify_one();
+                    continue;
+                }
             }
-            if round > 0 {
+            if draining {
                 tracing::warn!("a second signal: ending at once");
                 std::process::exit(1);
             }
             tracing::info!("a signal: draining; another one ends at once");
-            stop.cancel();
+            draining = true;
+            orders.stop.cancel();
         }
     });
     Ok(())

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Ask};
 use crate::data_folder::{DataFolder, read_json, write_json};
+use crate::identity::LiveCertificate;
 
 /// The longest request, and the longest answer.
 const LINE_BYTES_MAX: u64 = 4 << 20;
@@ -115,18 +116,10 @@ impl AdminSocket {
         Ok(Self { listener, path: Published(path) })
     }
 
-    /// Answers commands until `drain` is cancelled. `status` says how the server is; `stop` is cancelled by
-    /// [`Ask::Drain`].
-    pub async fn serve(
-        self,
-        admin: Admin,
-        status: Arc<dyn Fn() -> Value + Send + Sync>,
-        stop: CancellationToken,
-        drain: CancellationToken,
-        tasks: TaskTracker,
-    ) {
+    /// Answers commands until `drain` is cancelled.
+    pub async fn serve(self, admin: Admin, process: Process, drain: CancellationToken, tasks: TaskTracker) {
         let commands = Arc::new(Semaphore::new(COMMANDS_MAX));
-        let answerer = Arc::new(Answerer { admin, status, stop });
+        let answerer = Arc::new(Answerer { admin, process });
         loop {
             let free = tokio::select! {
                 () = drain.cancelled() => break,
@@ -157,10 +150,19 @@ impl AdminSocket {
     }
 }
 
+/// What commands about the process itself need.
+pub struct Process {
+    /// Says how the server is.
+    pub status: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// Read again by [`Ask::Reload`].
+    pub certificate: Arc<LiveCertificate>,
+    /// Cancelled by [`Ask::Drain`].
+    pub stop: CancellationToken,
+}
+
 struct Answerer {
     admin: Admin,
-    status: Arc<dyn Fn() -> Value + Send + Sync>,
-    stop: CancellationToken,
+    process: Process,
 }
 
 impl Answerer {
@@ -196,10 +198,17 @@ impl Answerer {
 
     async fn answer(&self, ask: Ask) -> Result<Value, Failure> {
         match ask {
-            Ask::Status => Ok((self.status)()),
+            Ask::Status => Ok((self.process.status)()),
+            Ask::Reload => {
+                let certificate = &self.process.certificate;
+                let failed = |error| Failure::new(Code::System, format!("{error:#}"));
+                let reloaded = certificate.reload().await.map_err(failed)?;
+                let expires_ms = certificate.current().not_after_ms;
+                Ok(json!({ "certificate": reloaded.name(), "expires_ms": expires_ms }))
+            }
             Ask::Drain => {
                 tracing::info!("asked to drain");
-                self.stop.cancel();
+                self.process.stop.cancel();
                 Ok(json!({ "draining": true }))
             }
             ask => self.admin.perform(ask).await,
@@ -243,11 +252,14 @@ fn at_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> std::io::Result<T>) 
 mod tests {
     use async_trait::async_trait;
     use idl::bus::{Bus, Call, FrontEvent, Reply};
+    use idl::clock::{SharedClock, SystemClock};
     use idl::contract::bus as wire;
     use idl::ids::FrontId;
+    use prometheus_client::registry::Registry;
     use tokio::time::Instant;
 
     use super::*;
+    use crate::config::Config;
 
     /// A middle tier that knows one application.
     struct OneApp;
@@ -295,14 +307,25 @@ mod tests {
         let socket = AdminSocket::bind(&folder).expect("binds");
         let (stop, drain, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let admin = Admin::new(Arc::new(OneApp), folder.clone());
-        let status = Arc::new(|| json!({ "state": "ready" }));
-        let serving = tokio::spawn(socket.serve(admin, status, stop.clone(), drain.clone(), tasks.clone()));
+        let clock: SharedClock = Arc::new(SystemClock);
+        let certificate = LiveCertificate::load(&Config::default(), &folder, &clock, &mut Registry::default());
+        let process = Process {
+            status: Arc::new(|| json!({ "state": "ready" })),
+            certificate: Arc::new(certificate.expect("makes")),
+            stop: stop.clone(),
+        };
+        let serving = tokio::spawn(socket.serve(admin, process, drain.clone(), tasks.clone()));
 
         let apps = ask(&folder, Ask::AppList).await.expect("answers").expect("runs");
         assert_eq!(apps["apps"][0]["app"], "com.example.one");
         let error = ask(&folder, Ask::AppRotateSecret { app: "x".to_owned() }).await.expect_err("no such application");
         assert_eq!(error.to_string(), "there is no such application");
         assert_eq!(ask(&folder, Ask::Status).await.expect("answers").expect("runs")["state"], "ready");
+        let reloaded = ask(&folder, Ask::Reload).await.expect("answers").expect("runs");
+        assert_eq!(reloaded["certificate"], "unchanged");
+        std::fs::remove_file(folder.tls().join("server.json")).expect("is there");
+        let reloaded = ask(&folder, Ask::Reload).await.expect("answers").expect("runs");
+        assert_eq!(reloaded["certificate"], "replaced");
         assert!(!stop.is_cancelled());
         ask(&folder, Ask::Drain).await.expect("answers");
         assert!(stop.is_cancelled());

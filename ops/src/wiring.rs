@@ -24,9 +24,9 @@ use xmpp_frontend::Front;
 use crate::admin::{Admin, App, Ask};
 use crate::config::Config;
 use crate::data_folder::{DataFolder, Owned};
-use crate::identity::{ServerCertificate, ServerKeys};
-use crate::lifecycle::{self, Health, Running};
-use crate::socket::{AdminSocket, Run};
+use crate::identity::{LiveCertificate, ServerKeys};
+use crate::lifecycle::{self, Health, Orders, Running};
+use crate::socket::{AdminSocket, Process, Run};
 use crate::telemetry;
 
 /// A server that serves, as it is announced.
@@ -39,18 +39,19 @@ pub struct Ready {
     pub demo: Option<App>,
 }
 
-/// Runs the server until it is told to stop: by a signal, through its socket, or by `stop`. Every listener is bound and
+/// Runs the server until it is told to stop: by a signal, through its socket, or by `orders`. Every listener is bound and
 /// `run.json` is written when `announce` is called. An error means that it could not start, that a part of it crashed,
 /// or that its drain took too long.
-pub async fn serve(config: Config, stop: CancellationToken, announce: impl FnOnce(&Ready)) -> Result<()> {
+pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)) -> Result<()> {
+    let Orders { stop, reload } = orders;
     // What must outlive a crash: the folder, and who this server is.
     let folder = DataFolder::at(config.data());
     folder.create()?;
     let _owned = folder.own()?;
     let clock: SharedClock = Arc::new(SystemClock);
     let entropy: SharedEntropy = Arc::new(SystemEntropy);
-    let certificate = ServerCertificate::load_or_make(&config, &folder, clock.as_ref())?;
     let mut registry = telemetry::registry();
+    let certificate = Arc::new(LiveCertificate::load(&config, &folder, &clock, &mut registry)?);
 
     // The middle tier on its stores, and the bus to it.
     let keys = ServerKeys::load_or_make(&folder, entropy.as_ref())?;
@@ -65,7 +66,7 @@ pub async fn serve(config: Config, stop: CancellationToken, announce: impl FnOnc
             inbox: bus.attach_front(front_id),
             front: front_id,
             keys: keys.tokens,
-            tls: certificate.config(&[b"xmpp-client"])?,
+            tls: certificate.tls(&[b"xmpp-client"])?,
             clock: Arc::clone(&clock),
             entropy,
         },
@@ -75,7 +76,7 @@ pub async fn serve(config: Config, stop: CancellationToken, announce: impl FnOnc
         http_config(&config),
         http_frontend::Dependencies {
             bus: Arc::clone(&bus) as Arc<dyn Bus>,
-            tls: certificate.config(&[])?,
+            tls: certificate.tls(&[])?,
             clock: Arc::clone(&clock),
         },
         &mut registry,
@@ -116,10 +117,11 @@ pub async fn serve(config: Config, stop: CancellationToken, announce: impl FnOnc
         role: config.role.name().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listeners,
-        ca: certificate.ca,
+        ca: certificate.current().ca,
     };
-    let status = status(&run, &health, &clock);
-    watchers.start("admin socket", socket.serve(admin, status, stop.clone(), drain_watchers.clone(), tasks.clone()));
+    watchers.start("certificate", Arc::clone(&certificate).watch(reload, drain_watchers.clone()));
+    let process = Process { status: status(&run, &health, &clock), certificate, stop: stop.clone() };
+    watchers.start("admin socket", socket.serve(admin, process, drain_watchers.clone(), tasks.clone()));
 
     // Ready, unless it is told to stop, or a part crashes, before that.
     let mut published = None;

@@ -7,17 +7,23 @@
 mod harness;
 
 use std::fs;
-use std::io::Write as _;
-use std::net::TcpStream;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use harness::clients;
 use harness::server::{Server, campanile, run, text};
 use harness::terminal::TerminalDevice;
 use harness::wait_for;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 
 /// The one line that it said, and its exit code.
@@ -348,4 +354,142 @@ fn a_drain_that_takes_too_long_is_given_up_and_told() {
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("the drain was not over after 300 ms (limits.drain_ms_max)"), "{said}");
     assert!(!server.folder().run().exists());
+}
+
+/// A CA that an operator has, and what it certifies, as the files of `tls.certificate` and `tls.key`.
+struct Operator {
+    folder: tempfile::TempDir,
+    ca: CertificateParams,
+    ca_key: KeyPair,
+}
+
+impl Operator {
+    fn new() -> Self {
+        let (folder, ca_key) = (tempfile::tempdir().expect("a folder"), KeyPair::generate().expect("a key"));
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        fs::write(folder.path().join("ca.pem"), ca.self_signed(&ca_key).expect("signs").pem()).expect("writes");
+        Self { folder, ca, ca_key }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Certifies localhost once more; returns the certificate.
+    fn certify(&self) -> CertificateDer<'static> {
+        let key = KeyPair::generate().expect("a key");
+        let leaf = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        let leaf = leaf.signed_by(&key, &Issuer::from_params(&self.ca, &self.ca_key)).expect("signs");
+        fs::write(self.file("server.pem"), leaf.pem()).expect("writes");
+        fs::write(self.file("server.key"), key.serialize_pem()).expect("writes");
+        leaf.der().clone()
+    }
+}
+
+/// A client's TLS connection that trusts this CA, resumes nothing, and has shaken hands; and the certificate it was given.
+fn shake_hands(
+    address: SocketAddr,
+    ca: &Path,
+    protocol: &[u8],
+) -> (StreamOwned<ClientConnection, TcpStream>, CertificateDer<'static>) {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).expect("a certificate")).expect("a CA");
+    let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut tls = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut tcp = TcpStream::connect(address).expect("it listens");
+    tcp.set_read_timeout(Some(harness::PATIENCE)).expect("a time");
+    while tls.is_handshaking() {
+        tls.complete_io(&mut tcp).expect("a handshake");
+    }
+    let certificate = tls.peer_certificates().and_then(<[_]>::first).expect("a certificate").clone().into_owned();
+    (StreamOwned::new(tls, tcp), certificate)
+}
+
+/// Says something on a connection and reads until this comes.
+fn say(stream: &mut StreamOwned<ClientConnection, TcpStream>, words: &str, until: &str) {
+    stream.write_all(words.as_bytes()).expect("it is open");
+    let mut heard = Vec::new();
+    while !text(&heard).contains(until) {
+        let mut part = [0; 4096];
+        let length = stream.read(&mut part).expect("it is open");
+        assert!(length > 0, "it was closed after {}", text(&heard));
+        heard.extend_from_slice(&part[..length]);
+    }
+}
+
+const STREAM_HEADER: &str = "<stream:stream to='localhost' version='1.0' xmlns='jabber:client' \
+                             xmlns:stream='http://etherx.jabber.org/streams'>";
+const REQUEST: &str = "POST /v3/message/all HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n";
+
+#[test]
+fn a_signal_replaces_the_certificate_for_new_connections_and_old_ones_go_on() {
+    let operator = Operator::new();
+    let first = operator.certify();
+    let path = |name: &str| operator.file(name).to_str().expect("a path").to_owned();
+    let server = Server::start_with(&[("tls.certificate", &path("server.pem")), ("tls.key", &path("server.key"))]);
+    let (https, xmpp, ca) = (server.address("http.https"), server.address("xmpp.tls"), operator.file("ca.pem"));
+    let given = |address, protocol: &[u8]| shake_hands(address, &ca, protocol).1;
+    let count = |result: &str| server.metric(&format!("campanile_certificate_reloads_total{{result=\"{result}\"}}"));
+    let (mut old_https, old) = shake_hands(https, &ca, b"http/1.1");
+    assert_eq!(old, first);
+    let (mut old_xmpp, old) = shake_hands(xmpp, &ca, b"xmpp-client");
+    assert_eq!(old, first);
+    say(&mut old_https, REQUEST, "21301");
+    say(&mut old_xmpp, STREAM_HEADER, "</stream:features>");
+    let expires_ms = server.metric("campanile_certificate_expires_ms");
+    assert!(expires_ms > 0.0);
+
+    let second = operator.certify();
+    assert_eq!(given(https, b"http/1.1"), first, "files alone change nothing");
+    server.signal(Signal::HUP);
+    wait_for("the certificate is replaced", || (count("replaced") > 0.0).then_some(()));
+    assert_eq!(given(https, b"http/1.1"), second);
+    assert_eq!(given(xmpp, b"xmpp-client"), second);
+    say(&mut old_https, REQUEST, "21301");
+    say(&mut old_xmpp, "</stream:stream>", "</stream:stream>");
+
+    fs::write(operator.file("server.pem"), "no certificate").expect("writes");
+    server.signal(Signal::HUP);
+    wait_for("the failure is counted", || (count("failed") > 0.0).then_some(()));
+    wait_for("the failure is logged with the way out", || {
+        let (_, said) = server.output();
+        (said.contains("holds no certificate in PEM form") && said.contains("campanile ctl reload")).then_some(())
+    });
+    let (code, said) = refusal(&server.command(&["ctl", "reload"]));
+    assert_eq!((code, said.contains("the certificate stays as it was")), (Some(1), true), "{said}");
+    assert_eq!(given(https, b"http/1.1"), second);
+
+    let third = operator.certify();
+    let reloaded = &server.json(&["ctl", "reload"])[0];
+    assert_eq!(reloaded["certificate"], "replaced");
+    assert_eq!(given(xmpp, b"xmpp-client"), third);
+}
+
+#[test]
+fn the_instances_own_certificate_is_kept_by_a_reload_unless_it_must_be_made_anew() {
+    let server = Server::start();
+    let device = TerminalDevice::start(&server, &["--alias", "keeper"]);
+    device.regid();
+    let given = || shake_hands(server.address("http.https"), &server.ca(), b"http/1.1").1;
+    let first = given();
+    assert_eq!(server.json(&["ctl", "reload"])[0]["certificate"], "unchanged");
+    assert_eq!(given(), first);
+    // As if it had been made for other names.
+    fs::write(server.folder().tls().join("server.json"), r#"{"names":["old.example"],"not_after_s":9999999999}"#)
+        .expect("writes");
+    let said = server.command(&["ctl", "reload"]);
+    assert_eq!(text(&said.stdout), "new connections get the new certificate\n", "{}", text(&said.stderr));
+    assert_ne!(given(), first, "signed by the same CA");
+    server.send("/v3/message/alias", &[("alias", "keeper"), ("payload", "over the old connection")]);
+    device.wait_for_push("over the old connection");
+    assert!(device.events("offline").is_empty());
+    let (code, said) = refusal(&run(&["ctl", "reload", "--data", "/nowhere"]));
+    assert_eq!((code, said.contains("no server runs on the data folder")), (Some(1), true), "{said}");
 }

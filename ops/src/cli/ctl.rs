@@ -12,6 +12,7 @@ use super::{Settings, small_runtime};
 use crate::admin::Ask;
 use crate::config::Config;
 use crate::data_folder::DataFolder;
+use crate::identity::Reloaded;
 use crate::socket::ask_server;
 use crate::wiring;
 
@@ -30,6 +31,8 @@ pub(super) struct Ctl {
 enum Verb {
     /// Show how the server is
     Status,
+    /// Read the certificate again, as SIGHUP does
+    Reload,
     /// End the server as SIGTERM does
     Drain,
     /// Make all tokens of an account worthless and end its connections
@@ -47,6 +50,15 @@ impl Ctl {
             Verb::Status => {
                 let status = ask_running(&config, &Ask::Status)?;
                 settings.say(&status, &words_of(&status))
+            }
+            Verb::Reload => {
+                let reloaded = ask_running(&config, &Ask::Reload)?;
+                let words = if reloaded["certificate"] == Reloaded::Replaced.name() {
+                    "new connections get the new certificate"
+                } else {
+                    "the certificate is the same as before"
+                };
+                settings.say(&reloaded, words)
             }
             Verb::Drain => settings.say(&ask_running(&config, &Ask::Drain)?, "draining"),
             Verb::RevokeTokens { account } => {

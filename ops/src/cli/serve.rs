@@ -6,12 +6,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::{Settings, check_config};
 use crate::admin::App;
 use crate::config::DataPath;
-use crate::lifecycle;
+use crate::lifecycle::{self, Orders};
 use crate::socket::Run;
 use crate::telemetry;
 use crate::wiring::{self, Ready};
@@ -42,9 +41,9 @@ impl Serve {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime can't be started")?;
         let served = runtime.block_on(async {
-            let stop = CancellationToken::new();
-            lifecycle::watch_signals(stop.clone())?;
-            wiring::serve(config, stop, |ready| {
+            let orders = Orders::default();
+            lifecycle::watch_signals(orders.clone())?;
+            wiring::serve(config, orders, |ready| {
                 // Nobody may be reading; the server serves all the same.
                 let _ = settings.say(&announcement(ready), &welcome(ready, &this_program()));
             })

@@ -126,9 +126,10 @@ keys! {
     "http.plain" => http.plain,
         "The same API without TLS, for clients on this machine that can't be given a CA.";
     "tls.certificate" => tls.certificate,
-        "PEM file with the server's certificate chain, its own first. Empty: a certificate of the instance's own CA.";
+        "PEM file with the server's certificate chain, its own first. Empty: a certificate of the instance's own CA. SIGHUP \
+         or `campanile ctl reload` reads it again.";
     "tls.key" => tls.key,
-        "PEM file with the private key of `tls.certificate`.";
+        "PEM file with the private key of `tls.certificate`, read together with it.";
     "callbacks.allow" => callbacks.allow,
         "Networks that the callback URLs of app servers may lead to although they are not public: private and loopback \
          ones are refused otherwise, so that no callback is a way into your network.";
