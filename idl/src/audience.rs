@@ -4,12 +4,14 @@
 //! implement [`Evaluate`], so they can't disagree about what an operator means.
 
 mod comparison;
+mod grammar;
 
 use thiserror::Error;
 
 pub use self::comparison::{
     ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, Comparison, InvalidComparison, Test, VALUES_MAX,
 };
+pub use self::grammar::{EXPRESSION_BYTES_MAX, EXPRESSION_DEPTH_MAX, InvalidExpression};
 use crate::contract::message as wire;
 use crate::ids::{Alias, InvalidId, TopicName, UserAccount};
 
