@@ -271,6 +271,8 @@ async fn register(
             version: id.time_ms(),
             created_at: id,
             cursor: Cursor { judged_to: id, acked: Vec::new() },
+            last_seen_ms: None,
+            recent: Vec::new(),
         };
         shared.registrations.create(&registration).await?;
         Arc::new(registration)

@@ -75,12 +75,12 @@ pub(crate) async fn members(
         Some(regid) => keys::successor(&Key::new().fixed(&prefix).fixed(&regid.0).build()),
         None => prefix.clone(),
     };
-    let rows = store.scan(RowScan { table, from, to, rows_max: limit }).await?;
+    let rows = store.keys(RowScan { table, from, to, rows_max: limit }).await?;
     let regid = |row: &[u8]| {
         let bytes = row.get(prefix.len()..).and_then(|rest| rest.try_into().ok());
         bytes.map(RegId).ok_or_else(|| StoreError::corrupt(table, row, "no registration id at its end"))
     };
-    rows.iter().map(|row| regid(&row.row)).collect()
+    rows.iter().map(|row| regid(row)).collect()
 }
 
 fn prefix(app: &AppId, name: &Name) -> Vec<u8> {

@@ -9,10 +9,15 @@
 //! | `a` | form 1: attributes, name and value in turn |
 //! | `c` | form 1: cursor: judged to, then acked ids |
 //! | `e` | 1 enabled, 0 not |
+//! | `h` | form 1: the last broadcasts that it acknowledged: id, when, front |
 //! | `l` alias | empty |
+//! | `s` | form 1: when the device was last there |
 //! | `t` topic | message id: subscribed since |
 //! | `u` user account | empty |
 //! | `v` | version of the membership |
+//!
+//! `c`, `h` and `s` are its progress: they change with what the device does, apart from the rest, and are written over
+//! whatever is there.
 //!
 //! The row is the truth. Rows in `names` and `topic_members` and the account's cell `r` point here; they are written after
 //! it and may point at nothing.
@@ -21,9 +26,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use idl::ids::{AccountId, Alias, AppId, MessageId, RegId, TopicName, UserAccount};
+use idl::ids::{AccountId, Alias, AppId, FrontId, MessageId, RegId, TopicName, UserAccount};
 
 use crate::accounts;
+use crate::batch::Batch;
 use crate::keys::Key;
 use crate::names::{self, Name};
 use crate::sorted::{Cells, Mutation, Put, Row, RowRead, SortedStore, StoreError, Table};
@@ -35,10 +41,14 @@ const ATTRIBUTES: &[u8] = b"a";
 const BASE: &[u8] = b"b";
 const CURSOR: &[u8] = b"c";
 const ENABLED: &[u8] = b"e";
+const LAST_SEEN: &[u8] = b"s";
+const RECENT: &[u8] = b"h";
 const VERSION: &[u8] = b"v";
 const ALIAS: u8 = b'l';
 const TOPIC: u8 = b't';
 const USER_ACCOUNT: u8 = b'u';
+/// Most broadcasts that a registration remembers as acknowledged by it.
+pub const RECENT_MAX: usize = 32;
 /// The cell of an index row.
 const MEMBER: &[u8] = b"m";
 
@@ -71,6 +81,10 @@ pub struct Registration {
     pub created_at: MessageId,
     /// How far its timeline was judged.
     pub cursor: Cursor,
+    /// When the device was last known to be there, in milliseconds since the epoch.
+    pub last_seen_ms: Option<u64>,
+    /// The last broadcasts that it acknowledged, at most [`RECENT_MAX`], the newest last.
+    pub recent: Vec<RecentBroadcast>,
 }
 
 impl fmt::Debug for Registration {
@@ -88,6 +102,8 @@ impl fmt::Debug for Registration {
             .field("version", &self.version)
             .field("created_at", &self.created_at)
             .field("cursor", &self.cursor)
+            .field("last_seen_ms", &self.last_seen_ms)
+            .field("recent", &self.recent)
             .finish_non_exhaustive()
     }
 }
@@ -101,6 +117,29 @@ pub struct Cursor {
     /// Ids within the overlap before `judged_to` that need not be delivered again, because they were acknowledged or did not
     /// match; ascending.
     pub acked: Vec<MessageId>,
+}
+
+/// A broadcast that a registration acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecentBroadcast {
+    /// Which.
+    pub id: MessageId,
+    /// When, in milliseconds since the epoch.
+    pub at_ms: u64,
+    /// Through which front.
+    pub front: FrontId,
+}
+
+/// What changes with what a registration's device does. `None` leaves a thing as it is stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How far its timeline was judged.
+    pub cursor: Option<Cursor>,
+    /// The last broadcasts that it acknowledged, the newest last: all of them, not what was added. Only the last
+    /// [`RECENT_MAX`] are kept.
+    pub recent: Option<Vec<RecentBroadcast>>,
+    /// When the device was last known to be there, in milliseconds since the epoch.
+    pub last_seen_ms: Option<u64>,
 }
 
 /// The store of registrations.
@@ -169,13 +208,30 @@ impl Registrations {
         self.store.write(batch).await
     }
 
-    /// Writes cursors in one call. That of a registration that is gone does not bring it back.
-    pub async fn write_cursors(&self, cursors: &[(RegId, Cursor)]) -> Result<(), StoreError> {
-        if cursors.is_empty() {
-            return Ok(());
+    /// Writes the progress of registrations in one call, over what is stored. That of a registration that is gone does not
+    /// bring it back.
+    pub async fn write_progress(&self, progress: &[(RegId, Progress)]) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for (regid, progress) in progress {
+            batch.progress(*regid, progress);
         }
-        let batch = cursors.iter().map(|(regid, cursor)| put(*regid, CURSOR.to_vec(), encode_cursor(cursor))).collect();
-        self.store.write(batch).await
+        batch.write(self.store.as_ref()).await
+    }
+}
+
+impl Batch {
+    /// Writes the progress of a registration, over what is stored. That of a registration that is gone does not bring it
+    /// back.
+    pub fn progress(&mut self, regid: RegId, progress: &Progress) {
+        let Progress { cursor, recent, last_seen_ms } = progress;
+        let cells = [
+            (CURSOR, cursor.as_ref().map(encode_cursor)),
+            (RECENT, recent.as_deref().map(encode_recent)),
+            (LAST_SEEN, last_seen_ms.map(encode_last_seen)),
+        ];
+        for (cell, value) in cells {
+            self.0.extend(value.map(|value| put(regid, cell.to_vec(), value)));
+        }
     }
 }
 
@@ -190,18 +246,31 @@ pub(crate) fn decode(regid: RegId, row: &Row) -> Result<Option<Registration>, St
     decode_row(regid, base, row).map(Some).map_err(|reason| StoreError::corrupt(TABLE, &regid.0, reason))
 }
 
+/// What a registration's cell holds; `None` if it has none.
+type CellOf = fn(&Registration) -> Option<Vec<u8>>;
+
 /// Pushes what must be written to get from `old` to `new`, apart from the base: cells of the row, then index rows.
 fn differences(old: Option<&Registration>, new: &Registration, batch: &mut Vec<Mutation>) {
     let regid = new.regid;
-    let mut set = |cell: &[u8], before: Option<Vec<u8>>, after: Vec<u8>| {
-        if before.as_ref() != Some(&after) {
-            batch.push(put(regid, cell.to_vec(), after));
+    let mut set = |cell: &[u8], before: Option<Vec<u8>>, after: Option<Vec<u8>>| {
+        if before != after {
+            batch.push(match after {
+                Some(after) => put(regid, cell.to_vec(), after),
+                None => Mutation::DeleteCell { table: TABLE, row: regid.0.to_vec(), cell: cell.to_vec() },
+            });
         }
     };
-    set(ATTRIBUTES, old.map(|old| encode_attributes(&old.attributes)), encode_attributes(&new.attributes));
-    set(CURSOR, old.map(|old| encode_cursor(&old.cursor)), encode_cursor(&new.cursor));
-    set(ENABLED, old.map(|old| vec![u8::from(old.enabled)]), vec![u8::from(new.enabled)]);
-    set(VERSION, old.map(|old| old.version.to_be_bytes().to_vec()), new.version.to_be_bytes().to_vec());
+    let cells: [(&[u8], CellOf); 6] = [
+        (ATTRIBUTES, |of| Some(encode_attributes(&of.attributes))),
+        (CURSOR, |of| Some(encode_cursor(&of.cursor))),
+        (ENABLED, |of| Some(vec![u8::from(of.enabled)])),
+        (LAST_SEEN, |of| of.last_seen_ms.map(encode_last_seen)),
+        (RECENT, |of| (!of.recent.is_empty()).then(|| encode_recent(&of.recent))),
+        (VERSION, |of| Some(of.version.to_be_bytes().to_vec())),
+    ];
+    for (cell, value) in cells {
+        set(cell, old.and_then(value), value(new));
+    }
 
     let (cells_before, cells_after) = (old.map(member_cells).unwrap_or_default(), member_cells(new));
     for (cell, value) in &cells_after {
@@ -232,14 +301,15 @@ fn member_cells(registration: &Registration) -> BTreeMap<Vec<u8>, Vec<u8>> {
     aliases.chain(user_accounts).chain(topics).collect()
 }
 
-/// The rows that point at a registration from its names and topics.
+/// The rows that point at a registration from its names, its topics and its app.
 fn index_rows(registration: &Registration) -> BTreeSet<(Table, Vec<u8>)> {
     let (app, regid) = (&registration.app, registration.regid);
     let aliases = registration.aliases.iter().cloned().map(Name::Alias);
     let user_accounts = registration.user_accounts.iter().cloned().map(Name::UserAccount);
     let names = aliases.chain(user_accounts).map(|name| (Table::Names, names::row(app, &name, regid)));
     let topics = registration.topics.keys().map(|topic| (Table::TopicMembers, topics::row(app, topic, regid)));
-    names.chain(topics).collect()
+    let everyone = (Table::TopicMembers, topics::everyone_row(app, regid));
+    names.chain(topics).chain([everyone]).collect()
 }
 
 fn put(regid: RegId, cell: Vec<u8>, value: Vec<u8>) -> Mutation {
@@ -268,6 +338,18 @@ fn encode_cursor(cursor: &Cursor) -> Vec<u8> {
     cursor.acked.iter().fold(Writer::form(1).message_id(cursor.judged_to), |writer, id| writer.message_id(*id)).build()
 }
 
+fn encode_recent(recent: &[RecentBroadcast]) -> Vec<u8> {
+    let last = recent.len().saturating_sub(RECENT_MAX);
+    let encode = |value: Writer, broadcast: &RecentBroadcast| {
+        value.message_id(broadcast.id).number(broadcast.at_ms).fixed(&broadcast.front.to_bytes())
+    };
+    recent.iter().skip(last).fold(Writer::form(1), encode).build()
+}
+
+fn encode_last_seen(at_ms: u64) -> Vec<u8> {
+    Writer::form(1).number(at_ms).build()
+}
+
 fn decode_row(regid: RegId, base: &[u8], row: &Row) -> Read<Registration> {
     let mut reader = Reader::form(base, 1)?;
     let account = AccountId(u128::from_be_bytes(reader.fixed()?));
@@ -288,6 +370,8 @@ fn decode_row(regid: RegId, base: &[u8], row: &Row) -> Read<Registration> {
         version: 0,
         created_at,
         cursor: Cursor { judged_to: created_at, acked: Vec::new() },
+        last_seen_ms: None,
+        recent: Vec::new(),
     };
     for (cell, value) in &row.cells {
         let Some((tag, rest)) = cell.split_first() else { continue };
@@ -304,6 +388,8 @@ fn decode_row(regid: RegId, base: &[u8], row: &Row) -> Read<Registration> {
             }
             _ if cell == ATTRIBUTES => registration.attributes = decode_attributes(value)?,
             _ if cell == CURSOR => registration.cursor = decode_cursor(value)?,
+            _ if cell == LAST_SEEN => registration.last_seen_ms = Some(decode_last_seen(value)?),
+            _ if cell == RECENT => registration.recent = decode_recent(value)?,
             _ if cell == ENABLED => registration.enabled = value != b"\0",
             _ if cell == VERSION => {
                 let bytes = value.as_slice().try_into().map_err(|_| "a version of other than 8 bytes".to_owned())?;
@@ -333,6 +419,23 @@ fn decode_cursor(value: &[u8]) -> Read<Cursor> {
         acked.push(reader.message_id()?);
     }
     Ok(Cursor { judged_to, acked })
+}
+
+fn decode_recent(value: &[u8]) -> Read<Vec<RecentBroadcast>> {
+    let mut reader = Reader::form(value, 1)?;
+    let mut recent = Vec::new();
+    while !reader.is_empty() {
+        let (id, at_ms, front) = (reader.message_id()?, reader.number()?, reader.fixed()?);
+        recent.push(RecentBroadcast { id, at_ms, front: FrontId(u128::from_be_bytes(front)) });
+    }
+    Ok(recent)
+}
+
+fn decode_last_seen(value: &[u8]) -> Read<u64> {
+    let mut reader = Reader::form(value, 1)?;
+    let at_ms = reader.number()?;
+    reader.end()?;
+    Ok(at_ms)
 }
 
 fn text(bytes: &[u8]) -> Read<&str> {

@@ -9,7 +9,7 @@ use idl::bus::{Bus, Call, FrontEvent, Reply};
 use idl::contract::bus::{FrontBatch, FrontBatchReply};
 use idl::error::Failure;
 use idl::ids::{FrontId, MessageId, RegId};
-use schema::registrations::{Cursor, Registrations};
+use schema::registrations::{Cursor, Progress, Registrations};
 use schema::sorted::{Mutation, Put, Row, RowRead, RowScan, SortedStore, StoreError, Table};
 use tokio::time::{Instant, sleep};
 
@@ -89,12 +89,13 @@ impl CursorMover {
         let rows = self.store.scan(scan).await.expect("memory");
         // Past the overlap too: the judgement must not come back to it.
         let judged_to = MessageId::at(id.time_ms() + 120_000);
-        let cursors: Vec<_> = rows
+        let cursor = Some(Cursor { judged_to, acked: Vec::new() });
+        let progress: Vec<_> = rows
             .into_iter()
             .filter_map(|row| Some(RegId(row.row.try_into().ok()?)))
-            .map(|regid| (regid, Cursor { judged_to, acked: Vec::new() }))
+            .map(|regid| (regid, Progress { cursor: cursor.clone(), ..Progress::default() }))
             .collect();
-        Registrations::new(Arc::clone(&self.store)).write_cursors(&cursors).await.expect("memory");
+        Registrations::new(Arc::clone(&self.store)).write_progress(&progress).await.expect("memory");
     }
 }
 

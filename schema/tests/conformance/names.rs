@@ -14,6 +14,7 @@ cases! { $ names:
     names_and_topics_of_two_apps_do_not_mix,
     members_come_in_pages,
     a_topic_finds_its_members,
+    everyone_comes_in_pages,
 }
 
 fn alias(text: &str) -> Name {
@@ -104,4 +105,20 @@ pub(crate) async fn a_topic_finds_its_members(world: World) {
     assert_eq!(members("news", Some(regid(1))).await, [regid(2)]);
     assert_eq!(members("sport", None).await, [regid(1)]);
     assert!(members("new", None).await.is_empty());
+}
+
+pub(crate) async fn everyone_comes_in_pages(world: World) {
+    let (topics, registrations) = (TopicMembers::new(world.store.clone()), Registrations::new(world.store));
+    for number in [5, 3, 1, 4, 2] {
+        registrations.create(&named(number, &[], &[], &["news"])).await.unwrap();
+    }
+    let page = |after, limit| {
+        let topics = topics.clone();
+        async move { topics.everyone(&app("demo"), after, limit).await.unwrap() }
+    };
+    assert_eq!(page(None, 2).await, [1, 2].map(regid));
+    assert_eq!(page(Some(regid(2)), 2).await, [3, 4].map(regid));
+    assert_eq!(page(Some(regid(4)), 2).await, [regid(5)]);
+    assert!(page(Some(regid(5)), 2).await.is_empty());
+    assert!(page(None, 0).await.is_empty());
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use idl::clock::{Clock, SystemEntropy};
 use idl::contract::message::Notification;
-use idl::ids::{AccountId, AppId, MessageId, RegId};
+use idl::ids::{AccountId, AppId, FrontId, MessageId, RegId};
 use idl::message::{Handling, Message};
 use schema::cache::Cache;
 use schema::cache::in_process::{CacheLimits, InProcessCache};
 use schema::catalog::Catalog;
 use schema::catalog::sqlite::SqliteCatalog;
-use schema::registrations::{Cursor, Registration};
+use schema::registrations::{Cursor, RecentBroadcast, Registration};
 use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
 use schema::sorted::memory::MemoryStore;
 use schema::sorted::{Cells, Mutation, Put, RowRead, SortedStore, Table};
@@ -168,5 +168,12 @@ pub(crate) fn registration(number: u8) -> Registration {
         version: 1,
         created_at: MessageId(3),
         cursor: Cursor { judged_to: MessageId(3), acked: vec![MessageId(1), MessageId(2)] },
+        last_seen_ms: Some(START_MS),
+        recent: vec![recent(1)],
     }
+}
+
+/// A broadcast that was acknowledged.
+pub(crate) fn recent(id: u128) -> RecentBroadcast {
+    RecentBroadcast { id: MessageId(id), at_ms: START_MS + 1, front: FrontId(9) }
 }
