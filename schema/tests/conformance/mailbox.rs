@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use idl::ids::MessageId;
-use idl::message::Message;
+use idl::message::{Handling, Message};
+use schema::batch::Batch;
 use schema::mailbox::{Entry, Mailboxes, Reference};
 use schema::messages::Messages;
 use schema::registrations::Registrations;
@@ -26,6 +27,14 @@ cases! { $ mailbox:
     clearing_empties_a_mailbox,
     opening_reads_registrations_and_mailboxes_together,
     opening_says_whether_there_is_more,
+    a_delivery_is_read_by_itself,
+    deliveries_are_read_in_one_call_and_their_references_in_another,
+    a_batch_delivers_acknowledges_and_clears_in_its_order,
+    a_message_with_a_collapse_key_reads_back_as_it_was_put,
+    a_collapse_key_finds_its_deliveries_in_each_mailbox,
+    a_hash_that_meets_another_key_is_told_apart_inside_the_mailbox,
+    looking_for_a_collapse_key_is_one_read_and_ends_at_its_limit,
+    a_revocation_waits_like_any_message,
     a_damaged_entry_is_named,
 }
 
@@ -194,9 +203,155 @@ pub(crate) async fn opening_says_whether_there_is_more(world: World) {
     }
 }
 
+/// With a collapse key.
+fn collapsing(id: u128, key: &str) -> Message {
+    let handling = Handling { collapse_key: Some(key.to_owned()), ..Handling::default() };
+    Message { handling, ..message(id) }
+}
+
+pub(crate) async fn a_delivery_is_read_by_itself(world: World) {
+    let mailboxes = Mailboxes::new(world.store.clone());
+    mailboxes.put_with_message(&message(1), &[regid(1)]).await.unwrap();
+    mailboxes.put_with_message(&message(2), &[regid(1), regid(2)]).await.unwrap();
+    let asked = [(2, 2), (1, 1), (2, 1), (1, 2), (9, 1), (1, 1)].map(|(number, id)| (regid(number), MessageId(id)));
+    let expected = [Some(message(2)), Some(message(1)), None, Some(message(2)), None, Some(message(1))];
+    assert_eq!(mailboxes.get(&asked).await.unwrap(), expected);
+    mailboxes.ack(&[(regid(1), vec![MessageId(2)])]).await.unwrap();
+    let expected = [Some(message(2)), Some(message(1)), None, None, None, Some(message(1))];
+    assert_eq!(mailboxes.get(&asked).await.unwrap(), expected);
+    world.clock.set(START_MS + 10_000);
+    assert_eq!(mailboxes.get(&asked).await.unwrap(), [None, None, None, None, None, None]);
+    assert!(mailboxes.get(&[]).await.unwrap().is_empty());
+}
+
+pub(crate) async fn deliveries_are_read_in_one_call_and_their_references_in_another(world: World) {
+    let counting = Arc::new(Counting { store: world.store.clone(), reads: std::sync::atomic::AtomicUsize::new(0) });
+    let mailboxes = Mailboxes::new(counting.clone());
+    for id in 1..=20 {
+        mailboxes.put_with_message(&message(id), &[regid(1), regid(2)]).await.unwrap();
+    }
+    mailboxes.put(&[inline(1, 30)]).await.unwrap();
+    let asked: Vec<_> = (1..=30).map(|id| (regid(1), MessageId(id))).collect();
+    assert_eq!(mailboxes.get(&asked).await.unwrap().iter().flatten().count(), 21);
+    assert_eq!(counting.reads.load(std::sync::atomic::Ordering::SeqCst), 2);
+    mailboxes.get(&[(regid(1), MessageId(30))]).await.unwrap();
+    assert_eq!(counting.reads.load(std::sync::atomic::Ordering::SeqCst), 3, "without references one read is enough");
+}
+
+pub(crate) async fn a_batch_delivers_acknowledges_and_clears_in_its_order(world: World) {
+    let mailboxes = Mailboxes::new(world.store.clone());
+    mailboxes.put(&[inline(1, 1), inline(1, 2), inline(3, 1)]).await.unwrap();
+    let mut batch = Batch::default();
+    batch.deliver(&message(5), &[regid(1)]);
+    batch.deliver(&message(6), &[regid(1), regid(2)]);
+    batch.deliver(&message(7), &[]);
+    batch.acknowledged(regid(1), MessageId(1));
+    batch.acknowledged(regid(2), MessageId(99));
+    batch.clear_mailbox(regid(3));
+    batch.clear_mailbox(regid(4));
+    batch.deliver(&message(8), &[regid(3)]);
+    batch.write(world.store.as_ref()).await.unwrap();
+    let found = mailboxes.read(&[1, 2, 3].map(regid), None, 10).await.unwrap();
+    assert_eq!(found.iter().map(|mailbox| ids(mailbox)).collect::<Vec<_>>(), [vec![2, 5, 6], vec![6], vec![8]]);
+    assert_eq!(world.rows(Table::Messages).await, 1);
+}
+
+pub(crate) async fn a_message_with_a_collapse_key_reads_back_as_it_was_put(world: World) {
+    let mailboxes = Mailboxes::new(world.store);
+    mailboxes.put_with_message(&collapsing(1, "score"), &[regid(1)]).await.unwrap();
+    mailboxes.put_with_message(&collapsing(2, ""), &[regid(1), regid(2)]).await.unwrap();
+    let both = [(MessageId(1), collapsing(1, "score")), (MessageId(2), collapsing(2, ""))];
+    assert_eq!(read(&mailboxes, 1).await, both);
+    assert_eq!(mailboxes.open(&[regid(2)], 9).await.unwrap()[0].mailbox, both[1..]);
+    assert_eq!(mailboxes.get(&[(regid(1), MessageId(1))]).await.unwrap(), [Some(collapsing(1, "score"))]);
+}
+
+pub(crate) async fn a_collapse_key_finds_its_deliveries_in_each_mailbox(world: World) {
+    let mailboxes = Mailboxes::new(world.store.clone());
+    mailboxes.put(&[inline(1, 1), inline(2, 1)]).await.unwrap();
+    mailboxes.put_with_message(&collapsing(2, "score"), &[regid(1)]).await.unwrap();
+    mailboxes.put_with_message(&collapsing(3, "other"), &[regid(1)]).await.unwrap();
+    mailboxes.put_with_message(&collapsing(4, "score"), &[regid(1), regid(3)]).await.unwrap();
+    mailboxes.put_with_message(&collapsing(5, "other"), &[regid(1), regid(3)]).await.unwrap();
+    mailboxes.put_with_message(&message(6), &[regid(1), regid(3)]).await.unwrap();
+    let find = |key: &'static str| {
+        let mailboxes = mailboxes.clone();
+        async move {
+            let found = mailboxes.collapsing(&[3, 1, 2, 9].map(regid), key, 100).await.unwrap();
+            found.into_iter().map(|ids| ids.into_iter().map(|id| id.0).collect()).collect::<Vec<Vec<_>>>()
+        }
+    };
+    assert_eq!(find("score").await, [vec![4], vec![2, 4], vec![], vec![]]);
+    assert_eq!(find("other").await, [vec![5], vec![3, 5], vec![], vec![]]);
+    assert_eq!(find("").await, [const { Vec::<u128>::new() }; 4], "no key is not an empty key");
+    assert!(mailboxes.collapsing(&[], "score", 100).await.unwrap().is_empty());
+
+    mailboxes.ack(&[(regid(1), vec![MessageId(2)])]).await.unwrap();
+    assert_eq!(find("score").await, [vec![4], vec![4], vec![], vec![]]);
+    world.clock.set(START_MS + 10_000);
+    assert_eq!(find("score").await, [const { Vec::<u128>::new() }; 4]);
+}
+
+pub(crate) async fn a_hash_that_meets_another_key_is_told_apart_inside_the_mailbox(world: World) {
+    let mailboxes = Mailboxes::new(world.store.clone());
+    let (one, other) = (collapsing(1, "score"), collapsing(2, "score"));
+    mailboxes.put_with_message(&one, &[regid(1)]).await.unwrap();
+    mailboxes.put_with_message(&other, &[regid(2), regid(3)]).await.unwrap();
+    // A cell with the hash of one key around a message with another, as two keys with one hash would leave it.
+    let find = |number| {
+        let mailboxes = mailboxes.clone();
+        async move { mailboxes.collapsing(&[regid(number)], "score", 9).await.unwrap().remove(0) }
+    };
+    assert_eq!((find(1).await, find(2).await), (vec![MessageId(1)], vec![MessageId(2)]));
+    let row = schema::sorted::RowRead {
+        table: Table::Mailboxes,
+        row: regid(1).0.to_vec(),
+        cells: schema::sorted::Cells::All,
+        limit: 1,
+    };
+    let stored = world.store.read(vec![row]).await.unwrap().remove(0).cells.remove(0).1;
+    let forged = [&stored[..9], collapsing(1, "other").to_stored().as_slice()].concat();
+    world.write([put(Table::Mailboxes, &regid(1).0, &MessageId(1).to_bytes(), &forged)]).await;
+    assert!(find(1).await.is_empty());
+    assert_eq!(read(&mailboxes, 1).await, [(MessageId(1), collapsing(1, "other"))]);
+}
+
+pub(crate) async fn looking_for_a_collapse_key_is_one_read_and_ends_at_its_limit(world: World) {
+    let counting = Arc::new(Counting { store: world.store.clone(), reads: std::sync::atomic::AtomicUsize::new(0) });
+    let mailboxes = Mailboxes::new(counting.clone());
+    mailboxes.put(&[inline(1, 1), inline(1, 2)]).await.unwrap();
+    for id in 3..=6 {
+        mailboxes.put_with_message(&collapsing(id, "score"), &[regid(1), regid(2)]).await.unwrap();
+    }
+    let found = mailboxes.collapsing(&[regid(1), regid(2)], "score", 3).await.unwrap();
+    assert_eq!(found, [vec![MessageId(3)], vec![MessageId(3), MessageId(4), MessageId(5)]]);
+    assert_eq!(counting.reads.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+pub(crate) async fn a_revocation_waits_like_any_message(world: World) {
+    let mailboxes = Mailboxes::new(world.store);
+    let handling = Handling { revokes: Some(MessageId(1)), ..Handling::default() };
+    let revocation = Message { handling, ..message(2) };
+    mailboxes.put_with_message(&message(1), &[regid(1)]).await.unwrap();
+    mailboxes.put_with_message(&revocation, &[regid(1), regid(2)]).await.unwrap();
+    assert_eq!(read(&mailboxes, 1).await, [(MessageId(1), message(1)), (MessageId(2), revocation.clone())]);
+    assert_eq!(read(&mailboxes, 2).await, [(MessageId(2), revocation)]);
+}
+
 pub(crate) async fn a_damaged_entry_is_named(world: World) {
     let mailboxes = Mailboxes::new(world.store.clone());
-    for value in [b"".as_slice(), b"\x09", b"\x01\xff", b"\x02short"] {
+    let values: [&[u8]; 9] = [
+        b"",
+        b"\x09",
+        b"\x01\xff",
+        b"\x02short",
+        b"\x03short",
+        b"\x03\0\0\0\0\0\0\0\0\xff",
+        b"\x04short",
+        b"\x04\0\0\0\0\0\0\0\0short",
+        b"\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0more",
+    ];
+    for value in values {
         world.write([put(Table::Mailboxes, &regid(1).0, &MessageId(1).to_bytes(), value)]).await;
         let error = mailboxes.read(&[regid(1)], None, 10).await.unwrap_err();
         let StoreError::Corrupt(text) = &error else { panic!("{error:?}") };

@@ -40,10 +40,12 @@ mod idempotency;
 mod mailbox;
 mod names;
 mod receipts;
+mod records;
 mod registrations;
 mod reopening;
 mod sorted;
 mod timeline;
+mod traces;
 mod world;
 
 macro_rules! on_the_sorted_store {
@@ -56,9 +58,11 @@ macro_rules! on_the_sorted_store {
         crate::mailbox::mailbox!($backend);
         crate::names::names!($backend);
         crate::receipts::receipts!($backend);
+        crate::records::records!($backend);
         crate::registrations::registrations!($backend);
         crate::sorted::sorted!($backend);
         crate::timeline::timeline!($backend);
+        crate::traces::traces!($backend);
     };
 }
 

@@ -3,6 +3,7 @@
 use idl::audience::Audience;
 use idl::ids::MessageId;
 use idl::message::Message;
+use schema::batch::Batch;
 use schema::sorted::{StoreError, Table};
 use schema::timeline::Timelines;
 
@@ -14,6 +15,9 @@ cases! { $ timeline:
     bounds_hold_the_first_id_and_not_the_last,
     timelines_of_two_apps_do_not_mix,
     a_broadcast_expires,
+    a_broadcast_is_found_by_its_id,
+    a_removed_broadcast_is_gone_and_removing_it_again_succeeds,
+    a_batch_broadcasts_and_removes_in_its_order,
     a_damaged_row_is_named,
 }
 
@@ -70,13 +74,60 @@ pub(crate) async fn a_broadcast_expires(world: World) {
     assert_eq!(ids(&timelines, 0, None, 9).await, [2]);
 }
 
+pub(crate) async fn a_broadcast_is_found_by_its_id(world: World) {
+    let timelines = Timelines::new(world.store.clone());
+    timelines.append(&broadcast(1)).await.unwrap();
+    let get = |name: &'static str, id| {
+        let timelines = timelines.clone();
+        async move { timelines.get(&app(name), MessageId(id)).await.unwrap() }
+    };
+    assert_eq!(get("demo", 1).await, Some(broadcast(1)));
+    assert_eq!(get("demo", 2).await, None);
+    assert_eq!(get("demo2", 1).await, None);
+    world.clock.set(START_MS + 10_000);
+    assert_eq!(get("demo", 1).await, None);
+}
+
+pub(crate) async fn a_removed_broadcast_is_gone_and_removing_it_again_succeeds(world: World) {
+    let timelines = Timelines::new(world.store.clone());
+    for id in 1..=3 {
+        timelines.append(&broadcast(id)).await.unwrap();
+    }
+    for _ in 0..2 {
+        let mut batch = Batch::default();
+        batch.remove_broadcast(&app("demo"), MessageId(2));
+        batch.remove_broadcast(&app("other"), MessageId(1));
+        batch.write(world.store.as_ref()).await.unwrap();
+        assert_eq!(ids(&timelines, 0, None, 9).await, [1, 3]);
+        assert_eq!(timelines.get(&app("demo"), MessageId(2)).await.unwrap(), None);
+    }
+}
+
+pub(crate) async fn a_batch_broadcasts_and_removes_in_its_order(world: World) {
+    let mut batch = Batch::default();
+    assert!(batch.is_empty());
+    batch.broadcast(&broadcast(1));
+    batch.broadcast(&broadcast(2));
+    batch.remove_broadcast(&app("demo"), MessageId(1));
+    assert!(!batch.is_empty());
+    batch.write(world.store.as_ref()).await.unwrap();
+    Batch::default().write(world.store.as_ref()).await.unwrap();
+    let timelines = Timelines::new(world.store.clone());
+    assert_eq!(timelines.since(&app("demo"), MessageId::MIN, None, 9).await.unwrap(), [broadcast(2)]);
+}
+
 pub(crate) async fn a_damaged_row_is_named(world: World) {
     let timelines = Timelines::new(world.store.clone());
     timelines.append(&broadcast(1)).await.unwrap();
     let scan = schema::sorted::RowScan { table: Table::Timelines, from: Vec::new(), to: None, rows_max: 1 };
     let row = world.store.scan(scan).await.unwrap().remove(0).row;
     world.write([put(Table::Timelines, &row, b"m", b"\xff")]).await;
-    let error = timelines.since(&app("demo"), MessageId::MIN, None, 9).await.unwrap_err();
-    let StoreError::Corrupt(text) = &error else { panic!("{error:?}") };
-    assert!(text.starts_with("table timelines, row "), "{text}");
+    let errors = [
+        timelines.since(&app("demo"), MessageId::MIN, None, 9).await.unwrap_err(),
+        timelines.get(&app("demo"), MessageId(1)).await.unwrap_err(),
+    ];
+    for error in errors {
+        let StoreError::Corrupt(text) = &error else { panic!("{error:?}") };
+        assert!(text.starts_with("table timelines, row "), "{text}");
+    }
 }
