@@ -107,6 +107,9 @@ pub(crate) async fn create(shared: &Shared, request: wire::CreateApp) -> Result<
         agreement_secret: random(),
         broadcast_key: random(),
         signing_seed: random(),
+        webhook_secret: random(),
+        sends_per_second_max: 0,
+        sends_per_day_max: 0,
         created_at_ms: shared.clock.now_ms(),
     };
     if !shared.catalog.create_app(app.clone()).await? {
@@ -172,6 +175,9 @@ mod tests {
             agreement_secret: [0; 32],
             broadcast_key: [0; 32],
             signing_seed: [0; 32],
+            webhook_secret: [0; 32],
+            sends_per_second_max: 0,
+            sends_per_day_max: 0,
             created_at_ms: 0,
         }
     }

@@ -11,22 +11,24 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use idl::ids::{AccountId, AppId};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
-use subtle::ConstantTimeEq as _;
+use idl::ids::AppId;
+use rusqlite::{Connection, OptionalExtension as _, Params, Row, TransactionBehavior, params};
 
-use super::{App, Catalog};
+use super::Stored;
 use crate::sorted::StoreError;
 
+mod apps;
+mod revocations;
+mod schedules;
+mod segments;
+mod templates;
+
 /// The numbered migrations; the number of a migration is its place, from 1. Never changed once released, only added to.
-const MIGRATIONS: &[&str] = &[include_str!("../../sql/0001_apps_and_revocations.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("../../sql/0001_apps_and_revocations.sql"), include_str!("../../sql/0002_send_api.sql")];
 
 /// How long a statement waits for another process that has the file locked, such as a tool of the operator's.
 const BUSY: Duration = Duration::from_secs(5);
-
-const APP: &str =
-    "SELECT id, package, app_key, secret_sha256, agreement_secret, broadcast_key, signing_seed, created_at_ms FROM app";
 
 /// The catalog in a SQLite file, or in memory.
 pub struct SqliteCatalog {
@@ -83,6 +85,13 @@ impl SqliteCatalog {
     }
 }
 
+impl Default for SqliteCatalog {
+    /// As [`SqliteCatalog::in_memory`], which fails only where there is no memory left.
+    fn default() -> Self {
+        Self::in_memory().expect("SQLite makes an empty database in memory")
+    }
+}
+
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -93,8 +102,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), StoreError> {
     loop {
         // Exclusive from its first read on: two processes that start at once don't migrate twice.
-        let transaction =
-            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(failed)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let version: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
         let applied = version as usize;
         if applied > migrations.len() {
@@ -110,117 +118,86 @@ fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), Store
     }
 }
 
-#[async_trait]
-impl Catalog for SqliteCatalog {
-    async fn create_app(&self, app: App) -> Result<bool, StoreError> {
-        let insert = "INSERT INTO app (id, package, app_key, secret_sha256, agreement_secret, broadcast_key, \
-                      signing_seed, created_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (id) DO NOTHING";
-        self.write(move |connection| {
-            let values = params![
-                app.app.as_str(),
-                app.package,
-                app.app_key,
-                app.secret_sha256,
-                app.agreement_secret,
-                app.broadcast_key,
-                app.signing_seed,
-                to_ms(app.created_at_ms)
-            ];
-            connection.execute(insert, values).map(|rows| rows == 1).map_err(failed)
-        })
-        .await
-    }
-
-    async fn app(&self, id: &AppId) -> Result<Option<App>, StoreError> {
-        self.read(|connection| one(connection, &format!("{APP} WHERE id = ?1"), params![id.as_str()]))
-    }
-
-    async fn app_by_secret(&self, sha256: &[u8; 32]) -> Result<Option<App>, StoreError> {
-        let app =
-            self.read(|connection| one(connection, &format!("{APP} WHERE secret_sha256 = ?1"), params![sha256]))?;
-        Ok(app.filter(|app| bool::from(app.secret_sha256.ct_eq(sha256))))
-    }
-
-    async fn apps(&self) -> Result<Vec<App>, StoreError> {
-        self.read(|connection| {
-            let mut statement = connection.prepare_cached(&format!("{APP} ORDER BY id")).map_err(failed)?;
-            let mut rows = statement.query([]).map_err(failed)?;
-            let mut apps = Vec::new();
-            while let Some(row) = rows.next().map_err(failed)? {
-                apps.push(decode(row)?);
-            }
-            Ok(apps)
-        })
-    }
-
-    async fn set_secret(&self, id: &AppId, sha256: [u8; 32]) -> Result<bool, StoreError> {
-        let id = id.clone();
-        self.write(move |connection| {
-            let update = "UPDATE app SET secret_sha256 = ?2 WHERE id = ?1";
-            connection.execute(update, params![id.as_str(), sha256]).map(|rows| rows == 1).map_err(failed)
-        })
-        .await
-    }
-
-    async fn revoke_tokens(&self, account: AccountId, issued_before_ms: u64) -> Result<(), StoreError> {
-        self.write(move |connection| {
-            let upsert = "INSERT INTO token_revocation (account, issued_before_ms) VALUES (?1, ?2) \
-                          ON CONFLICT (account) DO UPDATE SET issued_before_ms = excluded.issued_before_ms \
-                          WHERE excluded.issued_before_ms > token_revocation.issued_before_ms";
-            connection.execute(upsert, params![account.to_bytes(), to_ms(issued_before_ms)]).map_err(failed)?;
-            Ok(())
-        })
-        .await
-    }
-
-    async fn revocations(&self, since_ms: u64) -> Result<Vec<(AccountId, u64)>, StoreError> {
-        self.read(|connection| {
-            let select = "SELECT account, issued_before_ms FROM token_revocation WHERE issued_before_ms >= ?1 \
-                          ORDER BY issued_before_ms, account";
-            let mut statement = connection.prepare_cached(select).map_err(failed)?;
-            let rows = statement.query_map(params![to_ms(since_ms)], |row| {
-                Ok((AccountId(u128::from_be_bytes(row.get(0)?)), row.get::<_, i64>(1)?))
-            });
-            let rows = rows.map_err(failed)?.map(|row| row.map(|(account, ms)| (account, from_ms(ms))).map_err(failed));
-            rows.collect()
-        })
-    }
+/// Makes a change of several statements as a whole. The lock is taken before the first read, so what was read still holds
+/// when the rest is written, whichever processes have the file open.
+fn as_a_whole<T>(
+    connection: &mut Connection,
+    change: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    let answer = change(&transaction)?;
+    transaction.commit().map_err(failed)?;
+    Ok(answer)
 }
 
-fn one(connection: &Connection, select: &str, values: impl rusqlite::Params) -> Result<Option<App>, StoreError> {
+type Decode<T> = fn(&Row<'_>) -> Result<T, StoreError>;
+
+/// The row that a query finds, if there is one.
+fn one<T>(
+    connection: &Connection,
+    select: &str,
+    values: impl Params,
+    decode: Decode<T>,
+) -> Result<Option<T>, StoreError> {
     let mut statement = connection.prepare_cached(select).map_err(failed)?;
     // The row's own damage is told apart from SQLite's: the inner result is the decoding's.
     statement.query_row(values, |row| Ok(decode(row))).optional().map_err(failed)?.transpose()
 }
 
-fn decode(row: &Row<'_>) -> Result<App, StoreError> {
-    let id: String = row.get(0).map_err(failed)?;
-    Ok(App {
-        app: id.parse().map_err(|error| StoreError::Corrupt(format!("table app: {error}")))?,
-        package: row.get(1).map_err(failed)?,
-        app_key: row.get(2).map_err(failed)?,
-        secret_sha256: row.get(3).map_err(failed)?,
-        agreement_secret: row.get(4).map_err(failed)?,
-        broadcast_key: row.get(5).map_err(failed)?,
-        signing_seed: row.get(6).map_err(failed)?,
-        created_at_ms: from_ms(row.get(7).map_err(failed)?),
+/// All rows that a query finds, in its order.
+fn all<T>(connection: &Connection, select: &str, values: impl Params, decode: Decode<T>) -> Result<Vec<T>, StoreError> {
+    let mut statement = connection.prepare_cached(select).map_err(failed)?;
+    let mut rows = statement.query(values).map_err(failed)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        found.push(decode(row)?);
+    }
+    Ok(found)
+}
+
+/// How many rows a statement changed; one that sets what was set counts.
+fn change(connection: &Connection, statement: &str, values: impl Params) -> Result<usize, StoreError> {
+    connection.prepare_cached(statement).and_then(|mut statement| statement.execute(values)).map_err(failed)
+}
+
+/// What comes of storing a row under this name in a table whose key is an application and a name.
+fn place(connection: &Connection, table: &str, app: &str, name: &str, max: usize) -> Result<Stored, StoreError> {
+    let select = format!("SELECT count(*), coalesce(max(name = ?2), 0) FROM {table} WHERE app = ?1");
+    let mut statement = connection.prepare_cached(&select).map_err(failed)?;
+    let row = statement.query_row(params![app, name], |row| Ok((row.get(0)?, row.get(1)?)));
+    let (rows, is_there): (i64, bool) = row.map_err(failed)?;
+    Ok(if is_there {
+        Stored::Replaced
+    } else if rows >= to_count(max) {
+        Stored::Full
+    } else {
+        Stored::New
     })
 }
 
-/// SQLite's numbers are signed: moments after the year 292 million are that year.
-fn to_ms(ms: u64) -> i64 {
-    i64::try_from(ms).unwrap_or(i64::MAX)
+fn decode_app_id(row: &Row<'_>, column: usize, table: &str) -> Result<AppId, StoreError> {
+    let id: String = row.get(column).map_err(failed)?;
+    id.parse().map_err(|error| StoreError::Corrupt(format!("table {table}: {error}")))
 }
 
-fn from_ms(ms: i64) -> u64 {
-    u64::try_from(ms).unwrap_or(0)
+/// SQLite's numbers are signed: what is larger is stored as the largest, which is the year 292 million for a moment.
+fn to_number(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Every statement here runs in a transaction of its own, which SQLite rolls back when it fails.
+fn to_count(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn from_number(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// Every change here is a transaction, which SQLite rolls back when a statement of it fails.
 fn failed(error: rusqlite::Error) -> StoreError {
-    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
     match error {
-        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) => {
+        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..) => {
             StoreError::Corrupt(format!("the catalog: {error}"))
         }
         error => StoreError::Unavailable(format!("the catalog: {error}")),
@@ -231,7 +208,10 @@ fn failed(error: rusqlite::Error) -> StoreError {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use idl::ids::AccountId;
+
     use super::*;
+    use crate::catalog::{App, Apps as _, Revocations as _};
 
     fn version(connection: &Connection) -> i64 {
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
@@ -245,7 +225,7 @@ mod tests {
             .execute("INSERT INTO token_revocation (account, issued_before_ms) VALUES (?1, 1)", params![[7u8; 16]])
             .unwrap();
         migrate(&mut connection, MIGRATIONS).unwrap();
-        assert_eq!(version(&connection), 1);
+        assert_eq!(version(&connection), 2);
         let rows: i64 = connection.query_row("SELECT count(*) FROM token_revocation", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, 1);
     }
@@ -267,6 +247,49 @@ mod tests {
         assert_eq!(version(&connection), 1);
         let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
         assert_eq!(tables, 1, "the first statement of the failed one is undone");
+    }
+
+    #[tokio::test]
+    async fn a_file_of_the_first_schema_keeps_its_apps_and_each_gets_a_webhook_secret_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalog.sqlite");
+        let mut first = Connection::open(&path).unwrap();
+        migrate(&mut first, &MIGRATIONS[..1]).unwrap();
+        let insert = "INSERT INTO app (id, package, app_key, secret_sha256, agreement_secret, broadcast_key, \
+                      signing_seed, created_at_ms) VALUES (?1, 'package', 'key', ?2, ?3, ?4, ?5, 1000)";
+        for (id, secret) in [("b", 2u8), ("a", 1)] {
+            first.execute(insert, params![id, [secret; 32], [11u8; 32], [12u8; 32], [13u8; 32]]).unwrap();
+        }
+        first.execute("INSERT INTO token_revocation VALUES (?1, 5)", params![AccountId(7).to_bytes()]).unwrap();
+        drop(first);
+
+        let mut apps = Vec::new();
+        // Opened again it isn't migrated again.
+        for _ in 0..2 {
+            let catalog = SqliteCatalog::open(&path).unwrap();
+            assert_eq!(version(&catalog.writer.lock().unwrap()), 2);
+            apps = catalog.apps().await.unwrap();
+            let kept = |id: &str, secret| App {
+                app: id.parse().unwrap(),
+                package: "package".into(),
+                app_key: "key".into(),
+                secret_sha256: [secret; 32],
+                agreement_secret: [11; 32],
+                broadcast_key: [12; 32],
+                signing_seed: [13; 32],
+                webhook_secret: apps[usize::from(secret) - 1].webhook_secret,
+                sends_per_second_max: 0,
+                sends_per_day_max: 0,
+                created_at_ms: 1000,
+            };
+            assert_eq!(apps, [kept("a", 1), kept("b", 2)]);
+            assert_eq!(catalog.app_by_secret(&[2; 32]).await.unwrap().as_ref(), apps.last());
+            assert_eq!(catalog.revocations(0).await.unwrap(), [(AccountId(7), 5)]);
+            // The rule that one secret names one application is kept too.
+            assert!(catalog.create_app(App { app: "c".parse().unwrap(), ..apps[0].clone() }).await.is_err());
+        }
+        assert_ne!(apps[0].webhook_secret, apps[1].webhook_secret);
+        assert!(apps.iter().all(|app| app.webhook_secret.iter().any(|byte| *byte != 0)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Applications and revocations.
+//! Applications and revocations. Segments, templates and schedules are in the files beside this one.
 
 use idl::ids::AccountId;
 use schema::catalog::App;
@@ -13,13 +13,16 @@ cases! { $ catalog:
     a_secret_that_another_application_has_is_refused,
     applications_come_in_the_order_of_their_ids,
     a_new_secret_ends_the_old_one,
+    limits_are_set_and_lifted,
+    a_new_webhook_secret_takes_the_place_of_the_old_one,
+    an_application_that_is_not_there_gets_nothing_set,
     a_revocation_never_moves_backwards,
     revocations_are_listed_from_a_moment_on,
     changes_made_at_once_are_all_there,
     debug_output_holds_no_secret,
 }
 
-fn an_app(name: &str, secret: u8) -> App {
+pub(crate) fn an_app(name: &str, secret: u8) -> App {
     App {
         app: app(name),
         package: format!("com.example.package.{name}"),
@@ -28,6 +31,9 @@ fn an_app(name: &str, secret: u8) -> App {
         agreement_secret: [101; 32],
         broadcast_key: [102; 32],
         signing_seed: [103; 32],
+        webhook_secret: [104; 32],
+        sends_per_second_max: u32::MAX,
+        sends_per_day_max: 5_000_000_000,
         created_at_ms: START_MS,
     }
 }
@@ -73,6 +79,40 @@ pub(crate) async fn a_new_secret_ends_the_old_one(world: CatalogWorld) {
     assert!(!world.catalog.set_secret(&app("b"), [3; 32]).await.unwrap());
 }
 
+pub(crate) async fn limits_are_set_and_lifted(world: CatalogWorld) {
+    world.catalog.create_app(an_app("a", 1)).await.unwrap();
+    world.catalog.create_app(an_app("b", 2)).await.unwrap();
+    // To set what is set is a success too.
+    for (per_second, per_day) in [(10, 1_000_000), (10, 1_000_000), (0, 0), (u32::MAX, i64::MAX.unsigned_abs())] {
+        assert!(world.catalog.set_app_limits(&app("a"), per_second, per_day).await.unwrap());
+        let expected = App { sends_per_second_max: per_second, sends_per_day_max: per_day, ..an_app("a", 1) };
+        assert_eq!(world.catalog.app(&app("a")).await.unwrap().as_ref(), Some(&expected));
+        assert_eq!(world.catalog.app_by_secret(&[1; 32]).await.unwrap().as_ref(), Some(&expected));
+        assert_eq!(world.catalog.apps().await.unwrap(), [expected, an_app("b", 2)]);
+    }
+    assert!(world.catalog.set_app_limits(&app("a"), 1, u64::MAX).await.unwrap());
+    let stored = world.catalog.app(&app("a")).await.unwrap().unwrap();
+    assert_eq!(stored.sends_per_day_max, i64::MAX.unsigned_abs());
+}
+
+pub(crate) async fn a_new_webhook_secret_takes_the_place_of_the_old_one(world: CatalogWorld) {
+    world.catalog.create_app(an_app("a", 1)).await.unwrap();
+    world.catalog.create_app(an_app("b", 2)).await.unwrap();
+    // Two applications may have the same one: it names nobody.
+    for secret in [[7; 32], [7; 32], [8; 32], [104; 32]] {
+        assert!(world.catalog.set_webhook_secret(&app("a"), secret).await.unwrap());
+        let expected = App { webhook_secret: secret, ..an_app("a", 1) };
+        assert_eq!(world.catalog.apps().await.unwrap(), [expected, an_app("b", 2)]);
+    }
+}
+
+pub(crate) async fn an_application_that_is_not_there_gets_nothing_set(world: CatalogWorld) {
+    world.catalog.create_app(an_app("a", 1)).await.unwrap();
+    assert!(!world.catalog.set_app_limits(&app("b"), 1, 1).await.unwrap());
+    assert!(!world.catalog.set_webhook_secret(&app("b"), [7; 32]).await.unwrap());
+    assert_eq!(world.catalog.apps().await.unwrap(), [an_app("a", 1)]);
+}
+
 pub(crate) async fn a_revocation_never_moves_backwards(world: CatalogWorld) {
     for (at, expected) in [(10, 10), (30, 30), (20, 30), (30, 30)] {
         world.catalog.revoke_tokens(AccountId(1), at).await.unwrap();
@@ -104,7 +144,7 @@ pub(crate) async fn changes_made_at_once_are_all_there(world: CatalogWorld) {
 pub(crate) async fn debug_output_holds_no_secret(world: CatalogWorld) {
     world.catalog.create_app(an_app("a", 99)).await.unwrap();
     let text = format!("{:?}", world.catalog.app(&app("a")).await.unwrap());
-    for secret in ["99", "101", "102", "103", "app-key"] {
+    for secret in ["99", "101", "102", "103", "104", "app-key"] {
         assert!(!text.contains(secret), "{text}");
     }
 }
