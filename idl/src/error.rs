@@ -113,9 +113,9 @@ codes! {
     /// The store can't write, for example because its disk is full; nothing was stored.
     StoreUnavailable = 70009, retry true, http 503, "The store can't be written.";
     /// The application has sent all that it may send today.
-    DailyQuota = 200001, retry true, http 429, "The daily quota is used up.";
+    DailyQuota = 200_001, retry true, http 429, "The daily quota is used up.";
     /// The application sends faster than it may.
-    RateLimited = 200002, retry true, http 429, "The rate limit is exceeded.";
+    RateLimited = 200_002, retry true, http 429, "The rate limit is exceeded.";
 }
 
 /// A failure that a caller is told about: a code and a sentence that names what was wrong and what would be right.

@@ -1,63 +1,148 @@
-//! Accepting a message: authorise, check, store. "Ok" is answered when it is stored durably, never before.
+//! Accepting messages: check, resolve, store. "Ok" is answered when it is stored durably, never before.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use idl::audience::Audience;
-use idl::bus::Reply;
-use idl::contract::bus::{Accepted, Send};
+use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, Send, SendMany};
 use idl::error::{Code, Failure};
-use idl::ids::MessageId;
-use idl::message::{Message, PAYLOAD_BYTES_MAX, TTL_MS_MAX};
+use idl::ids::{AppId, MessageId, RegId};
+use idl::message::Message;
 use schema::catalog::App;
+use schema::days::DayCounts;
+use schema::expiries::Expiry;
+use schema::feedback::InvalidKind;
+use schema::records::Record;
+use schema::registrations::Registration;
+use schema::traces::DropReason;
 
-use crate::Shared;
 use crate::accounts::signed;
+use crate::idempotency::Key;
+use crate::order::{Order, TARGETS_MAX, Whom};
+use crate::outcomes::{Outcomes, Whose, kind, target};
 use crate::resolve::{self, Resolved};
+use crate::session::About;
+use crate::{Shared, audiences, judge, schedules};
 
-/// Targets that one request may name.
-const TARGETS_MAX: usize = 1000;
+/// How long invalid targets are kept for the app server to ask for.
+pub(crate) const FEEDBACK_KEPT_MS: u64 = 14 * 24 * 3600 * 1000;
 
 /// Accepts a message under the id that the bus gave the request.
-pub(crate) async fn accept(shared: &Arc<Shared>, id: MessageId, request: Send) -> Result<Reply, Failure> {
-    let app = shared.apps.by_secret(&request.secret_sha256).await?;
-    check_packages(&app, request.packages.as_deref().unwrap_or_default())?;
-    let ttl_ms = u64::try_from(request.ttl_ms).ok().filter(|ttl_ms| (1..=TTL_MS_MAX).contains(ttl_ms));
-    let ttl_ms = ttl_ms.ok_or_else(|| {
-        Failure::new(Code::BadTimeToLive, format!("a time to live must be from 1 to {TTL_MS_MAX} ms"))
-    })?;
-    if request.notification.payload.as_ref().is_some_and(|payload| payload.len() > PAYLOAD_BYTES_MAX) {
-        return Err(Failure::new(Code::PayloadTooLong, format!("a payload has at most {PAYLOAD_BYTES_MAX} bytes")));
+pub(crate) async fn send(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    send: Send,
+    key: Option<&Key>,
+) -> Result<Accepted, Failure> {
+    // What a schedule keeps is what was asked for.
+    let asked = schedules::wanted(&send).then(|| send.clone());
+    let order = Order::read(shared, app, send).await?;
+    if order.dry_run {
+        return audiences::dry_run(shared, app, &order).await;
     }
-    let now_ms = shared.clock.now_ms();
-    let mut notification = request.notification;
-    notification.accepted_at_ms = Some(signed(now_ms));
-    let message = Message {
-        id,
-        app: app.app.clone(),
-        notification,
-        accepted_at_ms: now_ms,
-        expires_at_ms: now_ms.saturating_add(ttl_ms),
-        audience: None,
-    };
-    let targets = request.target.values.unwrap_or_default();
-    if targets.len() > TARGETS_MAX {
-        let text = format!("{} targets were named; at most {TARGETS_MAX} are allowed", targets.len());
+    if let Err(failure) = shared.rates.take(shared, app, 1).await {
+        refused(shared, app, id, &order, &failure).await?;
+        return Err(failure);
+    }
+    if let Some(asked) = asked
+        && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
+    {
+        return schedules::create(shared, app, id, &order, asked, due_ms, key).await;
+    }
+    deliver(shared, app, id, order, None, key).await
+}
+
+/// Accepts many messages, each under an id of its own. One that is refused says so and keeps no other back.
+pub(crate) async fn many(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    many: SendMany,
+    key: Option<&Key>,
+) -> Result<AcceptedMany, Failure> {
+    if many.sends.is_empty() || many.sends.len() > TARGETS_MAX {
+        let text = format!("{} messages were given; expected 1 to {TARGETS_MAX} in one request", many.sends.len());
         return Err(Failure::new(Code::TooManyTargets, text));
     }
-    let resolved = match request.target.kind {
-        1 => resolve::regids(shared, &app.app, targets).await?,
-        2 => resolve::aliases(shared, &app.app, targets).await?,
-        3 => resolve::user_accounts(shared, &app.app, targets).await?,
-        4 => {
-            let audience = request.target.audience.as_ref();
-            let audience = audience.ok_or_else(|| Failure::new(Code::Missing, "a broadcast needs an audience"))?;
-            let audience =
-                Audience::try_from(audience).map_err(|error| Failure::new(Code::BadTopic, error.to_string()))?;
-            return broadcast(shared, Message { audience: Some(audience), ..message }).await;
+    shared.rates.take(shared, app, many.sends.len() as u64).await?;
+    let mut outcomes = Outcomes::new(shared);
+    let mut plans = Vec::new();
+    let mut results = Vec::new();
+    for (at, send) in (0u128..).zip(many.sends) {
+        let id = MessageId(id.0.saturating_add(at));
+        let asked = schedules::wanted(&send).then(|| send.clone());
+        let result = one_of_many(shared, app, id, send, asked, &mut outcomes, &mut plans).await;
+        match result {
+            Err(failure) if failure.code.retryable() => return Err(failure),
+            result => results.push(result),
         }
-        kind => return Err(Failure::new(Code::BadValue, format!("there is no kind of target {kind}"))),
-    };
-    single(shared, message, resolved).await
+    }
+    let none = || Accepted { id: None, bad_targets: None, audience: None, due_ms: None };
+    let codes = results.iter().map(|result| result.as_ref().err().map_or(0, |failure| failure.code.number())).collect();
+    let accepted = results.into_iter().map(|result| result.unwrap_or_else(|_| none())).collect();
+    let answer = AcceptedMany { accepted, codes };
+    if let Some(key) = key {
+        key.answered(&mut outcomes.batch, shared, id, AppAnswer::AcceptedMany(answer.clone()));
+    }
+    outcomes.write().await?;
+    for plan in &plans {
+        plan.written(shared);
+    }
+    Ok(answer)
+}
+
+async fn one_of_many(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    send: Send,
+    asked: Option<Send>,
+    outcomes: &mut Outcomes<'_>,
+    plans: &mut Vec<Plan>,
+) -> Result<Accepted, Failure> {
+    let order = Order::read(shared, app, send).await?;
+    if matches!(order.whom, Whom::Audience(_)) {
+        return Err(Failure::new(Code::BadValue, "a message of many is for regids, aliases or user accounts"));
+    }
+    if let Some(asked) = asked
+        && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
+    {
+        return schedules::create(shared, app, id, &order, asked, due_ms, None).await;
+    }
+    let plan = singles(shared, app, id, order, None, outcomes).await?;
+    let accepted = plan.accepted.clone();
+    plans.push(plan);
+    Ok(accepted)
+}
+
+/// Accepts a message that is due now.
+pub(crate) async fn deliver(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    order: Order,
+    schedule: Option<MessageId>,
+    key: Option<&Key>,
+) -> Result<Accepted, Failure> {
+    if matches!(order.whom, Whom::Audience(_)) {
+        return broadcast(shared, app, id, order, schedule, key).await;
+    }
+    let mut outcomes = Outcomes::new(shared);
+    match singles(shared, app, id, order, schedule, &mut outcomes).await {
+        Ok(plan) => {
+            if let Some(key) = key {
+                key.answered(&mut outcomes.batch, shared, id, AppAnswer::Accepted(plan.accepted.clone()));
+            }
+            outcomes.write().await?;
+            plan.written(shared);
+            Ok(plan.accepted)
+        }
+        Err(failure) => {
+            // What was learnt of the targets is kept all the same.
+            outcomes.write().await?;
+            Err(failure)
+        }
+    }
 }
 
 /// Checks that a send is restricted to nothing but the app's own package.
@@ -69,40 +154,294 @@ pub(crate) fn check_packages(app: &App, packages: &[String]) -> Result<(), Failu
     Err(Failure::new(Code::PackageMismatch, text))
 }
 
-/// One cell in the mailbox of each registration; then those that are connected are told.
-async fn single(shared: &Arc<Shared>, message: Message, resolved: Resolved) -> Result<Reply, Failure> {
-    let Resolved { mut registrations, mut bad_targets } = resolved;
+/// Messages that are about to be written to mailboxes, and what is to be done once they are.
+struct Plan {
+    app: AppId,
+    kind: i32,
+    deliveries: Vec<(Arc<Message>, Vec<Arc<Registration>>)>,
+    /// Older messages that these take the place of.
+    collapsed: Vec<(Arc<Registration>, MessageId)>,
+    accepted: Accepted,
+}
+
+impl Plan {
+    /// They are written: those that are connected are told.
+    fn written(&self, shared: &Arc<Shared>) {
+        shared.metrics.messages.inc();
+        for (registration, id) in &self.collapsed {
+            shared.sessions.take_back(registration.account, &self.app, *id);
+        }
+        let mut recipients = 0;
+        for (message, registrations) in &self.deliveries {
+            recipients += registrations.len() as u64;
+            for registration in registrations {
+                shared.sessions.stored(shared, registration.account, registration.regid, message);
+            }
+        }
+        shared.counts.today(shared.clock.now_ms(), &self.app, |day: &mut DayCounts| {
+            day.messages += 1;
+            match self.kind {
+                1 => day.regid_recipients += recipients,
+                2 => day.alias_recipients += recipients,
+                _ => day.user_account_recipients += recipients,
+            }
+        });
+    }
+}
+
+/// One cell in the mailbox of each registration, and the message's record.
+async fn singles(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    mut order: Order,
+    schedule: Option<MessageId>,
+    outcomes: &mut Outcomes<'_>,
+) -> Result<Plan, Failure> {
+    let resolved = match std::mem::replace(&mut order.whom, Whom::Regids(Vec::new())) {
+        Whom::Regids(values) => resolve::regids(shared, &app.app, values).await?,
+        Whom::Aliases(values) => resolve::aliases(shared, &app.app, values).await?,
+        Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values).await?,
+        Whom::Audience(_) => return Err(Failure::from(Code::System)),
+    };
+    let Resolved { mut registrations, mut bad_targets, names } = resolved;
+    let now_ms = outcomes.now_ms();
+    let message = message(app, id, &order, now_ms, None);
+    let about = About::of(&message);
+    let wanted = about.receipts.as_deref();
+
+    let keep_feedback = now_ms.saturating_add(FEEDBACK_KEPT_MS);
+    for bad in &bad_targets {
+        match order.kind {
+            1 if bad.parse::<RegId>().is_ok() => {
+                outcomes.batch.invalid(&app.app, InvalidKind::RegId, bad, keep_feedback);
+            }
+            2 => outcomes.batch.invalid(&app.app, InvalidKind::Alias, bad, keep_feedback),
+            _ => {}
+        }
+    }
     if registrations.is_empty() {
         let text = format!("none of the {} targets is a registration of this application", bad_targets.len());
         return Err(Failure::new(Code::SendFailed, text));
     }
-    let message = Arc::new(message);
-    let regids: Vec<_> = registrations.keys().copied().collect();
-    for full in shared.rooms.take(shared, &regids).await? {
-        shared.metrics.mailboxes_full.inc();
-        registrations.remove(&full);
-        bad_targets.push(full.to_string());
+    if let Some(wanted) = wanted {
+        for bad in &bad_targets {
+            outcomes.receipt(&app.app, id, wanted, kind::INVALID_TARGET, bad, None);
+        }
     }
-    if registrations.is_empty() {
+    let invalid_targets = u32::try_from(bad_targets.len()).unwrap_or(u32::MAX);
+    let all_targets: Vec<RegId> = registrations.keys().copied().collect();
+
+    registrations.retain(|regid, registration| {
+        let whose = Whose { app: &app.app, message: id, regid: *regid };
+        if let Some(filter) = &order.filter
+            && !judge::holds(filter, registration)
+        {
+            outcomes.dropped(&whose, DropReason::Filtered);
+            if let Some(wanted) = wanted {
+                let target = names.get(regid).cloned().unwrap_or_else(|| target(wanted, *regid));
+                outcomes.receipt(&app.app, id, wanted, kind::FILTERED, &target, Some(*regid));
+            }
+            return false;
+        }
+        if order.handling.only_once && !(registration.enabled && shared.sessions.is_online(registration.account)) {
+            outcomes.dropped(&whose, DropReason::Offline);
+            return false;
+        }
+        if let Some(wanted) = wanted.filter(|_| !registration.enabled) {
+            let target = names.get(regid).cloned().unwrap_or_else(|| target(wanted, *regid));
+            outcomes.receipt(&app.app, id, wanted, kind::DISABLED, &target, Some(*regid));
+        }
+        true
+    });
+    let concerned: Vec<_> = registrations.keys().copied().collect();
+    let full = shared.rooms.take(shared, &concerned).await?;
+    for regid in &full {
+        shared.metrics.mailboxes_full.inc();
+        registrations.remove(regid);
+        bad_targets.push(regid.to_string());
+    }
+    if registrations.is_empty() && !full.is_empty() {
         let limit = shared.config.mailbox_max;
         let text =
             format!("the mailbox holds {limit} messages that its device has not acknowledged, which is the limit");
         return Err(Failure::new(Code::LimitReached, text));
     }
-    let regids: Vec<_> = registrations.keys().copied().collect();
-    shared.mailboxes.put_with_message(&message, &regids).await?;
-    shared.metrics.messages.inc();
-    for (regid, registration) in &registrations {
-        shared.sessions.stored(shared, registration.account, *regid, &message);
+    let collapsed = collapse(shared, app, &order, &registrations, outcomes).await?;
+    let deliveries = deliveries(message, registrations, &names);
+    for (message, registrations) in &deliveries {
+        let regids: Vec<RegId> = registrations.iter().map(|registration| registration.regid).collect();
+        outcomes.batch.deliver(message, &regids);
+        let callback = message.handling.callback.as_ref();
+        if let Some(callback) = callback.filter(|callback| callback.types & kind::EXPIRED != 0) {
+            for regid in regids {
+                outcomes.batch.await_expiry(&Expiry {
+                    message: id,
+                    app: app.app.clone(),
+                    regid,
+                    target: message.notification.alias_name.clone().unwrap_or_else(|| regid.to_string()),
+                    expires_at_ms: message.expires_at_ms,
+                    callback: callback.clone(),
+                    job_key: message.notification.job_key.clone(),
+                });
+            }
+        }
     }
-    Ok(Reply::Accepted(Accepted { id: message.id.to_string(), bad_targets: Some(bad_targets) }))
+    let expires_at_ms = deliveries.first().map_or(now_ms, |(message, _)| message.expires_at_ms);
+    let mut record = record(shared, app, id, &order, now_ms, expires_at_ms, schedule);
+    (record.targets, record.invalid_targets) = (all_targets, invalid_targets);
+    outcomes.batch.record(&record);
+    let accepted = Accepted { id: Some(id.to_string()), bad_targets: Some(bad_targets), audience: None, due_ms: None };
+    Ok(Plan { app: app.app.clone(), kind: order.kind, deliveries, collapsed, accepted })
+}
+
+/// One message for all, or, where receipts name the aliases that were sent to, one for each alias.
+fn deliveries(
+    message: Message,
+    registrations: BTreeMap<RegId, Arc<Registration>>,
+    names: &BTreeMap<RegId, String>,
+) -> Vec<(Arc<Message>, Vec<Arc<Registration>>)> {
+    if registrations.is_empty() {
+        return Vec::new();
+    }
+    if message.handling.callback.is_none() || names.is_empty() || message.notification.alias_name.is_some() {
+        return vec![(Arc::new(message), registrations.into_values().collect())];
+    }
+    let mut by_alias: BTreeMap<Option<&String>, Vec<Arc<Registration>>> = BTreeMap::new();
+    for (regid, registration) in registrations {
+        by_alias.entry(names.get(&regid)).or_default().push(registration);
+    }
+    let of_alias = |alias: Option<&String>| {
+        let mut message = message.clone();
+        message.notification.alias_name = alias.cloned();
+        Arc::new(message)
+    };
+    // A message with several targets is stored once under its id, so each of these is stored in the mailboxes themselves.
+    let single = |(alias, registrations): (Option<&String>, Vec<Arc<Registration>>)| {
+        let message = of_alias(alias);
+        registrations
+            .into_iter()
+            .map(move |registration| (Arc::clone(&message), vec![registration]))
+            .collect::<Vec<_>>()
+    };
+    by_alias.into_iter().flat_map(single).collect()
+}
+
+/// Takes older messages with the same collapse key out of the mailboxes.
+async fn collapse(
+    shared: &Arc<Shared>,
+    app: &App,
+    order: &Order,
+    registrations: &BTreeMap<RegId, Arc<Registration>>,
+    outcomes: &mut Outcomes<'_>,
+) -> Result<Vec<(Arc<Registration>, MessageId)>, Failure> {
+    let Some(key) = &order.handling.collapse_key else { return Ok(Vec::new()) };
+    let regids: Vec<_> = registrations.keys().copied().collect();
+    let older = shared.mailboxes.collapsing(&regids, key, shared.config.mailbox_max).await?;
+    let mut collapsed = Vec::new();
+    for (registration, older) in registrations.values().zip(older) {
+        for message in older {
+            let whose = Whose { app: &app.app, message, regid: registration.regid };
+            outcomes.dropped(&whose, DropReason::Collapsed);
+            outcomes.batch.acknowledged(registration.regid, message);
+            collapsed.push((Arc::clone(registration), message));
+        }
+    }
+    Ok(collapsed)
 }
 
 /// One row of the timeline, whatever the size of the audience; then every front is told once.
-async fn broadcast(shared: &Arc<Shared>, message: Message) -> Result<Reply, Failure> {
-    let message = Arc::new(message);
-    shared.timelines.append(&message).await?;
+async fn broadcast(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    mut order: Order,
+    schedule: Option<MessageId>,
+    key: Option<&Key>,
+) -> Result<Accepted, Failure> {
+    let audience = order.audience()?.ok_or_else(|| Failure::from(Code::System))?;
+    if let Some(per_second) = order.flow_control {
+        let count = audiences::count(shared, &app.app, &audience).await?;
+        order.handling.spread_ms = order.handling.spread_ms.max(count.registrations * 1000 / u64::from(per_second));
+    }
+    let mut outcomes = Outcomes::new(shared);
+    let now_ms = outcomes.now_ms();
+    let message = Arc::new(message(app, id, &order, now_ms, Some(audience)));
+    outcomes.batch.broadcast(&message);
+    outcomes.batch.record(&record(shared, app, id, &order, now_ms, message.expires_at_ms, schedule));
+    let accepted = Accepted { id: Some(id.to_string()), bad_targets: None, audience: None, due_ms: None };
+    if let Some(key) = key {
+        key.answered(&mut outcomes.batch, shared, id, AppAnswer::Accepted(accepted.clone()));
+    }
+    outcomes.write().await?;
     shared.metrics.broadcasts.inc();
+    shared.counts.today(now_ms, &app.app, |day| day.messages += 1);
     shared.broadcasts.publish(shared, Arc::clone(&message));
-    Ok(Reply::Accepted(Accepted { id: message.id.to_string(), bad_targets: None }))
+    shared.audience_counts.count_later(shared, message);
+    Ok(accepted)
+}
+
+fn message(app: &App, id: MessageId, order: &Order, now_ms: u64, audience: Option<idl::audience::Audience>) -> Message {
+    let mut notification = order.notification.clone();
+    notification.accepted_at_ms = Some(signed(now_ms));
+    let mut handling = order.handling.clone();
+    if let (Some(per_second), None) = (order.flow_control, &audience) {
+        handling.spread_ms = handling.spread_ms.max(TARGETS_MAX as u64 * 1000 / u64::from(per_second));
+    }
+    // The last of the audience has as long as the first.
+    let last_due_ms = match handling.local_time_ms {
+        Some(local_ms) => local_ms.saturating_add(idl::due::LATEST_ZONE_MS),
+        None => now_ms,
+    };
+    let expires_at_ms = last_due_ms.saturating_add(handling.spread_ms).saturating_add(order.ttl_ms);
+    Message { id, app: app.app.clone(), notification, accepted_at_ms: now_ms, expires_at_ms, audience, handling }
+}
+
+fn record(
+    shared: &Shared,
+    app: &App,
+    id: MessageId,
+    order: &Order,
+    now_ms: u64,
+    expires_at_ms: u64,
+    schedule: Option<MessageId>,
+) -> Record {
+    Record {
+        id,
+        app: app.app.clone(),
+        kind: order.kind,
+        created_at_ms: now_ms,
+        expires_at_ms,
+        keep_until_ms: expires_at_ms.saturating_add(shared.config.record_retention_ms()),
+        job_key: order.notification.job_key.clone(),
+        topic: order.notification.topic.clone(),
+        targets: Vec::new(),
+        broadcast: matches!(order.whom, Whom::Audience(_)),
+        invalid_targets: 0,
+        schedule,
+        has_callback: order.handling.callback.is_some(),
+        resolved: None,
+        ended: None,
+        tally: schema::records::Tally::default(),
+    }
+}
+
+/// A send over the daily quota: whoever wants to be told of that is told.
+async fn refused(
+    shared: &Arc<Shared>,
+    app: &App,
+    id: MessageId,
+    order: &Order,
+    failure: &Failure,
+) -> Result<(), Failure> {
+    let (Code::DailyQuota, Whom::Regids(targets) | Whom::Aliases(targets)) = (failure.code, &order.whom) else {
+        return Ok(());
+    };
+    let about = About::of(&message(app, id, order, shared.clock.now_ms(), None));
+    let Some(wanted) = about.receipts else { return Ok(()) };
+    let mut outcomes = Outcomes::new(shared);
+    for target in targets {
+        outcomes.receipt(&app.app, id, &wanted, kind::QUOTA, target, None);
+    }
+    outcomes.write().await
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use idl::bus::Reply;
 use idl::contract::bus as wire;
 use idl::error::{Code, Failure};
@@ -116,7 +116,8 @@ pub(crate) async fn create(shared: &Shared, request: wire::CreateApp) -> Result<
         return Err(Failure::new(Code::Exists, format!("there is an application {id} already")));
     }
     tracing::info!(app = %id, "application created");
-    Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, Some(secret))] }))
+    let shown = wire::App { webhook_secret: Some(shown_webhook_secret(&app)), ..shown(&app, Some(secret)) };
+    Ok(Reply::Apps(wire::Apps { apps: vec![shown] }))
 }
 
 /// Lists applications.
@@ -140,6 +141,44 @@ pub(crate) async fn rotate_secret(shared: &Shared, request: wire::RotateSecret) 
     Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, Some(secret))] }))
 }
 
+/// Limits what an application may send. In force at once here; elsewhere when the application is read again.
+pub(crate) async fn set_limits(shared: &Shared, request: wire::SetAppLimits) -> Result<Reply, Failure> {
+    let id: AppId = parse(&request.app)?;
+    let negative = |_| Failure::new(Code::BadValue, "a limit is 0 (none) or more");
+    let per_second = u32::try_from(request.sends_per_second_max).map_err(negative)?;
+    let per_day = u64::try_from(request.sends_per_day_max).map_err(negative)?;
+    if !shared.catalog.set_app_limits(&id, per_second, per_day).await? {
+        return Err(Failure::new(Code::UnknownApp, format!("there is no application {id}")));
+    }
+    shared.apps.forget(&id);
+    shared.rates.forget(&id);
+    tracing::info!(app = %id, per_second, per_day, "application limits set");
+    let app = shared.apps.by_id(&id).await?;
+    Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, None)] }))
+}
+
+/// Tells the secret that signs an application's receipts, or makes a new one.
+pub(crate) async fn webhook_secret(shared: &Shared, request: wire::WebhookSecret) -> Result<Reply, Failure> {
+    let id: AppId = parse(&request.app)?;
+    if request.rotate {
+        let mut secret = [0; 32];
+        shared.entropy.fill(&mut secret);
+        if !shared.catalog.set_webhook_secret(&id, secret).await? {
+            return Err(Failure::new(Code::UnknownApp, format!("there is no application {id}")));
+        }
+        shared.apps.forget(&id);
+        tracing::info!(app = %id, "webhook secret rotated");
+    }
+    let app = shared.apps.by_id(&id).await?;
+    let shown = wire::App { webhook_secret: Some(shown_webhook_secret(&app)), ..shown(&app, None) };
+    Ok(Reply::Apps(wire::Apps { apps: vec![shown] }))
+}
+
+/// As the Standard Webhooks specification writes secrets.
+fn shown_webhook_secret(app: &App) -> String {
+    format!("whsec_{}", STANDARD.encode(app.webhook_secret))
+}
+
 pub(crate) fn parse<T: std::str::FromStr<Err = idl::ids::InvalidId>>(text: &str) -> Result<T, Failure> {
     text.parse().map_err(|error: idl::ids::InvalidId| Failure::new(Code::BadValue, error.to_string()))
 }
@@ -151,6 +190,9 @@ fn shown(app: &App, secret: Option<String>) -> wire::App {
         app_key: app.app_key.clone(),
         secret,
         created_at_ms: i64::try_from(app.created_at_ms).unwrap_or(i64::MAX),
+        webhook_secret: None,
+        sends_per_second_max: Some(i64::from(app.sends_per_second_max)),
+        sends_per_day_max: Some(i64::try_from(app.sends_per_day_max).unwrap_or(i64::MAX)),
     }
 }
 

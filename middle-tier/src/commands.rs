@@ -7,18 +7,21 @@ use std::sync::Arc;
 
 use idl::bus::Reply;
 use idl::contract::bus as wire;
-use idl::contract::push::{Ack, AppKeys, FromDevice, Hello, Register, Registered, Result as CommandResult};
+use idl::contract::push::{AppKeys, FromDevice, Hello, Register, Registered, Result as CommandResult};
 use idl::error::{Code, Failure};
 use idl::ids::{AccountId, AppId, MessageId, RegId};
 use idl::seal::{AgreementKey, BroadcastSealer, SingleSeal, verify_registration_proof};
 use idl::wire::{decode_device, encode};
+use schema::batch::Batch;
 use schema::catalog::App;
+use schema::feedback::InvalidKind;
 use schema::registrations::{Cursor, Registration};
 
+use crate::accept::FEEDBACK_KEPT_MS;
 use crate::apps::parse;
 use crate::routes::{epoch, generation, push_only, superseded};
-use crate::sessions::{index_entry, no_index_entry, split_ids};
-use crate::{Shared, dispatch, payload};
+use crate::sessions::{index_entry, no_index_entry};
+use crate::{Shared, acks, dispatch, payload};
 
 const ATTRIBUTES_MAX: usize = 16;
 const ATTRIBUTE_NAME_BYTES_MAX: usize = 32;
@@ -86,11 +89,15 @@ async fn carry_out(
     command: FromDevice,
 ) -> Result<Outcome, Failure> {
     if let Some(ack) = command.ack {
-        return acknowledge(shared, account, ack).await;
+        acks::acknowledge(shared, account, ack).await?;
+        return Ok(Outcome::default());
     }
     if let Some(report) = command.report {
-        shared.metrics.reports.inc();
-        tracing::info!(%account, app = report.app, reason = report.reason, "a device could not hand a delivery over");
+        acks::report(shared, account, &report).await?;
+        return Ok(Outcome::default());
+    }
+    if let Some(clicked) = command.clicked {
+        acks::clicked(shared, account, &clicked).await?;
         return Ok(Outcome::default());
     }
     // One change at a time for an account.
@@ -143,7 +150,7 @@ async fn carry_out(
             Ok(changed)
         })
         .await?
-    } else if command.set_accept_time.is_some() || command.clicked.is_some() {
+    } else if command.set_accept_time.is_some() {
         return Err(Failure::new(Code::NotServed, "this command is known but not served by this version"));
     } else {
         return Err(Failure::new(Code::BadRequest, "a FromDevice must have one command that this version knows"));
@@ -310,6 +317,7 @@ async fn unregister(shared: &Arc<Shared>, account: AccountId, id: MessageId, app
         return Ok(Outcome { index: vec![no_index_entry(app, id.time_ms())], ..Outcome::default() });
     };
     shared.registrations.delete(&registration).await?;
+    gone(shared, &registration).await;
     if let Some(handle) = shared.sessions.find(account) {
         handle.lock().release(app);
     }
@@ -321,37 +329,12 @@ async fn unregister(shared: &Arc<Shared>, account: AccountId, id: MessageId, app
     })
 }
 
-/// Deletes what the device has for good from its mailboxes, then forgets it. Acks of broadcasts cost no write.
-async fn acknowledge(shared: &Arc<Shared>, account: AccountId, ack: Ack) -> Result<Outcome, Failure> {
-    let mut singles: Vec<(RegId, Vec<MessageId>)> = Vec::new();
-    let mut acks: Vec<(AppId, Vec<MessageId>, Vec<MessageId>)> = Vec::new();
-    for app_ack in ack.apps {
-        let app: AppId = parse(&app_ack.app)?;
-        let ids = |bytes: Option<Vec<u8>>| {
-            split_ids(&bytes.unwrap_or_default())
-                .ok_or_else(|| Failure::new(Code::BadValue, "an ack's ids must be 16 bytes each"))
-        };
-        let (messages, broadcasts) = (ids(app_ack.messages)?, ids(app_ack.broadcasts)?);
-        if !messages.is_empty() {
-            let Some(registration) = registration_of(shared, account, &app).await? else { continue };
-            singles.push((registration.regid, messages.clone()));
-        }
-        acks.push((app, messages, broadcasts));
+/// The app server can learn that a registration is gone. Should this be lost, its next send to it tells as well.
+async fn gone(shared: &Arc<Shared>, registration: &Registration) {
+    let mut batch = Batch::default();
+    let keep_until_ms = shared.clock.now_ms().saturating_add(FEEDBACK_KEPT_MS);
+    batch.invalid(&registration.app, InvalidKind::RegId, &registration.regid.to_string(), keep_until_ms);
+    if let Err(error) = batch.write(shared.store.as_ref()).await {
+        tracing::warn!(%error, "an ended registration could not be kept for the app server to ask for");
     }
-    if !singles.is_empty() {
-        shared.mailboxes.ack(&singles).await?;
-    }
-    let handle = shared.sessions.find(account);
-    for (app, messages, broadcasts) in acks {
-        shared.metrics.acks.inc_by((messages.len() + broadcasts.len()) as u64);
-        if let Some(handle) = &handle {
-            let mut session = handle.lock();
-            session.acked_singles(&app, &messages);
-            session.acked_broadcasts(&app, &broadcasts, &shared.config);
-        }
-    }
-    if let Some(handle) = handle {
-        dispatch::drive(shared, &handle);
-    }
-    Ok(Outcome::default())
 }

@@ -8,9 +8,11 @@ use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
 use idl::message::Message;
 use schema::registrations::Registration;
+use schema::traces::DropReason;
 use tokio::time::{Instant, sleep_until};
 
-use crate::session::{Item, Step};
+use crate::outcomes::{Outcomes, Whose};
+use crate::session::{Advance, Item, Step};
 use crate::sessions::{Handle, index_entry};
 use crate::{Shared, payload};
 
@@ -44,14 +46,15 @@ pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
             Step::HandOff(items) => hand_off(shared, handle, items).await,
             Step::Drain(reads) => drain(shared, handle, &reads).await,
             Step::Judge { app, from, to } => judge(shared, handle, app, from, to).await,
-            Step::WriteCursors(cursors) => {
-                if let Err(error) = shared.registrations.write_cursors(&cursors).await {
-                    // An older cursor only means that more is judged again.
-                    tracing::warn!(%account, %error, "cursors could not be written");
-                }
-            }
+            Step::WriteProgress(advances) => write_progress(shared, handle, advances).await,
             Step::Wait(at) => sleep_until(at).await,
-            Step::Idle => return,
+            Step::Idle => {
+                let due_ms = handle.lock().next_due_ms();
+                if let Some(due_ms) = due_ms {
+                    shared.alarms.set(due_ms, account);
+                }
+                return;
+            }
             Step::Ended => {
                 shared.sessions.remove(account, handle);
                 return;
@@ -81,7 +84,7 @@ pub(crate) async fn tell_index(
         (session.front, item)
     };
     let deadline = Instant::now() + shared.config.hand_off_time_max;
-    match shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await {
+    match shared.bus.deliver(front, FrontBatch { items: vec![item], count: None }, deadline).await {
         Err(failure) if failure.code != Code::System => Err(failure),
         _ => {
             let mut session = handle.lock();
@@ -113,7 +116,10 @@ async fn hand_off(shared: &Arc<Shared>, handle: &Arc<Handle>, batch: Vec<(Arc<Re
         order: Some(order.to_be_bytes().to_vec()),
     };
     let deadline = Instant::now() + shared.config.hand_off_time_max;
-    match shared.bus.deliver(front, FrontBatch { items: vec![item] }, deadline).await {
+    let answer = shared.bus.deliver(front, FrontBatch { items: vec![item], count: None }, deadline).await;
+    let reached = answer.as_ref().is_ok_and(|reply| reply.gone.as_ref().is_none_or(Vec::is_empty));
+    forget_once(shared, &batch, reached).await;
+    match answer {
         Ok(reply) if reply.gone.as_ref().is_none_or(Vec::is_empty) => {
             shared.metrics.deliveries.inc_by(count as u64);
             handle.lock().handed_off();
@@ -124,6 +130,48 @@ async fn hand_off(shared: &Arc<Shared>, handle: &Arc<Handle>, batch: Vec<(Arc<Re
             session.end();
         }
         Err(failure) => failed(shared, handle, batch, &failure).await,
+    }
+}
+
+/// What is handed off only once is not kept for another try, however this one went.
+async fn forget_once(shared: &Arc<Shared>, batch: &[(Arc<Registration>, Vec<Item>)], reached: bool) {
+    let mut outcomes = Outcomes::new(shared);
+    for (registration, items) in batch {
+        for item in items {
+            if let Item::Single(message) = item
+                && message.handling.only_once
+            {
+                outcomes.batch.acknowledged(registration.regid, message.id);
+                if !reached {
+                    let whose = Whose { app: &message.app, message: message.id, regid: registration.regid };
+                    outcomes.dropped(&whose, DropReason::Offline);
+                }
+            }
+        }
+    }
+    if let Err(failure) = outcomes.write().await {
+        // It may be handed off again; the device drops what it has seen.
+        tracing::warn!(%failure, "a message that is sent only once could not be removed");
+    }
+}
+
+async fn write_progress(shared: &Arc<Shared>, handle: &Arc<Handle>, advances: Vec<Advance>) {
+    let progress: Vec<_> = advances.iter().map(|advance| (advance.regid, advance.progress.clone())).collect();
+    match shared.registrations.write_progress(&progress).await {
+        Ok(()) => {
+            let now_ms = shared.clock.now_ms();
+            for Advance { app, settles, .. } in &advances {
+                shared.counts.settled(shared, app, settles);
+                if !settles.is_empty() {
+                    shared.counts.today(now_ms, app, |day| day.delivered += settles.len() as u64);
+                }
+            }
+        }
+        Err(error) => {
+            // An older cursor only means that more is judged again.
+            tracing::warn!(%error, "cursors could not be written");
+            handle.lock().progress_failed(advances);
+        }
     }
 }
 
@@ -151,6 +199,7 @@ async fn payloads(shared: &Arc<Shared>, batch: &[(Arc<Registration>, Vec<Item>)]
     for (registration, items) in batch {
         for item in items {
             let payload = match item {
+                Item::Single(message) if message.handling.is_revocation() => payload::revocation(message, None),
                 Item::Single(message) => payload::single(registration, message),
                 Item::Broadcast(message) => {
                     let app = shared.apps.by_id(&message.app).await?;
@@ -175,7 +224,7 @@ async fn drain(shared: &Arc<Shared>, handle: &Arc<Handle>, reads: &[(RegId, usiz
                 if !whole {
                     shared.metrics.windows_full.inc();
                 }
-                session.drained(regid, mailbox, whole);
+                session.drained(regid, mailbox, whole, shared.clock.now_ms());
             }
         }
         Err(error) => {
@@ -190,11 +239,15 @@ async fn judge(shared: &Arc<Shared>, handle: &Arc<Handle>, app: AppId, from: Mes
     match shared.timelines.since(&app, from, None, limit).await {
         Ok(rows) => {
             let more = rows.len() >= limit;
-            let rows: Vec<Arc<Message>> = rows.into_iter().map(Arc::new).collect();
+            let mut rows: Vec<Arc<Message>> = rows.into_iter().map(Arc::new).collect();
             // Read only in part: judged up to the last row that was read.
             let to = rows.last().filter(|_| more).map_or(to, |last| MessageId(last.id.0.saturating_add(1)));
             shared.metrics.judgements.inc();
-            let missing = handle.lock().judged(&app, &rows, to, more, &shared.config);
+            let missing = {
+                let mut session = handle.lock();
+                shared.sessions.without_stopped(&mut rows);
+                session.judged(&app, &rows, to, more, &shared.config, shared.clock.now_ms())
+            };
             shared.metrics.judged_deliveries.inc_by(missing as u64);
         }
         Err(error) => {

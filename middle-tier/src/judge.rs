@@ -1,18 +1,23 @@
 //! Judgement: does a stored broadcast concern a registration? Decided from stored membership alone.
 
-use idl::audience::Evaluate;
-use idl::ids::{MessageId, TopicName};
+use idl::audience::{Audience, Comparison, Evaluate};
+use idl::ids::{Alias, MessageId, TopicName, UserAccount};
 use idl::message::Message;
 use schema::registrations::Registration;
 
 /// True if the broadcast is for the registration: it was accepted after the registration was made, and its audience
 /// holds with the topics that were subscribed to before it was accepted.
 pub(crate) fn concerns(message: &Message, registration: &Registration) -> bool {
+    // Taking back concerns whom the message that is taken back concerned.
+    let at = message.handling.revokes.unwrap_or(message.id);
     message.id > registration.created_at
-        && message
-            .audience
-            .as_ref()
-            .is_some_and(|audience| audience.evaluate(&Membership { registration, at: message.id }))
+        && !message.handling.only_once
+        && message.audience.as_ref().is_some_and(|audience| audience.evaluate(&Membership { registration, at }))
+}
+
+/// True if an expression holds for a registration as it is now.
+pub(crate) fn holds(audience: &Audience, registration: &Registration) -> bool {
+    audience.evaluate(&Membership { registration, at: MessageId::MAX })
 }
 
 /// A registration's membership as it counts for a message.
@@ -30,6 +35,18 @@ impl Evaluate for Membership<'_> {
 
     fn topic(&self, topic: &TopicName) -> bool {
         self.registration.topics.get(topic).is_some_and(|since| *since < self.at)
+    }
+
+    fn alias(&self, alias: &Alias) -> bool {
+        self.registration.aliases.contains(alias)
+    }
+
+    fn user_account(&self, user_account: &UserAccount) -> bool {
+        self.registration.user_accounts.contains(user_account)
+    }
+
+    fn attribute(&self, comparison: &Comparison) -> bool {
+        self.registration.attributes.get(comparison.attribute()).is_some_and(|value| comparison.holds(value))
     }
 
     fn and(&self, a: bool, b: bool) -> bool {

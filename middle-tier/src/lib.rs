@@ -7,21 +7,37 @@
 
 mod accept;
 mod accounts;
+mod acks;
+mod alarms;
+mod app_calls;
 mod apps;
+mod audiences;
 mod commands;
+mod counts;
 mod dispatch;
+mod expiry;
+mod idempotency;
 mod judge;
 mod metrics;
+mod order;
+mod outcomes;
 mod payload;
 pub mod poster;
 mod publish;
+mod rates;
+mod recall;
+mod receipts;
+mod registry;
 mod resolve;
 mod room;
 mod routes;
+mod saved;
+mod schedules;
 mod server_topics;
 mod service;
 mod session;
 mod sessions;
+mod states;
 mod sweep;
 mod tasks;
 mod turns;
@@ -38,17 +54,30 @@ use ring::hmac;
 use schema::accounts::Accounts;
 use schema::cache::Cache;
 use schema::catalog::Catalog;
+use schema::days::Days;
+use schema::expiries::Expiries;
+use schema::feedback::Feedback;
+use schema::idempotency::Idempotency;
 use schema::mailbox::Mailboxes;
 use schema::names::Names;
+use schema::records::Records;
 use schema::registrations::Registrations;
 use schema::sorted::SortedStore;
 use schema::timeline::Timelines;
+use schema::topics::TopicMembers;
+use schema::traces::Traces;
 use tokio_util::sync::CancellationToken;
 
+use crate::alarms::Alarms;
 use crate::apps::Apps;
+use crate::counts::Counts;
 use crate::metrics::Metrics;
+use crate::poster::Poster;
 use crate::publish::Publisher;
+use crate::rates::Rates;
+use crate::receipts::Receipts;
 use crate::room::Rooms;
+use crate::schedules::Schedules;
 use crate::service::Service;
 use crate::sessions::Sessions;
 use crate::tasks::Tasks;
@@ -81,6 +110,34 @@ pub struct Config {
     pub retry_wait_max: Duration,
     /// How long one hand-off to a front may take.
     pub hand_off_time_max: Duration,
+    /// How long what is known of a message is kept after it has expired: its record, traces and counts.
+    pub record_retention: Duration,
+    /// Rows gone through to count one audience; beyond it the count is an estimate.
+    pub counted_rows_max: usize,
+    /// Registrations read to count one audience; beyond it the count is an estimate.
+    pub counted_registrations_max: usize,
+    /// Segments of one app.
+    pub segments_max: usize,
+    /// Templates of one app.
+    pub templates_max: usize,
+    /// Schedules of one app that wait.
+    pub schedules_max: usize,
+    /// Callback URLs that are posted to at one time.
+    pub receipt_posts_max: usize,
+    /// Callback URLs with something to post that are remembered; the others are found again in the store.
+    pub receipt_urls_max: usize,
+    /// Receipts in one post.
+    pub receipts_per_post_max: usize,
+    /// Size of one post.
+    pub receipt_post_bytes_max: usize,
+    /// How long one post may take.
+    pub receipt_post_time_max: Duration,
+}
+
+impl Config {
+    fn record_retention_ms(&self) -> u64 {
+        u64::try_from(self.record_retention.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 impl Default for Config {
@@ -98,6 +155,17 @@ impl Default for Config {
             check_interval: Duration::from_mins(5),
             retry_wait_max: Duration::from_secs(5),
             hand_off_time_max: Duration::from_secs(5),
+            record_retention: Duration::from_hours(7 * 24),
+            counted_rows_max: 10_000_000,
+            counted_registrations_max: 20_000,
+            segments_max: 1000,
+            templates_max: 1000,
+            schedules_max: 10_000,
+            receipt_posts_max: 64,
+            receipt_urls_max: 10_000,
+            receipts_per_post_max: 500,
+            receipt_post_bytes_max: 256 * 1024,
+            receipt_post_time_max: Duration::from_secs(15),
         }
     }
 }
@@ -114,6 +182,8 @@ pub struct Dependencies {
     pub catalog: Arc<dyn Catalog>,
     /// Routes and leases.
     pub cache: Arc<dyn Cache>,
+    /// Posts receipts to app servers.
+    pub poster: Arc<dyn Poster>,
     /// Makes and proves tokens.
     pub keys: KeyRing,
     /// Under which registration ids are derived.
@@ -129,6 +199,7 @@ pub struct Middle {
     inbox: MiddleInbox,
     shared: Arc<Shared>,
     publisher: Publisher,
+    counter: audiences::Counter,
 }
 
 /// What all parts of the tier share. Stores are the truth; `sessions` is memory that may vanish.
@@ -137,11 +208,21 @@ pub(crate) struct Shared {
     pub(crate) bus: Arc<dyn Bus>,
     pub(crate) catalog: Arc<dyn Catalog>,
     pub(crate) cache: Arc<dyn Cache>,
+    pub(crate) store: Arc<dyn SortedStore>,
+    pub(crate) poster: Arc<dyn Poster>,
     pub(crate) accounts: Accounts,
     pub(crate) registrations: Registrations,
     pub(crate) names: Names,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) timelines: Timelines,
+    pub(crate) topics: TopicMembers,
+    pub(crate) records: Records,
+    pub(crate) traces: Traces,
+    pub(crate) receipt_log: schema::receipts::Receipts,
+    pub(crate) expiries: Expiries,
+    pub(crate) feedback: Feedback,
+    pub(crate) idempotency: Idempotency,
+    pub(crate) day_counts: Days,
     pub(crate) apps: Apps,
     pub(crate) keys: KeyRing,
     pub(crate) regid_key: hmac::Key,
@@ -150,6 +231,14 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) turns: Turns,
     pub(crate) rooms: Rooms,
+    /// Idempotency keys and schedules that someone works on.
+    pub(crate) keys_under_way: Turns,
+    pub(crate) rates: Rates,
+    pub(crate) counts: Counts,
+    pub(crate) alarms: Alarms,
+    pub(crate) schedules: Schedules,
+    pub(crate) receipts: Receipts,
+    pub(crate) audience_counts: audiences::Queue,
     pub(crate) broadcasts: publish::Queue,
     pub(crate) payloads: payload::Cache,
     pub(crate) metrics: Metrics,
@@ -161,10 +250,11 @@ pub(crate) struct Shared {
 impl Middle {
     /// Builds the tier. Nothing runs until [`Middle::serve`].
     pub fn build(config: Config, dependencies: Dependencies, registry: &mut Registry) -> Self {
-        let Dependencies { bus, inbox, sorted, catalog, cache, keys, regid_key, clock, entropy } = dependencies;
+        let Dependencies { bus, inbox, sorted, catalog, cache, poster, keys, regid_key, clock, entropy } = dependencies;
         let mut life = [0; 16];
         entropy.fill(&mut life);
         let (broadcasts, publisher) = publish::queue();
+        let (audience_counts, counter) = audiences::queue();
         let shared = Arc::new(Shared {
             bus,
             apps: Apps::new(Arc::clone(&catalog)),
@@ -174,7 +264,17 @@ impl Middle {
             registrations: Registrations::new(Arc::clone(&sorted)),
             names: Names::new(Arc::clone(&sorted)),
             mailboxes: Mailboxes::new(Arc::clone(&sorted)),
-            timelines: Timelines::new(sorted),
+            timelines: Timelines::new(Arc::clone(&sorted)),
+            topics: TopicMembers::new(Arc::clone(&sorted)),
+            records: Records::new(Arc::clone(&sorted)),
+            traces: Traces::new(Arc::clone(&sorted)),
+            receipt_log: schema::receipts::Receipts::new(Arc::clone(&sorted)),
+            expiries: Expiries::new(Arc::clone(&sorted)),
+            feedback: Feedback::new(Arc::clone(&sorted)),
+            idempotency: Idempotency::new(Arc::clone(&sorted)),
+            day_counts: Days::new(Arc::clone(&sorted)),
+            store: sorted,
+            poster,
             keys,
             regid_key,
             clock,
@@ -182,6 +282,13 @@ impl Middle {
             sessions: Sessions::default(),
             turns: Turns::default(),
             rooms: Rooms::default(),
+            keys_under_way: Turns::default(),
+            rates: Rates::default(),
+            counts: Counts::default(),
+            alarms: Alarms::default(),
+            schedules: Schedules::default(),
+            receipts: receipts::new(),
+            audience_counts,
             broadcasts,
             payloads: payload::Cache::default(),
             metrics: Metrics::register(registry),
@@ -189,7 +296,7 @@ impl Middle {
             tasks: Tasks::default(),
             config,
         });
-        Self { inbox, shared, publisher }
+        Self { inbox, shared, publisher, counter }
     }
 
     /// Serves until `drain` is cancelled: then it finishes the requests it has begun, writes the cursors of all sessions
@@ -197,13 +304,26 @@ impl Middle {
     ///
     /// Dropping the future ends the tier with all it was doing, as a crash would.
     pub async fn serve(self, drain: CancellationToken) {
-        let Self { inbox, shared, publisher } = self;
+        let Self { inbox, shared, publisher, counter } = self;
         let _stop = shared.tasks.stop_on_drop();
         let publishing = publisher.run(Arc::clone(&shared), drain.clone());
-        let sweeping = sweep::run(Arc::clone(&shared), drain.clone());
-        let serving = Service::new(Arc::clone(&shared)).run(inbox, drain);
-        tokio::join!(publishing, sweeping, serving);
+        let counting = counter.run(Arc::clone(&shared), drain.clone());
+        let jobs = async {
+            tokio::join!(
+                sweep::run(Arc::clone(&shared), drain.clone()),
+                alarms::run(Arc::clone(&shared), drain.clone()),
+                counts::run(Arc::clone(&shared), drain.clone()),
+                schedules::run(Arc::clone(&shared), drain.clone()),
+                expiry::run(Arc::clone(&shared), drain.clone()),
+                receipts::run(Arc::clone(&shared), drain.clone()),
+            )
+        };
+        let serving = Service::new(Arc::clone(&shared)).run(inbox, drain.clone());
+        tokio::join!(publishing, counting, jobs, serving);
         shared.sessions.end_all(&shared).await;
+        if let Err(error) = shared.counts.flush(&shared).await {
+            tracing::warn!(%error, "the last counts could not be written");
+        }
         shared.tasks.finish().await;
     }
 }

@@ -15,6 +15,11 @@ pub(crate) struct RequestLabels {
     pub(crate) code: i32,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct JobLabels {
+    job: &'static str,
+}
+
 pub(crate) struct Metrics {
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) requests_late: Counter,
@@ -30,11 +35,29 @@ pub(crate) struct Metrics {
     pub(crate) judgements: Counter,
     pub(crate) judged_deliveries: Counter,
     pub(crate) reports: Counter,
+    pub(crate) receipts_written: Counter,
+    pub(crate) receipts_posted: Counter,
+    pub(crate) receipt_post_failures: Counter,
+    pub(crate) receipts_given_up: Counter,
+    pub(crate) receipt_urls: Gauge,
+    pub(crate) schedules_fired: Counter,
+    pub(crate) schedules_failed: Counter,
+    pub(crate) deliveries_expired: Counter,
+    pub(crate) replayed: Counter,
+    pub(crate) counts_dropped: Counter,
+    pub(crate) broadcasts_uncounted: Counter,
+    pub(crate) schedules_due: Gauge,
+    jobs: Family<JobLabels, Gauge<u64, AtomicU64>>,
     pub(crate) sessions: Gauge,
     pub(crate) last_sweep_ms: Gauge<u64, AtomicU64>,
 }
 
 impl Metrics {
+    /// A background job ran.
+    pub(crate) fn ran(&self, job: &'static str, now_ms: u64) {
+        self.jobs.get_or_create(&JobLabels { job }).set(now_ms);
+    }
+
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("campanile_middle");
         let mut counter = |name: &str, help: &str| {
@@ -56,6 +79,23 @@ impl Metrics {
         let judgements = counter("judgements", "Judgements of a registration against its timeline");
         let judged_deliveries = counter("judged_deliveries", "Broadcasts that a judgement found to be missing");
         let reports = counter("reports", "Deliveries that a device could not hand to its app");
+        let receipts_written = counter("receipts_written", "Receipts that app servers asked for");
+        let receipts_posted = counter("receipts_posted", "Receipts that a callback URL took");
+        let receipt_post_failures = counter("receipt_post_failures", "Posts to callback URLs that failed");
+        let receipts_given_up = counter("receipts_given_up", "Receipts that no post took within a day");
+        let schedules_fired = counter("schedules_fired", "Scheduled sends that went out");
+        let schedules_failed = counter("schedules_failed", "Scheduled sends that were refused when they were due");
+        let deliveries_expired = counter("deliveries_expired", "Deliveries that expired where a receipt was wanted");
+        let replayed = counter("idempotent_replays", "First answers given again to an idempotency key");
+        let counts_dropped = counter("counts_dropped", "Acks of broadcasts not counted: too many are counted at once");
+        let broadcasts_uncounted =
+            counter("broadcasts_uncounted", "Broadcasts whose audience is counted when somebody asks, not before");
+        let schedules_due = Gauge::default();
+        registry.register("schedules_due", "Schedules that were due at the last look", schedules_due.clone());
+        let receipt_urls = Gauge::default();
+        registry.register("receipt_urls", "Callback URLs that have something to be posted", receipt_urls.clone());
+        let jobs = Family::default();
+        registry.register("job_last_run_ms", "When a background job last ran, in ms since the epoch", jobs.clone());
         let requests = Family::default();
         registry.register("requests", "Requests by kind and result code", requests.clone());
         let sessions = Gauge::default();
@@ -77,6 +117,19 @@ impl Metrics {
             judgements,
             judged_deliveries,
             reports,
+            receipts_written,
+            receipts_posted,
+            receipt_post_failures,
+            receipts_given_up,
+            receipt_urls,
+            schedules_fired,
+            schedules_failed,
+            deliveries_expired,
+            replayed,
+            counts_dropped,
+            broadcasts_uncounted,
+            schedules_due,
+            jobs,
             sessions,
             last_sweep_ms,
         }

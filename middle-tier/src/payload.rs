@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use idl::contract::push::{Deliver, Invalidated, Result as CommandResult, ToDevice};
+use idl::contract::push::{Deliver, Invalidated, Result as CommandResult, Revoke, ToDevice};
 use idl::error::Failure;
 use idl::ids::{AppId, MessageId, RegId};
 use idl::message::Message;
@@ -17,6 +17,18 @@ pub(crate) fn single(registration: &Registration, message: &Message) -> Vec<u8> 
     let plaintext = wire::encode(&message.notification);
     let sealed = SingleSeal::new(&registration.seal_key).seal(&message.app, message.id, &plaintext);
     deliver(&message.app, message.id, sealed, None)
+}
+
+/// Takes a message back.
+pub(crate) fn revocation(message: &Message, broadcast: Option<bool>) -> Vec<u8> {
+    let revoke = Revoke {
+        app: message.app.to_string(),
+        message: message.handling.revokes.map(|id| id.to_bytes().to_vec()).unwrap_or_default(),
+        id: Some(message.id.to_bytes().to_vec()),
+        broadcast,
+        notify_id: message.handling.revokes_notify_id,
+    };
+    wire::encode(&ToDevice { revoke: Some(revoke), ..ToDevice::default() })
 }
 
 /// The answer to a command.
@@ -63,10 +75,14 @@ impl Cache {
         if let Some(payload) = lock().get(&message.id) {
             return Arc::clone(payload);
         }
-        let plaintext = wire::encode(&message.notification);
-        let sealer = BroadcastSealer::new(&app.broadcast_key, &app.signing_seed);
-        let sealed = sealer.seal(&message.app, message.id, &plaintext);
-        let payload: Arc<[u8]> = deliver(&message.app, message.id, sealed, Some(true)).into();
+        let payload: Arc<[u8]> = if message.handling.is_revocation() {
+            revocation(message, Some(true)).into()
+        } else {
+            let plaintext = wire::encode(&message.notification);
+            let sealer = BroadcastSealer::new(&app.broadcast_key, &app.signing_seed);
+            let sealed = sealer.seal(&message.app, message.id, &plaintext);
+            deliver(&message.app, message.id, sealed, Some(true)).into()
+        };
         let mut payloads = lock();
         payloads.insert(message.id, Arc::clone(&payload));
         if payloads.len() > Self::PAYLOADS_MAX {

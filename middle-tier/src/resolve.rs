@@ -18,6 +18,8 @@ const PAGE: usize = 500;
 pub(crate) struct Resolved {
     pub(crate) registrations: BTreeMap<RegId, Arc<Registration>>,
     pub(crate) bad_targets: Vec<String>,
+    /// By which alias a registration was found, where one was.
+    pub(crate) names: BTreeMap<RegId, String>,
 }
 
 /// The app's registrations with those ids. One that is malformed, unknown or another app's is a bad target: an app
@@ -63,6 +65,10 @@ async fn names(
         };
         if members.is_empty() {
             resolved.bad_targets.push(target);
+            continue;
+        }
+        for regid in members.keys() {
+            resolved.names.entry(*regid).or_insert_with(|| target.clone());
         }
         resolved.registrations.extend(members);
     }
@@ -71,7 +77,11 @@ async fn names(
 
 /// The registrations that have a name. The index may point at what is gone or has dropped the name: the registration
 /// itself decides.
-async fn members(shared: &Shared, app: &AppId, name: &Name) -> Result<BTreeMap<RegId, Arc<Registration>>, Failure> {
+pub(crate) async fn members(
+    shared: &Shared,
+    app: &AppId,
+    name: &Name,
+) -> Result<BTreeMap<RegId, Arc<Registration>>, Failure> {
     let limit = shared.config.registrations_per_name_max;
     let mut members = BTreeMap::new();
     let mut after = None;

@@ -104,7 +104,7 @@ pub(crate) async fn open_channel(
             continue;
         };
         index.push(index_entry(&registration));
-        handle.lock().open(registration, mailbox, more);
+        handle.lock().open(registration, mailbox, more, shared.clock.now_ms());
     }
     if let Some(older) = older {
         let older = older.lock();
@@ -157,7 +157,7 @@ async fn end_older(shared: Arc<Shared>, account: AccountId, older: Route) {
             order: None,
         };
         let deadline = Instant::now() + shared.config.hand_off_time_max;
-        match shared.bus.deliver(older.front, wire::FrontBatch { items: vec![item] }, deadline).await {
+        match shared.bus.deliver(older.front, wire::FrontBatch { items: vec![item], count: None }, deadline).await {
             Ok(_) => return,
             Err(failure) if failure.code == Code::System => return,
             Err(_) => sleep(Duration::from_millis(100) * 2u32.pow(tries)).await,

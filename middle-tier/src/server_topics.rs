@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use idl::bus::Reply;
 use idl::contract::bus::{ChangeTopic, TopicChanged};
 use idl::error::{Code, Failure};
 use idl::ids::{MessageId, TopicName};
+use schema::catalog::App;
 use schema::registrations::Registration;
 use tokio::task::JoinSet;
 
@@ -19,9 +19,13 @@ const TARGETS_MAX: usize = 1000;
 const CHANGES_AT_ONCE: usize = 128;
 
 /// Subscribes or unsubscribes registrations. It is in force when it is answered, also for devices that are connected.
-pub(crate) async fn change(shared: &Arc<Shared>, id: MessageId, request: ChangeTopic) -> Result<Reply, Failure> {
-    let app = shared.apps.by_secret(&request.secret_sha256).await?;
-    check_packages(&app, request.packages.as_deref().unwrap_or_default())?;
+pub(crate) async fn change(
+    shared: &Arc<Shared>,
+    app: &App,
+    id: MessageId,
+    request: ChangeTopic,
+) -> Result<TopicChanged, Failure> {
+    check_packages(app, request.packages.as_deref().unwrap_or_default())?;
     let topic: TopicName =
         request.topic.parse().map_err(|error: idl::ids::InvalidId| Failure::new(Code::BadTopic, error.to_string()))?;
     if request.values.len() > TARGETS_MAX {
@@ -44,7 +48,7 @@ pub(crate) async fn change(shared: &Arc<Shared>, id: MessageId, request: ChangeT
     while !changes.is_empty() {
         finish(&mut changes).await?;
     }
-    Ok(Reply::TopicChanged(TopicChanged { bad_targets: Some(resolved.bad_targets) }))
+    Ok(TopicChanged { bad_targets: Some(resolved.bad_targets) })
 }
 
 async fn finish(changes: &mut JoinSet<Result<(), Failure>>) -> Result<(), Failure> {

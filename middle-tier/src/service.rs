@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::RequestLabels;
-use crate::{Shared, accept, accounts, apps, commands, routes, server_topics};
+use crate::{Shared, accounts, app_calls, apps, commands, routes, schedules};
 
 /// The loop that takes requests.
 pub(crate) struct Service {
@@ -69,11 +69,13 @@ async fn respond(shared: &Arc<Shared>, id: MessageId, request: Request) -> Resul
         Request::RenewToken(request) => accounts::renew(shared, request).await,
         Request::RevokeTokens(request) => accounts::revoke(shared, request).await,
         Request::TokenTimes(request) => accounts::token_times(shared, request).await,
-        Request::Send(request) => accept::accept(shared, id, request).await,
-        Request::ChangeTopic(request) => server_topics::change(shared, id, request).await,
+        Request::App(call) => app_calls::answer(shared, id, call).await,
+        Request::FireSchedule(request) => schedules::fire(shared, id, request).await,
         Request::CreateApp(request) => apps::create(shared, request).await,
         Request::ListApps(_) => apps::list(shared).await,
         Request::RotateSecret(request) => apps::rotate_secret(shared, request).await,
+        Request::SetAppLimits(request) => apps::set_limits(shared, request).await,
+        Request::WebhookSecret(request) => apps::webhook_secret(shared, request).await,
         Request::Connect(request) => routes::connect(shared, id, request).await,
         Request::Disconnect(request) => routes::disconnect(shared, request).await,
         Request::FrontLease(request) => routes::lease(shared, request).await,

@@ -3,28 +3,28 @@
 //! `dispatch` asks for the [`Step`] to take, takes it, and tells how it went. At most one step is under way, so there is
 //! one place where the order of deliveries is decided. Everything here is memory that may vanish: mailboxes, timelines and
 //! cursors are the truth.
-//!
-//! A registration is *in step* when every message of its mailbox has been handed off or waits in the queue. Only then may
-//! a live message join the queue; otherwise the mailbox is read first, in order of id.
+
+mod held;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use idl::contract::message::{Callback, Notification};
 use idl::ids::{AccountId, AppId, Epoch, FrontId, MessageId, RegId};
-use idl::message::Message;
-use schema::registrations::{Cursor, Registration};
+use idl::message::{Handling, Message};
+use schema::registrations::{Progress, RECENT_MAX, RecentBroadcast, Registration};
 use tokio::time::Instant;
 
+use self::held::{Flight, Held, Judging, Queued, before, millis};
 use crate::Config;
 use crate::judge;
 
-/// Acknowledged broadcasts that a session or a cursor remembers; beyond it the oldest would come again. A judgement is due
-/// before, since the device, too, remembers about so many.
-const ACKED_MAX: usize = 1024;
 /// About so many bytes are handed to a device and not yet acknowledged, for all its registrations together: well below what
 /// a front holds for one connection, which would end over it, and come back to the same again.
 const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
+/// Broadcasts of one app that wait for their moment in one session; beyond it judging waits.
+const LATER_MAX: usize = 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// One session.
@@ -45,71 +45,88 @@ pub(crate) struct Session {
     retry_at: Option<Instant>,
 }
 
-/// What the session knows of one registration.
-#[expect(clippy::struct_excessive_bools, reason = "each is a separate thing that is or is not due")]
-struct Held {
-    registration: Arc<Registration>,
-    /// What waits in the store is being replayed, singles and broadcasts together in order of id.
-    replaying: bool,
-    in_step: bool,
-    /// While not in step: the mailbox has been read up to this message.
-    read_to: MessageId,
-    /// A message arrived, or was acknowledged, while the mailbox was being read.
-    dirty: bool,
-    /// What was acknowledged while the mailbox is being read: the reading may have met it.
-    acked_meanwhile: Option<BTreeSet<MessageId>>,
-    /// To be handed off, in order of id.
-    queue: BTreeMap<MessageId, Queued>,
-    /// Handed off from the mailbox and not acknowledged.
-    unacked: BTreeMap<MessageId, Flight>,
-    /// Broadcasts before this id have been judged.
-    judged_to: MessageId,
-    /// Matched by a judgement and not acknowledged.
-    pending: BTreeMap<MessageId, Flight>,
-    /// Acknowledged broadcasts that a judgement may meet again.
-    acked: BTreeSet<MessageId>,
-    judge: Judging,
-    /// Where the judgement under way ends.
-    judging_to: MessageId,
-    /// Where a judgement goes on that has read only a part of its rows.
-    judge_rest: Option<MessageId>,
-    /// The front's index has an older version of the membership.
-    index_due: bool,
-    /// A judgement met rows since the cursor was written: without any, reading the same nothing again costs nothing.
-    cursor_due: bool,
-    written: Cursor,
+/// What an acknowledgement has to know of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct About {
+    /// It is no message: it takes one back, which nobody counts.
+    pub(crate) revocation: bool,
+    pub(crate) expires_at_ms: u64,
+    /// Where receipts are wanted.
+    pub(crate) receipts: Option<Arc<Wanted>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Judging {
-    NotDue,
-    /// Everything up to now: the channel has just opened or is closing.
-    Whole,
-    /// All but what is so young that its live delivery may still be under way.
-    Lagging,
+/// What a receipt holds besides who and when.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) callback: Callback,
+    pub(crate) alias: Option<String>,
+    pub(crate) job_key: Option<String>,
 }
 
-/// What is remembered of a message that is on its way.
-#[derive(Clone, Copy)]
-struct Flight {
-    expires_at_ms: u64,
-    bytes: usize,
-}
-
-impl Flight {
-    fn of(message: &Message) -> Self {
-        Self { expires_at_ms: message.expires_at_ms, bytes: message.approximate_bytes() }
-    }
-
-    fn is_expired(&self, now_ms: u64) -> bool {
-        self.expires_at_ms <= now_ms
+impl Wanted {
+    /// A message that holds nothing but this.
+    pub(crate) fn to_message(&self, app: &AppId, id: MessageId) -> Message {
+        Message {
+            id,
+            app: app.clone(),
+            notification: Notification {
+                payload: None,
+                title: None,
+                description: None,
+                pass_through: None,
+                notify_type: None,
+                notify_id: None,
+                extra: None,
+                topic: None,
+                alias_name: self.alias.clone(),
+                user_account: None,
+                job_key: self.job_key.clone(),
+                accepted_at_ms: None,
+            },
+            accepted_at_ms: 0,
+            expires_at_ms: 0,
+            audience: None,
+            handling: Handling { callback: Some(self.callback.clone()), ..Handling::default() },
+        }
     }
 }
 
-#[derive(Clone)]
-enum Queued {
-    Single(Arc<Message>),
-    Broadcast(Arc<Message>),
+impl About {
+    pub(crate) fn of(message: &Message) -> Self {
+        let wanted = |callback: &Callback| {
+            Arc::new(Wanted {
+                callback: callback.clone(),
+                alias: message.notification.alias_name.clone(),
+                job_key: message.notification.job_key.clone(),
+            })
+        };
+        Self {
+            revocation: message.handling.is_revocation(),
+            expires_at_ms: message.expires_at_ms,
+            receipts: message.handling.callback.as_ref().map(wanted),
+        }
+    }
+}
+
+/// A single delivery that the device has acknowledged.
+pub(crate) struct Delivered {
+    pub(crate) dispatched_at_ms: Option<u64>,
+    pub(crate) about: About,
+}
+
+/// Where a message is on its way to a registration, as far as its session knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// It waits for its turn, or for room in the window.
+    Queued,
+    /// It waits for the moment that it is due.
+    Later(u64),
+    /// It was handed off then.
+    InFlight(u64),
+    /// A broadcast that the device acknowledged.
+    Acknowledged,
+    /// The session knows nothing of it.
+    Unknown,
 }
 
 /// A delivery to hand off.
@@ -126,6 +143,15 @@ impl Item {
             Self::Single(message) | Self::Broadcast(message) => message,
         }
     }
+}
+
+/// How far a registration is, to be written.
+pub(crate) struct Advance {
+    pub(crate) app: AppId,
+    pub(crate) regid: RegId,
+    pub(crate) progress: Progress,
+    /// Acknowledged broadcasts that this covers.
+    pub(crate) settles: Vec<MessageId>,
 }
 
 /// What to do next for a session.
@@ -145,8 +171,8 @@ pub(crate) enum Step {
         /// Ids from here on are not judged yet.
         to: MessageId,
     },
-    /// Write these cursors.
-    WriteCursors(Vec<(RegId, Cursor)>),
+    /// Write how far these registrations are.
+    WriteProgress(Vec<Advance>),
     /// Try again then.
     Wait(Instant),
     /// Nothing to do: stop driving; the next event starts it again.
@@ -201,16 +227,20 @@ impl Session {
             dirty: false,
             acked_meanwhile: None,
             queue: BTreeMap::new(),
+            later: BTreeMap::new(),
             unacked: BTreeMap::new(),
             judged_to: cursor.judged_to,
             pending: BTreeMap::new(),
             acked: cursor.acked.iter().copied().collect(),
+            unsettled: BTreeSet::new(),
+            recent: registration.recent.clone(),
             judge: Judging::Whole,
             judging_to: MessageId::MIN,
             judge_rest: None,
             index_due: false,
             cursor_due: false,
             written: cursor,
+            seen_written: false,
             registration,
         };
         self.held.insert(held.registration.app.clone(), held);
@@ -218,13 +248,19 @@ impl Session {
 
     /// Holds a registration together with the beginning of its mailbox, which were read in one call. `more` says that the
     /// mailbox goes on.
-    pub(crate) fn open(&mut self, registration: Registration, mailbox: Vec<(MessageId, Message)>, more: bool) {
+    pub(crate) fn open(
+        &mut self,
+        registration: Registration,
+        mailbox: Vec<(MessageId, Message)>,
+        more: bool,
+        now_ms: u64,
+    ) {
         let regid = registration.regid;
         let app = registration.app.clone();
         self.hold(Arc::new(registration));
         if let Some(held) = self.held.get_mut(&app) {
             held.dirty = self.stored_unheld.remove(&regid);
-            self.drained(regid, mailbox, !more);
+            self.drained(regid, mailbox, !more, now_ms);
         }
     }
 
@@ -275,13 +311,16 @@ impl Session {
             if let Some(known) = older.held.get(app).filter(|known| known.registration.regid == held.registration.regid)
             {
                 held.acked.extend(known.acked.iter().copied());
+                held.unsettled.extend(known.unsettled.iter().copied());
+                held.recent.clone_from(&known.recent);
                 held.trim_acked();
             }
         }
     }
 
     /// A message was stored in the mailbox of a registration.
-    pub(crate) fn stored(&mut self, app: &AppId, regid: RegId, message: &Arc<Message>, config: &Config) {
+    pub(crate) fn stored(&mut self, app: &AppId, regid: RegId, message: &Arc<Message>, config: &Config, now_ms: u64) {
+        let account = self.account;
         let Some(held) = self.held.get_mut(app).filter(|held| held.registration.regid == regid) else {
             self.stored_unheld.insert(regid);
             return;
@@ -293,8 +332,14 @@ impl Session {
             held.in_step = false;
             held.read_to = held.last_queued_single();
         } else if !held.unacked.contains_key(&message.id) {
-            held.queue.insert(message.id, Queued::Single(Arc::clone(message)));
+            held.enqueue(message.id, Queued::Single(Arc::clone(message)), account, now_ms);
         }
+    }
+
+    /// What is known of a single delivery that the device acknowledges; `None` if this session did not hand it off.
+    pub(crate) fn in_flight(&self, app: &AppId, id: MessageId) -> Option<Delivered> {
+        let flight = self.held.get(app)?.unacked.get(&id)?;
+        Some(Delivered { dispatched_at_ms: flight.dispatched_at_ms, about: flight.about.clone() })
     }
 
     /// The device acknowledged single deliveries; their cells are deleted.
@@ -303,24 +348,87 @@ impl Session {
             for id in ids {
                 held.unacked.remove(id);
                 held.queue.remove(id);
+                held.later.remove(id);
                 held.acked_meanwhile.as_mut().map(|acked| acked.insert(*id));
             }
         }
     }
 
-    /// The device acknowledged broadcasts.
-    pub(crate) fn acked_broadcasts(&mut self, app: &AppId, ids: &[MessageId], config: &Config) {
+    /// The device acknowledged broadcasts. Returns those that it had not acknowledged before, as far as is remembered.
+    pub(crate) fn acked_broadcasts(
+        &mut self,
+        app: &AppId,
+        ids: &[MessageId],
+        config: &Config,
+        now_ms: u64,
+    ) -> Vec<MessageId> {
+        let mut new = Vec::new();
         if let Some(held) = self.held.get_mut(app) {
             for id in ids {
-                held.pending.remove(id);
+                let flight = held.pending.remove(id);
                 held.queue.remove(id);
-                held.acked.insert(*id);
+                held.later.remove(id);
+                // A broadcast this old was judged long ago; whoever acknowledges it now did so before.
+                let old = *id < before(held.written.judged_to, config.overlap) && flight.is_none();
+                if held.acked.insert(*id) && !old && !flight.is_some_and(|flight| flight.about.revocation) {
+                    held.unsettled.insert(*id);
+                    held.recent.push(RecentBroadcast { id: *id, at_ms: now_ms, front: self.front });
+                    new.push(*id);
+                }
             }
+            let excess = held.recent.len().saturating_sub(RECENT_MAX);
+            held.recent.drain(..excess);
             if held.judge == Judging::NotDue && held.would_free_acked(config) {
                 held.judge = Judging::Lagging;
             }
             held.trim_acked();
         }
+        new
+    }
+
+    /// Takes a message back that is stopped: it is not handed off any more. Returns where it was.
+    pub(crate) fn take_back(&mut self, app: &AppId, id: MessageId) -> Whereabouts {
+        let whereabouts = self.whereabouts(app, id);
+        if let Some(held) = self.held.get_mut(app) {
+            if held.queue.remove(&id).is_some() | held.later.remove(&id).is_some() {
+                held.pending.remove(&id);
+            }
+            // Whoever was handed it may acknowledge it or not: it takes no place any more.
+            held.unacked.remove(&id);
+        }
+        whereabouts
+    }
+
+    /// Where a message is on its way to the app's registration.
+    pub(crate) fn whereabouts(&self, app: &AppId, id: MessageId) -> Whereabouts {
+        let Some(held) = self.held.get(app) else { return Whereabouts::Unknown };
+        if let Some((due_ms, _)) = held.later.get(&id) {
+            return Whereabouts::Later(*due_ms);
+        }
+        if held.queue.contains_key(&id) {
+            return Whereabouts::Queued;
+        }
+        if held.acked.contains(&id) {
+            return Whereabouts::Acknowledged;
+        }
+        let flight = held.unacked.get(&id).or_else(|| held.pending.get(&id));
+        flight.and_then(|flight| flight.dispatched_at_ms).map_or(Whereabouts::Unknown, Whereabouts::InFlight)
+    }
+
+    /// The broadcasts of an app that the device acknowledged last.
+    pub(crate) fn recent(&self, app: &AppId) -> &[RecentBroadcast] {
+        self.held.get(app).map(|held| held.recent.as_slice()).unwrap_or_default()
+    }
+
+    /// True while its connection is there, as far as is known.
+    pub(crate) fn is_online(&self) -> bool {
+        !self.ending
+    }
+
+    /// The first moment at which a paced message is due.
+    pub(crate) fn next_due_ms(&self) -> Option<u64> {
+        let held = self.held.values().filter(|held| held.registration.enabled);
+        held.flat_map(|held| held.later.values().map(|(due_ms, _)| *due_ms)).min()
     }
 
     /// The connection is gone: judge once more, write the cursors, end.
@@ -364,6 +472,9 @@ impl Session {
         if !index.is_empty() {
             return Step::Index(index);
         }
+        for held in self.held.values_mut() {
+            held.wake(now_ms);
+        }
         let hand_off = self.hand_off(now_ms, config);
         if !hand_off.is_empty() {
             return Step::HandOff(hand_off);
@@ -375,9 +486,9 @@ impl Session {
         if let Some(judge) = self.judge(now_ms, config) {
             return judge;
         }
-        let cursors = self.cursors_to_write(config);
-        if !cursors.is_empty() {
-            return Step::WriteCursors(cursors);
+        let progress = self.progress(config);
+        if !progress.is_empty() {
+            return Step::WriteProgress(progress);
         }
         self.driven = false;
         Step::Idle
@@ -387,8 +498,8 @@ impl Session {
         if let Some(judge) = self.judge(now_ms, config) {
             return judge;
         }
-        let cursors = self.cursors_to_write(config);
-        if cursors.is_empty() { Step::Ended } else { Step::WriteCursors(cursors) }
+        let progress = self.last_progress(now_ms, config);
+        if progress.is_empty() { Step::Ended } else { Step::WriteProgress(progress) }
     }
 
     fn index_due(&self) -> Vec<Arc<Registration>> {
@@ -407,13 +518,13 @@ impl Session {
                 let (id, queued) = next.remove_entry();
                 match queued {
                     Queued::Single(message) if !message.is_expired(now_ms) => {
-                        let flight = Flight::of(&message);
+                        let flight = Flight::of(&message, Some(now_ms));
                         bytes += flight.bytes;
                         held.unacked.insert(id, flight);
                         items.push(Item::Single(message));
                     }
                     Queued::Broadcast(message) if !message.is_expired(now_ms) => {
-                        let flight = Flight::of(&message);
+                        let flight = Flight::of(&message, Some(now_ms));
                         bytes += flight.bytes;
                         held.pending.insert(id, flight);
                         items.push(Item::Broadcast(message));
@@ -436,7 +547,8 @@ impl Session {
             if !held.in_step && held.queued_singles() == 0 && held.has_room(now_ms, config) {
                 held.dirty = false;
                 held.acked_meanwhile = Some(BTreeSet::new());
-                reads.push((held.registration.regid, held.unacked.len() + config.window_max));
+                let known = held.unacked.len() + held.later_singles();
+                reads.push((held.registration.regid, known + config.window_max));
             }
         }
         reads
@@ -447,7 +559,9 @@ impl Session {
             held.is_judging()
                 && held.registration.enabled
                 && held.queued_broadcasts() == 0
-                && held.pending.values().filter(|flight| !flight.is_expired(now_ms)).count() < config.window_max
+                && held.pending.values().filter(|flight| !flight.is_expired(now_ms)).count()
+                    < config.window_max + held.later_broadcasts()
+                && held.later_broadcasts() < LATER_MAX
         })?;
         held.pending.retain(|_, flight| !flight.is_expired(now_ms));
         let from = held.judge_rest.take().unwrap_or_else(|| {
@@ -461,9 +575,9 @@ impl Session {
         Some(Step::Judge { app: app.clone(), from, to: held.judging_to })
     }
 
-    fn cursors_to_write(&mut self, config: &Config) -> Vec<(RegId, Cursor)> {
-        let mut cursors = Vec::new();
-        for held in self.held.values_mut() {
+    fn progress(&mut self, config: &Config) -> Vec<Advance> {
+        let mut all = Vec::new();
+        for (app, held) in &mut self.held {
             // Acks alone are not worth a write: they are written with the next judgement.
             if !std::mem::take(&mut held.cursor_due) {
                 continue;
@@ -471,10 +585,47 @@ impl Session {
             let cursor = held.cursor(config);
             if cursor != held.written {
                 held.written = cursor.clone();
-                cursors.push((held.registration.regid, cursor));
+                let recent = (!held.recent.is_empty()).then(|| held.recent.clone());
+                all.push(Advance {
+                    app: app.clone(),
+                    regid: held.registration.regid,
+                    progress: Progress { cursor: Some(cursor), recent, last_seen_ms: None },
+                    settles: std::mem::take(&mut held.unsettled).into_iter().collect(),
+                });
             }
         }
-        cursors
+        all
+    }
+
+    /// Once, when the connection is gone: cursors, and when the device was seen last.
+    fn last_progress(&mut self, now_ms: u64, config: &Config) -> Vec<Advance> {
+        let mut all = Vec::new();
+        for (app, held) in &mut self.held {
+            if std::mem::replace(&mut held.seen_written, true) {
+                continue;
+            }
+            let cursor = held.cursor(config);
+            let changed = std::mem::take(&mut held.cursor_due) && cursor != held.written;
+            held.written = cursor.clone();
+            let settles = if changed { std::mem::take(&mut held.unsettled) } else { BTreeSet::new() };
+            let recent = (held.recent != held.registration.recent).then(|| held.recent.clone());
+            all.push(Advance {
+                app: app.clone(),
+                regid: held.registration.regid,
+                progress: Progress { cursor: changed.then_some(cursor), recent, last_seen_ms: Some(now_ms) },
+                settles: settles.into_iter().collect(),
+            });
+        }
+        all
+    }
+
+    /// Progress could not be written: what it would have settled is not.
+    pub(crate) fn progress_failed(&mut self, all: Vec<Advance>) {
+        for Advance { app, settles, .. } in all {
+            if let Some(held) = self.held.get_mut(&app) {
+                held.unsettled.extend(settles);
+            }
+        }
     }
 
     /// The front has written what was handed off.
@@ -517,7 +668,8 @@ impl Session {
     }
 
     /// A mailbox was read from its beginning; `whole` if it held no more cells.
-    pub(crate) fn drained(&mut self, regid: RegId, mailbox: Vec<(MessageId, Message)>, whole: bool) {
+    pub(crate) fn drained(&mut self, regid: RegId, mailbox: Vec<(MessageId, Message)>, whole: bool, now_ms: u64) {
+        let account = self.account;
         let Some(held) = self.held.values_mut().find(|held| held.registration.regid == regid) else { return };
         held.read_to = mailbox.last().map_or(held.read_to, |(id, _)| *id);
         let acked = held.acked_meanwhile.take().unwrap_or_default();
@@ -525,10 +677,11 @@ impl Session {
             // What is no longer in the mailbox has expired or was acknowledged elsewhere.
             let there: BTreeSet<_> = mailbox.iter().map(|(id, _)| *id).collect();
             held.unacked.retain(|id, _| there.contains(id));
+            held.later.retain(|id, (_, queued)| there.contains(id) || matches!(queued, Queued::Broadcast(_)));
         }
         for (id, message) in mailbox {
             if !held.unacked.contains_key(&id) && !acked.contains(&id) {
-                held.queue.insert(id, Queued::Single(Arc::new(message)));
+                held.enqueue(id, Queued::Single(Arc::new(message)), account, now_ms);
             }
         }
         held.in_step = whole && !held.dirty;
@@ -559,15 +712,18 @@ impl Session {
         to: MessageId,
         more: bool,
         config: &Config,
+        now_ms: u64,
     ) -> usize {
+        let account = self.account;
         let Some(held) = self.held.get_mut(app) else { return 0 };
         let mut missing = 0;
         for row in rows.iter().filter(|row| row.id < to) {
             let known = held.acked.contains(&row.id) || held.pending.contains_key(&row.id);
             if !known && judge::concerns(row, &held.registration) {
-                held.pending.insert(row.id, Flight::of(row));
+                held.collapse(row);
+                held.pending.insert(row.id, Flight::of(row, None));
                 if !self.ending {
-                    held.queue.insert(row.id, Queued::Broadcast(Arc::clone(row)));
+                    held.enqueue(row.id, Queued::Broadcast(Arc::clone(row)), account, now_ms);
                 }
                 missing += 1;
             }
@@ -582,95 +738,6 @@ impl Session {
         }
         missing
     }
-}
-
-impl Held {
-    fn in_flight(&self) -> usize {
-        self.unacked.len() + self.pending.len().saturating_sub(self.queued_broadcasts())
-    }
-
-    fn bytes_in_flight(&self) -> usize {
-        let broadcasts = self.pending.iter().filter(|(id, _)| !self.queue.contains_key(id)).map(|(_, flight)| flight);
-        self.unacked.values().chain(broadcasts).map(|flight| flight.bytes).sum()
-    }
-
-    /// True if more may be handed off. What has expired takes no place: nobody will acknowledge it.
-    fn has_room(&mut self, now_ms: u64, config: &Config) -> bool {
-        if self.in_flight() >= config.window_max {
-            self.unacked.retain(|_, flight| !flight.is_expired(now_ms));
-            self.pending.retain(|id, flight| !flight.is_expired(now_ms) || self.queue.contains_key(id));
-        }
-        self.in_flight() < config.window_max
-    }
-
-    fn queued_broadcasts(&self) -> usize {
-        self.queue.values().filter(|queued| matches!(queued, Queued::Broadcast(_))).count()
-    }
-
-    fn queued_singles(&self) -> usize {
-        self.queue.len() - self.queued_broadcasts()
-    }
-
-    fn last_queued_single(&self) -> MessageId {
-        let mut singles = self.queue.iter().filter(|(_, queued)| matches!(queued, Queued::Single(_)));
-        singles.next_back().map_or(MessageId::MIN, |(id, _)| *id)
-    }
-
-    fn is_judging(&self) -> bool {
-        self.judge != Judging::NotDue || self.judge_rest.is_some()
-    }
-
-    /// While what waits in the store is replayed, only messages before this id may go out: of those after it some may not
-    /// have been read yet, from the mailbox or from the timeline.
-    fn known_before(&mut self) -> MessageId {
-        self.replaying &= !self.in_step || self.is_judging();
-        if !self.replaying {
-            return MessageId::MAX;
-        }
-        let mailbox = if self.in_step { MessageId::MAX } else { MessageId(self.read_to.0.saturating_add(1)) };
-        let timeline = if self.is_judging() { self.judged_to } else { MessageId::MAX };
-        mailbox.min(timeline)
-    }
-
-    /// The mailbox must be read before any of its messages is handed off.
-    fn fall_out_of_step(&mut self) {
-        self.in_step = false;
-        self.read_to = MessageId::MIN;
-        self.dirty = true;
-        self.queue.retain(|_, queued| matches!(queued, Queued::Broadcast(_)));
-    }
-
-    /// Everything before it is judged, and what matched is acknowledged.
-    fn lowest_open(&self) -> MessageId {
-        self.pending.first_key_value().map_or(self.judged_to, |(id, _)| (*id).min(self.judged_to))
-    }
-
-    fn cursor(&self, config: &Config) -> Cursor {
-        let judged_to = self.lowest_open();
-        let acked = self.acked.range(before(judged_to, config.overlap)..).copied().collect();
-        Cursor { judged_to, acked }
-    }
-
-    /// True if so many acks are remembered that a judgement should free those from before its overlap, which most of them
-    /// are.
-    fn would_free_acked(&self, config: &Config) -> bool {
-        let (Some(first), Some(last)) = (self.acked.first(), self.acked.last()) else { return false };
-        self.acked.len() >= ACKED_MAX / 2 && *first < before(*last, 2 * (config.overlap + config.judge_lag))
-    }
-
-    fn trim_acked(&mut self) {
-        while self.acked.len() > ACKED_MAX {
-            self.acked.pop_first();
-        }
-    }
-}
-
-fn before(id: MessageId, overlap: Duration) -> MessageId {
-    MessageId::at(id.time_ms().saturating_sub(millis(overlap)))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! All sessions: which devices have the push channel open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use idl::contract::bus::IndexEntry;
@@ -28,11 +28,36 @@ impl Handle {
 
 /// Sessions by account: one each, the newest epoch.
 #[derive(Default)]
-pub(crate) struct Sessions(Mutex<BTreeMap<AccountId, Arc<Handle>>>);
+pub(crate) struct Sessions {
+    map: Mutex<BTreeMap<AccountId, Arc<Handle>>>,
+    stopped: Mutex<Stopped>,
+}
+
+/// The broadcasts that were stopped last. What reads a timeline takes far less time than it takes to stop so many.
+#[derive(Default)]
+struct Stopped {
+    ids: BTreeSet<MessageId>,
+    order: VecDeque<MessageId>,
+}
+
+impl Stopped {
+    const IDS_MAX: usize = 4096;
+
+    fn add(&mut self, id: MessageId) {
+        if self.ids.insert(id) {
+            self.order.push_back(id);
+        }
+        if self.order.len() > Self::IDS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+    }
+}
 
 impl Sessions {
     fn map(&self) -> MutexGuard<'_, BTreeMap<AccountId, Arc<Handle>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The account's session.
@@ -85,9 +110,36 @@ impl Sessions {
     /// A message was stored in this registration's mailbox: hand it off if the device is here.
     pub(crate) fn stored(&self, shared: &Arc<Shared>, account: AccountId, regid: RegId, message: &Arc<Message>) {
         if let Some(handle) = self.find(account) {
-            handle.lock().stored(&message.app, regid, message, &shared.config);
+            handle.lock().stored(&message.app, regid, message, &shared.config, shared.clock.now_ms());
             dispatch::drive(shared, &handle);
         }
+    }
+
+    /// True if the account has a connection with the push channel open, as far as is known here.
+    pub(crate) fn is_online(&self, account: AccountId) -> bool {
+        self.find(account).is_some_and(|handle| handle.lock().is_online())
+    }
+
+    /// A message was taken out of a mailbox: it is not handed off any more.
+    pub(crate) fn take_back(&self, account: AccountId, app: &AppId, id: MessageId) {
+        if let Some(handle) = self.find(account) {
+            handle.lock().take_back(app, id);
+        }
+    }
+
+    /// A broadcast was taken out of its timeline: it is not handed off any more, also not by a session that has just read
+    /// it and does not know yet.
+    pub(crate) fn stop_broadcast(&self, app: &AppId, id: MessageId) {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).add(id);
+        for handle in self.part(0, 1) {
+            handle.lock().take_back(app, id);
+        }
+    }
+
+    /// Leaves out what was stopped since it was read.
+    pub(crate) fn without_stopped(&self, rows: &mut Vec<Arc<Message>>) {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        rows.retain(|row| !stopped.ids.contains(&row.id));
     }
 
     /// Judges all sessions soon: a front missed a broadcast.
@@ -150,6 +202,8 @@ pub(crate) fn index_entry(registration: &Registration) -> IndexEntry {
         removed: (!registration.enabled).then_some(true),
         topics: Some(registration.topics.keys().map(ToString::to_string).collect()),
         attributes: Some(registration.attributes.clone()),
+        aliases: Some(registration.aliases.iter().map(ToString::to_string).collect()),
+        user_accounts: Some(registration.user_accounts.iter().map(ToString::to_string).collect()),
     }
 }
 
@@ -161,6 +215,8 @@ pub(crate) fn no_index_entry(app: &AppId, version: u64) -> IndexEntry {
         removed: Some(true),
         topics: None,
         attributes: None,
+        aliases: None,
+        user_accounts: None,
     }
 }
 

@@ -49,6 +49,9 @@ pub trait Cache: Send + Sync + 'static {
     /// Whether a front's lease lasts.
     async fn front_lives(&self, front: FrontId) -> Result<bool, StoreError>;
 
+    /// The fronts whose lease lasts, in order of their ids.
+    async fn fronts(&self) -> Result<Vec<FrontId>, StoreError>;
+
     /// Which life of the cache this is.
     async fn generation(&self) -> Result<Generation, StoreError>;
 

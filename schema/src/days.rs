@@ -111,6 +111,17 @@ impl Days {
         let decode = |row: &Row| decode(row, skip).map_err(|reason| StoreError::corrupt(TABLE, &row.row, reason));
         rows.iter().map(decode).collect()
     }
+
+    /// An app's counts of one day as all lives of processes but one wrote them.
+    pub async fn of_others(&self, app: &AppId, day: u32, life: u128) -> Result<DayCounts, StoreError> {
+        let from = row(app, day);
+        let to = Some(keys::successor(&from));
+        let mut rows = self.store.scan(RowScan { table: TABLE, from, to, rows_max: 1 }).await?;
+        let Some(row) = rows.first_mut() else { return Ok(DayCounts::default()) };
+        row.cells.retain(|(cell, _)| *cell != life.to_be_bytes());
+        let counts = decode(row, prefix(app).len()).map_err(|reason| StoreError::corrupt(TABLE, &row.row, reason))?;
+        Ok(counts.1)
+    }
 }
 
 impl Batch {

@@ -7,6 +7,7 @@
 //! | `d` | form 1: delivered: when, when it was dispatched if that is known, to which front if that is known |
 //! | `c` | form 1: clicked: when first |
 //! | `x` | form 1: dropped: when, reason |
+//! | `w` | the message without its texts, where a click will need a receipt |
 //!
 //! Each cell expires when its writer says, which is when the message's [record](crate::records) does.
 
@@ -14,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use idl::ids::{FrontId, MessageId, RegId};
+use idl::message::Message;
 
 use crate::batch::Batch;
 use crate::keys::{self, Key};
@@ -24,6 +26,7 @@ const TABLE: Table = Table::Traces;
 const CLICKED: &[u8] = b"c";
 const DELIVERED: &[u8] = b"d";
 const DROPPED: &[u8] = b"x";
+const WANTED: &[u8] = b"w";
 
 /// What happened so far to one message for one registration. A step may be there without those before it: what happened
 /// to a delivery whose step was lost, or is still being written, is not made up.
@@ -174,6 +177,15 @@ impl Traces {
         let value = Writer::form(1).number(at_ms).build();
         self.store.put_if_absent(put(id, regid, CLICKED, value, keep_until_ms)).await
     }
+
+    /// What [`Batch::click_wanted`] kept for a delivery: the message without its texts.
+    pub async fn click_wanted(&self, id: MessageId, regid: RegId) -> Result<Option<Message>, StoreError> {
+        let read = RowRead { table: TABLE, row: row(id, regid), cells: Cells::One(WANTED.to_vec()), limit: 1 };
+        let rows = self.store.read(vec![read]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let decode = |value| Message::from_stored(id, value);
+        row.cell(WANTED).map(decode).transpose().map_err(|error| StoreError::corrupt(TABLE, &row.row, error))
+    }
 }
 
 impl Batch {
@@ -181,6 +193,12 @@ impl Batch {
     pub fn delivered(&mut self, id: MessageId, regid: RegId, delivered: &Delivered, keep_until_ms: u64) {
         let value = encode_delivered(delivered);
         self.0.push(Mutation::Put(put(id, regid, DELIVERED, value, keep_until_ms)));
+    }
+
+    /// Keeps of a delivery that was acknowledged what a receipt of a click will need: the message without its texts.
+    pub fn click_wanted(&mut self, message: &Message, regid: RegId, keep_until_ms: u64) {
+        let value = message.to_stored();
+        self.0.push(Mutation::Put(put(message.id, regid, WANTED, value, keep_until_ms)));
     }
 
     /// Notes that a delivery was given up; the later of two counts. Does not undo that it was delivered.

@@ -118,10 +118,14 @@ async fn post(shared: &Shared, look: &Look) -> Result<Looked, Failure> {
         return failed(shared, look, Memory { last: Some(last), ..look.memory }, &error).await;
     }
     shared.metrics.receipts_posted.inc_by(gathered.taken.len() as u64);
-    remove(shared, &gathered.taken).await.map_err(|error| {
-        tracing::warn!(app = %look.app, url = look.url, "receipts that were posted are posted again: they could not be removed");
-        error
-    })?;
+    if let Err(failure) = remove(shared, &gathered.taken).await {
+        // The receiver knows the repeat by its id.
+        tracing::warn!(app = %look.app, url = look.url, %failure, "receipts that were posted are posted again");
+        let failures = look.memory.failures.saturating_add(1);
+        let wait = back_off(failures, shared.entropy.as_ref());
+        let memory = Memory { last: Some(last), failures, ..look.memory };
+        return Ok(Looked::Failed { memory, wait, receiver: false });
+    }
     let next = match gathered.first_left {
         _ if more || gathered.full => Next::Now,
         Some(_) => Next::Soon,

@@ -112,7 +112,7 @@ enum State {
     Resting(Instant),
 }
 
-struct Url {
+struct Remembered {
     app: AppId,
     url: String,
     lane: Lane,
@@ -130,7 +130,7 @@ struct Busy {
 pub(super) struct Queue {
     posts_max: usize,
     urls_max: usize,
-    urls: HashMap<UrlKey, Url>,
+    urls: HashMap<UrlKey, Remembered>,
     due: [BTreeSet<(Instant, UrlKey)>; 2],
     resting: BTreeSet<(Instant, UrlKey)>,
     running: [usize; 2],
@@ -187,7 +187,7 @@ impl Queue {
             false if self.forget_failing() => Poked::Replaced,
             false => return Poked::Refused,
         };
-        self.add(key, app, url, now + PACE);
+        self.add(&key, app, url, now + PACE);
         poked
     }
 
@@ -200,7 +200,7 @@ impl Queue {
         if self.urls.len() >= self.urls_max && !self.forget_resting() {
             return false;
         }
-        self.add(key, app, url, now);
+        self.add(&key, app, url, now);
         true
     }
 
@@ -277,10 +277,10 @@ impl Queue {
         self.unpark(&app, now);
     }
 
-    fn add(&mut self, key: UrlKey, app: &AppId, url: &str, at: Instant) {
+    fn add(&mut self, key: &UrlKey, app: &AppId, url: &str, at: Instant) {
         let (app, url, memory) = (app.clone(), url.to_owned(), Memory::default());
-        self.urls.insert(key.clone(), Url { app, url, lane: Lane::Fast, state: State::Due(at), memory });
-        self.wait(&key, at);
+        self.urls.insert(key.clone(), Remembered { app, url, lane: Lane::Fast, state: State::Due(at), memory });
+        self.wait(key, at);
     }
 
     fn wait(&mut self, key: &UrlKey, at: Instant) {

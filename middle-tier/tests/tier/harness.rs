@@ -1,17 +1,18 @@
 //! The middle tier with stores in memory, a front that the test plays, and a clock that the test moves.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use campanile_middle_tier::poster::{Post, PostError, Poster};
 use campanile_middle_tier::{Config, Dependencies, Middle};
 use idl::audience::Audience;
 use idl::bus::{Bus as _, Call, FrontEvent, FrontInbox, InProcess, Limits, Reply, Request};
 use idl::channel;
 use idl::clock::{Clock, SystemEntropy};
 use idl::contract::bus::{
-    ChangeTopic, ChannelReply, ChannelUp, Connect, CreateAccount, CreateApp, FrontBatchReply, FrontItem, OpenChannel,
-    Send, Target,
+    Accepted, AppAnswer, AppCall, AppReply, AppRequest, ChangeTopic, ChannelReply, ChannelUp, Connect, CreateAccount,
+    CreateApp, FrontBatchReply, FrontItem, OpenChannel, Send, Target,
 };
 use idl::contract::message::Notification;
 use idl::contract::push::{Ack, AppAck, FromDevice, Hello, Register, Result as CommandResult, ToDevice};
@@ -40,12 +41,38 @@ impl Clock for TestClock {
     }
 }
 
+/// Receives what is posted to callback URLs.
+#[derive(Default)]
+pub(crate) struct Posts {
+    /// What was received, in order.
+    pub(crate) received: Mutex<Vec<Post>>,
+    /// While true, nobody answers.
+    pub(crate) down: AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl Poster for Posts {
+    fn check(&self, url: &str) -> Result<(), PostError> {
+        if url.starts_with("https://") { Ok(()) } else { Err(PostError::Refused(format!("{url} is not https"))) }
+    }
+
+    async fn post(&self, post: Post) -> Result<(), PostError> {
+        if self.down.load(Ordering::SeqCst) {
+            return Err(PostError::Unreachable("nobody answers".into()));
+        }
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).push(post);
+        Ok(())
+    }
+}
+
 /// A running middle tier with one application.
 pub(crate) struct Tier {
     pub(crate) bus: Arc<InProcess>,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) clock: Arc<TestClock>,
     pub(crate) front: FrontInbox,
+    /// What was posted to callback URLs.
+    pub(crate) posts: Arc<Posts>,
     pub(crate) secret: String,
     pub(crate) app_key: String,
     registry: Registry,
@@ -68,11 +95,13 @@ impl Tier {
         let entropy = Arc::new(SystemEntropy);
         let bus = Arc::new(InProcess::new(Limits::default(), clock.clone(), entropy.clone()));
         let store = Arc::new(MemoryStore::new(clock.clone()));
+        let posts = Arc::new(Posts::default());
         let dependencies = Dependencies {
             bus: bus.clone(),
             inbox: bus.attach_middle(),
             sorted: store.clone(),
             catalog: Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")),
+            poster: posts.clone(),
             cache: Arc::new(InProcessCache::new(clock.clone(), entropy.clone(), CacheLimits::default())),
             keys: KeyRing::new(&[(1, [1; 32])]),
             regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
@@ -83,7 +112,8 @@ impl Tier {
         let middle = Middle::build(config, dependencies, &mut registry);
         let front = bus.attach_front(FRONT);
         tokio::spawn(middle.serve(CancellationToken::new()));
-        let mut tier = Self { bus, store, clock, front, secret: String::new(), app_key: String::new(), registry };
+        let mut tier =
+            Self { bus, store, clock, front, posts, secret: String::new(), app_key: String::new(), registry };
         let Ok(Reply::Apps(apps)) =
             tier.ask(Request::CreateApp(CreateApp { app: APP.into(), package_name: None })).await
         else {
@@ -208,7 +238,7 @@ impl Tier {
             .expect("a batch within 10 s")
             .expect("the bus is there");
         let item = incoming.batch.items.remove(0);
-        incoming.answer.send(Ok(FrontBatchReply { gone: None }));
+        incoming.answer.send(Ok(FrontBatchReply { gone: None, online: None }));
         item
     }
 
@@ -231,23 +261,63 @@ impl Tier {
 
     // --------------------------------------------------------------------------------------------------- as app server
 
+    /// A send, to be changed as a test needs it.
     pub(crate) fn send_to(&self, target: Target) -> Send {
         Send {
-            secret_sha256: sha256(&self.secret),
             target,
-            notification: Notification { payload: Some("hello".into()), ..Notification::default() },
+            notification: notification("hello"),
             ttl_ms: 60_000,
             packages: None,
+            filter: None,
+            send_at_ms: None,
+            local_time: None,
+            repeat: None,
+            spread_ms: None,
+            flow_control: None,
+            only_once: None,
+            collapse_key: None,
+            callback: None,
+            template_name: None,
+            variables: None,
+            dry_run: None,
+        }
+    }
+
+    /// A request of the app's server.
+    pub(crate) fn call(&self, request: AppRequest) -> AppCall {
+        AppCall { secret_sha256: sha256(&self.secret), request, idempotency_key: None, fingerprint: None }
+    }
+
+    /// Asks as the app's server, and gives the whole reply.
+    pub(crate) async fn reply(&self, call: AppCall) -> Result<AppReply, Failure> {
+        match self.ask(Request::App(call)).await? {
+            Reply::App(reply) => Ok(reply),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks as the app's server.
+    pub(crate) async fn app(&self, request: AppRequest) -> Result<AppAnswer, Failure> {
+        let reply = self.reply(self.call(request)).await?;
+        if reply.status.code == 0 {
+            Ok(reply.answer.expect("an answer comes with success"))
+        } else {
+            Err(Failure::from_status(reply.status))
+        }
+    }
+
+    /// Sends, and gives all that was answered.
+    pub(crate) async fn accepted(&self, send: Send) -> Result<Accepted, Failure> {
+        match self.app(AppRequest::Send(send)).await? {
+            AppAnswer::Accepted(accepted) => Ok(accepted),
+            other => panic!("{other:?}"),
         }
     }
 
     pub(crate) async fn send(&self, send: Send) -> Result<(MessageId, Vec<String>), Failure> {
-        match self.ask(Request::Send(send)).await? {
-            Reply::Accepted(accepted) => {
-                Ok((accepted.id.parse().expect("a message id"), accepted.bad_targets.unwrap_or_default()))
-            }
-            other => panic!("{other:?}"),
-        }
+        let accepted = self.accepted(send).await?;
+        let id = accepted.id.expect("what was accepted has an id");
+        Ok((id.parse().expect("a message id"), accepted.bad_targets.unwrap_or_default()))
     }
 
     /// An app server's change of a device's topic. The future borrows nothing, so that the test can play the front
@@ -257,17 +327,23 @@ impl Tier {
         device: &Device,
         topic: &str,
         subscribe: bool,
-    ) -> impl Future<Output = Result<Reply, Failure>> + use<> {
+    ) -> impl Future<Output = Result<(), Failure>> + use<> {
         let change = ChangeTopic {
-            secret_sha256: sha256(&self.secret),
             topic: topic.into(),
             subscribe,
             kind: 1,
             values: vec![device.regid.to_string()],
             packages: None,
         };
+        let call = Request::App(self.call(AppRequest::ChangeTopic(change)));
         let bus = Arc::clone(&self.bus);
-        async move { bus.request(Call::high(Shard(0), Duration::from_secs(10), Request::ChangeTopic(change))).await }
+        async move {
+            match bus.request(Call::high(Shard(0), Duration::from_secs(10), call)).await? {
+                Reply::App(reply) if reply.status.code == 0 => Ok(()),
+                Reply::App(reply) => Err(Failure::from_status(reply.status)),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     /// What a counter has counted.
@@ -286,15 +362,15 @@ impl Tier {
 }
 
 pub(crate) fn regids(targets: &[String]) -> Target {
-    Target { kind: 1, values: Some(targets.to_vec()), audience: None }
+    Target { kind: 1, values: Some(targets.to_vec()), audience: None, segment: None }
 }
 
 pub(crate) fn aliases(targets: &[&str]) -> Target {
-    Target { kind: 2, values: Some(targets.iter().map(ToString::to_string).collect()), audience: None }
+    Target { kind: 2, values: Some(targets.iter().map(ToString::to_string).collect()), audience: None, segment: None }
 }
 
 pub(crate) fn audience(audience: &Audience) -> Target {
-    Target { kind: 4, values: None, audience: Some(audience.to_wire()) }
+    Target { kind: 4, values: None, audience: Some(audience.to_wire()), segment: None }
 }
 
 pub(crate) fn topic(name: &str) -> Audience {
@@ -318,4 +394,22 @@ fn delivery(payload: &[u8]) -> Option<MessageId> {
 
 fn sha256(secret: &str) -> Vec<u8> {
     digest::digest(&digest::SHA256, secret.as_bytes()).as_ref().to_vec()
+}
+
+/// A notification with nothing but a payload. Thrift's `default()` would fill in empty texts, which mean something.
+pub(crate) fn notification(payload: &str) -> Notification {
+    Notification {
+        payload: Some(payload.into()),
+        title: None,
+        description: None,
+        pass_through: None,
+        notify_type: None,
+        notify_id: None,
+        extra: None,
+        topic: None,
+        alias_name: None,
+        user_account: None,
+        job_key: None,
+        accepted_at_ms: None,
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use campanile_middle_tier::Config;
 use idl::audience::Audience;
 use idl::bus::{Reply, Request};
-use idl::contract::bus::{CreateApp, RenewToken, RevokeTokens, RotateSecret, TokenTimes};
+use idl::contract::bus::{AppRequest, CreateApp, RenewToken, RevokeTokens, RotateSecret, TokenTimes};
 use idl::contract::push::{FromDevice, SetAlias, SetEnabled, Subscribe, Unregister, Unsubscribe};
 use idl::error::Code;
 use idl::wire::encode;
@@ -99,8 +99,9 @@ async fn an_alias_stands_for_all_who_have_it() {
 async fn a_wrong_secret_is_refused_and_a_rotated_one_stops_at_once() {
     let mut tier = Tier::start().await;
     let device = tier.device().await;
-    let wrong = idl::contract::bus::Send { secret_sha256: vec![0; 32], ..tier.send_to(to(&device)) };
-    assert_eq!(tier.send(wrong).await.expect_err("refused").code, Code::Unauthorized);
+    let mut wrong = tier.call(AppRequest::Send(tier.send_to(to(&device))));
+    wrong.secret_sha256 = vec![0; 32];
+    assert_eq!(tier.reply(wrong).await.expect_err("refused").code, Code::Unauthorized);
     tier.send(tier.send_to(to(&device))).await.expect("accepted");
     let rotated = tier.ask(Request::RotateSecret(RotateSecret { app: APP.into() })).await;
     let Ok(Reply::Apps(apps)) = rotated else { panic!("{rotated:?}") };
@@ -125,9 +126,9 @@ async fn what_a_send_may_not_be_is_named() {
     assert_eq!(refused(long).await, Code::PayloadTooLong);
     let many: Vec<_> = (0..1001).map(|n| n.to_string()).collect();
     assert_eq!(refused(tier.send_to(regids(&many))).await, Code::TooManyTargets);
-    let kind = idl::contract::bus::Target { kind: 9, values: None, audience: None };
+    let kind = idl::contract::bus::Target { kind: 9, values: None, audience: None, segment: None };
     assert_eq!(refused(tier.send_to(kind)).await, Code::BadValue);
-    let no_audience = idl::contract::bus::Target { kind: 4, values: None, audience: None };
+    let no_audience = idl::contract::bus::Target { kind: 4, values: None, audience: None, segment: None };
     assert_eq!(refused(tier.send_to(no_audience)).await, Code::Missing);
 }
 

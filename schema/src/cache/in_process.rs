@@ -159,6 +159,13 @@ impl Cache for InProcessCache {
         Ok(self.state().front_lives(front, self.clock.now_ms()))
     }
 
+    async fn fronts(&self) -> Result<Vec<FrontId>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let mut fronts: Vec<_> = self.state().leases.iter().filter(|(_, until)| now_ms < **until).map(|(id, _)| *id).collect();
+        fronts.sort_unstable();
+        Ok(fronts)
+    }
+
     async fn generation(&self) -> Result<Generation, StoreError> {
         Ok(self.state().generation)
     }

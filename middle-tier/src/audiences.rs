@@ -1,0 +1,353 @@
+//! How large an audience is: for dry runs, for the pace of slow sends, and for what is told of a broadcast afterwards.
+//!
+//! Members of names and topics are rows in order of registration id, and so are all registrations of an app. Counting
+//! goes over the rows of all names in the expression at once, like merging sorted lists, so it needs no memory. Where names
+//! alone decide, nothing else is read and the count is exact. Where attributes decide, registrations are read, so many at
+//! most; beyond that the count is an estimate: registration ids are spread evenly, so what was found in a part of them stands
+//! for the rest.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use idl::audience::{Audience, Comparison, Evaluate};
+use idl::contract::bus::{Accepted, AudienceCount, CountOnline, FrontBatch};
+use idl::error::{Code, Failure};
+use idl::ids::{Alias, AppId, RegId, TopicName, UserAccount};
+use idl::message::Message;
+use schema::batch::Batch;
+use schema::catalog::App;
+use schema::names::Name;
+use schema::records::Resolved;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::accounts::signed;
+use crate::counts::keep_until;
+use crate::order::{Order, Whom};
+use crate::{Shared, judge, resolve};
+
+/// Rows read in one call.
+const PAGE: usize = 4096;
+/// Registrations read in one call.
+const READ: usize = 500;
+/// Broadcasts waiting to be counted; further ones are counted when somebody asks.
+const WAITING_MAX: usize = 256;
+
+/// The size of an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) registrations: u64,
+    pub(crate) exact: bool,
+}
+
+/// Checks a send to the end and counts whom it would reach.
+pub(crate) async fn dry_run(shared: &Arc<Shared>, app: &App, order: &Order) -> Result<Accepted, Failure> {
+    let (count, online, bad_targets) = if let Some(audience) = order.audience()? {
+        let count = count(shared, &app.app, &audience).await?;
+        (count, online(shared, &app.app, &audience).await?, None)
+    } else {
+        let resolved = match &order.whom {
+            Whom::Regids(values) => resolve::regids(shared, &app.app, values.clone()).await?,
+            Whom::Aliases(values) => resolve::aliases(shared, &app.app, values.clone()).await?,
+            Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values.clone()).await?,
+            Whom::Audience(_) => return Err(Failure::from(Code::System)),
+        };
+        let concerned = resolved
+            .registrations
+            .values()
+            .filter(|registration| order.filter.as_ref().is_none_or(|filter| judge::holds(filter, registration)));
+        let (mut registrations, mut online) = (0, 0);
+        for registration in concerned {
+            registrations += 1;
+            online += u64::from(shared.sessions.is_online(registration.account));
+        }
+        (Count { registrations, exact: true }, online, Some(resolved.bad_targets))
+    };
+    let how = if count.exact { "exact" } else { "estimate" };
+    let audience =
+        AudienceCount { registrations: signed(count.registrations), online: signed(online), how: how.to_owned() };
+    Ok(Accepted { id: None, bad_targets, audience: Some(audience), due_ms: None })
+}
+
+/// How many connected registrations an audience has, as the fronts know.
+async fn online(shared: &Arc<Shared>, app: &AppId, audience: &Audience) -> Result<u64, Failure> {
+    let mut online = 0;
+    for front in shared.cache.fronts().await? {
+        let count = CountOnline { app: app.to_string(), audience: audience.to_wire() };
+        let batch = FrontBatch { items: Vec::new(), count: Some(count) };
+        let deadline = Instant::now() + shared.config.hand_off_time_max;
+        match shared.bus.deliver(front, batch, deadline).await {
+            Ok(reply) => online += u64::try_from(reply.online.unwrap_or(0)).unwrap_or(0),
+            // A front that is gone has nobody online.
+            Err(failure) if failure.code == Code::System => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(online)
+}
+
+/// Counts the registrations that an expression holds for, by stored membership.
+pub(crate) async fn count(shared: &Arc<Shared>, app: &AppId, audience: &Audience) -> Result<Count, Failure> {
+    let mut lists = Lists::of(app, audience);
+    let (mut found, mut read, mut scanned) = (0u64, 0, 0usize);
+    let mut doubtful: Vec<RegId> = Vec::new();
+    let mut last = None;
+    let limits = (shared.config.counted_rows_max, shared.config.counted_registrations_max);
+    while let Some(regid) = lists.next(shared).await? {
+        scanned += 1;
+        match audience.evaluate(&lists) {
+            Some(true) => found += 1,
+            Some(false) => {}
+            None => doubtful.push(regid),
+        }
+        last = Some(regid);
+        if doubtful.len() >= READ {
+            read += doubtful.len();
+            found += certain(shared, app, audience, std::mem::take(&mut doubtful)).await?;
+        }
+        if scanned >= limits.0 || read >= limits.1 {
+            break;
+        }
+    }
+    found += certain(shared, app, audience, doubtful).await?;
+    let whole = lists.next(shared).await?.is_none();
+    let (Some(last), false) = (last, whole) else {
+        return Ok(Count { registrations: found, exact: true });
+    };
+    Ok(Count { registrations: extrapolate(found, last), exact: false })
+}
+
+/// How many of these registrations the expression holds for, from what is stored of each.
+async fn certain(shared: &Arc<Shared>, app: &AppId, audience: &Audience, regids: Vec<RegId>) -> Result<u64, Failure> {
+    let found = shared.registrations.read(&regids).await?;
+    let holds = found.iter().flatten().filter(|found| found.app == *app && judge::holds(audience, found));
+    Ok(holds.count() as u64)
+}
+
+/// What was found up to an id stands for what follows it.
+fn extrapolate(found: u64, last: RegId) -> u64 {
+    let mut head = [0; 8];
+    head.copy_from_slice(&last.0[..8]);
+    let part = u128::from(u64::from_be_bytes(head)) + 1;
+    u64::try_from((u128::from(found) << 64) / part).unwrap_or(u64::MAX)
+}
+
+/// A name or topic of the expression, or everyone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Leaf {
+    Everyone,
+    Topic(TopicName),
+    Name(Name),
+}
+
+/// Members of all leaves of an expression, gone through at once in order of id.
+struct Lists {
+    app: AppId,
+    all: Vec<List>,
+    /// Which registration the lists stand at.
+    at: Option<RegId>,
+}
+
+struct List {
+    leaf: Leaf,
+    page: VecDeque<RegId>,
+    after: Option<RegId>,
+    whole: bool,
+    holds: bool,
+}
+
+impl Lists {
+    fn of(app: &AppId, audience: &Audience) -> Self {
+        let mut leaves = Vec::new();
+        leaves_of(audience, &mut leaves);
+        let mut lists = Self { app: app.clone(), all: Vec::new(), at: None };
+        for leaf in leaves {
+            lists.add(leaf);
+        }
+        // May it hold for a registration that no name of it holds for? Then all have to be gone through.
+        if audience.evaluate(&lists) != Some(false) {
+            lists.add(Leaf::Everyone);
+        }
+        lists
+    }
+
+    fn add(&mut self, leaf: Leaf) {
+        if self.all.iter().all(|list| list.leaf != leaf) {
+            self.all.push(List { leaf, page: VecDeque::new(), after: None, whole: false, holds: false });
+        }
+    }
+
+    /// Goes on to the next registration that is in any of the lists.
+    async fn next(&mut self, shared: &Shared) -> Result<Option<RegId>, Failure> {
+        for list in &mut self.all {
+            if list.page.is_empty() && !list.whole {
+                list.fill(shared, &self.app).await?;
+            }
+        }
+        self.at = self.all.iter().filter_map(|list| list.page.front()).min().copied();
+        let Some(at) = self.at else { return Ok(None) };
+        for list in &mut self.all {
+            list.holds = list.page.pop_front_if(|regid| *regid == at).is_some();
+        }
+        Ok(Some(at))
+    }
+
+    fn holds(&self, leaf: &Leaf) -> bool {
+        self.all.iter().any(|list| list.holds && list.leaf == *leaf)
+    }
+}
+
+impl List {
+    async fn fill(&mut self, shared: &Shared, app: &AppId) -> Result<(), Failure> {
+        let page = match &self.leaf {
+            Leaf::Everyone => shared.topics.everyone(app, self.after, PAGE).await?,
+            Leaf::Topic(topic) => shared.topics.members(app, topic, self.after, PAGE).await?,
+            Leaf::Name(name) => shared.names.members(app, name, self.after, PAGE).await?,
+        };
+        self.whole = page.len() < PAGE;
+        self.after = page.last().copied();
+        self.page = page.into();
+        Ok(())
+    }
+}
+
+fn leaves_of(audience: &Audience, leaves: &mut Vec<Leaf>) {
+    match audience {
+        Audience::Everyone => leaves.push(Leaf::Everyone),
+        Audience::Topic(topic) => leaves.push(Leaf::Topic(topic.clone())),
+        Audience::Alias(alias) => leaves.push(Leaf::Name(Name::Alias(alias.clone()))),
+        Audience::UserAccount(user_account) => leaves.push(Leaf::Name(Name::UserAccount(user_account.clone()))),
+        Audience::Attribute(_) => {}
+        Audience::And(a, b) | Audience::Or(a, b) => {
+            leaves_of(a, leaves);
+            leaves_of(b, leaves);
+        }
+        Audience::Not(a) => leaves_of(a, leaves),
+    }
+}
+
+/// The registration at which the lists stand, as far as names tell: `None` where it hangs on an attribute.
+impl Evaluate for Lists {
+    type Set = Option<bool>;
+
+    fn everyone(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    fn topic(&self, topic: &TopicName) -> Option<bool> {
+        Some(self.holds(&Leaf::Topic(topic.clone())))
+    }
+
+    fn alias(&self, alias: &Alias) -> Option<bool> {
+        Some(self.holds(&Leaf::Name(Name::Alias(alias.clone()))))
+    }
+
+    fn user_account(&self, user_account: &UserAccount) -> Option<bool> {
+        Some(self.holds(&Leaf::Name(Name::UserAccount(user_account.clone()))))
+    }
+
+    fn attribute(&self, _: &Comparison) -> Option<bool> {
+        None
+    }
+
+    fn and(&self, a: Option<bool>, b: Option<bool>) -> Option<bool> {
+        match (a, b) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (Some(true), Some(true)) => Some(true),
+            _ => None,
+        }
+    }
+
+    fn or(&self, a: Option<bool>, b: Option<bool>) -> Option<bool> {
+        self.and(a.map(|a| !a), b.map(|b| !b)).map(|both| !both)
+    }
+
+    fn not(&self, a: Option<bool>) -> Option<bool> {
+        a.map(|a| !a)
+    }
+}
+
+/// Broadcasts whose audience is to be counted when there is time.
+pub(crate) struct Queue(mpsc::Sender<Arc<Message>>);
+
+/// Counts them.
+pub(crate) struct Counter(mpsc::Receiver<Arc<Message>>);
+
+/// A queue and its counter.
+pub(crate) fn queue() -> (Queue, Counter) {
+    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    (Queue(sender), Counter(receiver))
+}
+
+impl Queue {
+    /// Counts the audience of a broadcast soon. One that is not counted is counted when somebody asks for its state.
+    pub(crate) fn count_later(&self, shared: &Shared, message: Arc<Message>) {
+        if self.0.try_send(message).is_err() {
+            shared.metrics.broadcasts_uncounted.inc();
+        }
+    }
+}
+
+impl Counter {
+    /// Runs until `drain` is cancelled. The sizes of audiences that were counted lately are used again.
+    pub(crate) async fn run(mut self, shared: Arc<Shared>, drain: CancellationToken) {
+        let mut known = Known::default();
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = drain.cancelled() => return,
+                message = self.0.recv() => message,
+            };
+            let Some(message) = message else { return };
+            if let Err(failure) = known.count(&shared, &message).await {
+                tracing::debug!(id = %message.id, %failure, "the audience of a broadcast was not counted");
+            }
+            shared.metrics.ran("audience_counts", shared.clock.now_ms());
+        }
+    }
+}
+
+#[derive(Default)]
+struct Known(BTreeMap<(AppId, String), (u64, Count)>);
+
+impl Known {
+    const FRESH_MS: u64 = 30_000;
+    const MAX: usize = 256;
+
+    async fn count(&mut self, shared: &Arc<Shared>, message: &Message) -> Result<(), Failure> {
+        let Some(audience) = &message.audience else { return Ok(()) };
+        let now_ms = shared.clock.now_ms();
+        let key = (message.app.clone(), audience.to_string());
+        let fresh = self.0.get(&key).filter(|(at_ms, _)| now_ms < at_ms + Self::FRESH_MS).map(|(_, count)| *count);
+        let count = match fresh {
+            Some(count) => count,
+            None => count(shared, &message.app, audience).await?,
+        };
+        if self.0.len() >= Self::MAX {
+            self.0.clear();
+        }
+        if fresh.is_none() {
+            self.0.insert(key, (now_ms, count));
+        }
+        shared.counts.today(now_ms, &message.app, |day| day.broadcast_recipients += count.registrations);
+        let mut batch = Batch::default();
+        let resolved = Resolved { registrations: count.registrations, exact: count.exact };
+        batch.resolved(&message.app, message.id, keep_until(shared, message.id), resolved);
+        batch.write(shared.store.as_ref()).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_in_a_half_is_doubled() {
+        let mut half = [0xff; 24];
+        half[0] = 0x7f;
+        assert_eq!(extrapolate(100, RegId(half)), 200);
+        assert_eq!(extrapolate(100, RegId([0xff; 24])), 100);
+    }
+}

@@ -1,0 +1,257 @@
+//! Counting: what was delivered and clicked of each broadcast, and what each app did on each day.
+//!
+//! Counts are gathered in memory and written about once a second, as the absolute numbers of this life of the process in a
+//! cell of its own; readers add the lives up. So a write that comes twice counts once, and a crash loses at most what was
+//! counted since the last write. A delivered broadcast counts for good only when a written cursor covers it: until then
+//! it would be delivered, and counted, again after a crash.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use idl::ids::{AppId, MessageId};
+use idl::message::TTL_MS_MAX;
+use jiff::Timestamp;
+use jiff::tz::Offset;
+use schema::batch::Batch;
+use schema::days::DayCounts;
+use schema::records::Tally;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::Shared;
+
+/// How often counts are written.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Broadcasts that are counted at one time. Beyond it those that have not changed make room, and if all have, nothing is
+/// counted of a further one until they are written.
+const BROADCASTS_MAX: usize = 65_536;
+/// Messages looked up or written in one call.
+const CHUNK: usize = 500;
+
+/// What is counted and not yet written.
+#[derive(Default)]
+pub(crate) struct Counts {
+    state: Mutex<State>,
+    /// Counters that came into being in this life: each has a cell of its own.
+    made: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    broadcasts: HashMap<(AppId, MessageId), Broadcast>,
+    days: BTreeMap<(AppId, u32), Day>,
+}
+
+struct Broadcast {
+    /// Names its cell.
+    life: u128,
+    /// Acknowledged, but not covered by a written cursor.
+    live: u64,
+    tally: Tally,
+    dirty: bool,
+    /// The message exists and is the app's: a device may acknowledge what it likes.
+    verified: bool,
+}
+
+#[derive(Default, Clone)]
+struct Day {
+    counts: DayCounts,
+    dirty: bool,
+}
+
+impl Counts {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn broadcast<'a>(
+        &self,
+        state: &'a mut State,
+        shared: &Shared,
+        app: &AppId,
+        id: MessageId,
+    ) -> Option<&'a mut Broadcast> {
+        let key = (app.clone(), id);
+        if !state.broadcasts.contains_key(&key) && state.broadcasts.len() >= BROADCASTS_MAX {
+            state.broadcasts.retain(|_, broadcast| broadcast.dirty || broadcast.live > 0);
+            if state.broadcasts.len() >= BROADCASTS_MAX {
+                shared.metrics.counts_dropped.inc();
+                return None;
+            }
+        }
+        let life = || shared.life.0.wrapping_add(u128::from(self.made.fetch_add(1, Ordering::Relaxed)));
+        Some(state.broadcasts.entry(key).or_insert_with(|| Broadcast {
+            life: life(),
+            live: 0,
+            tally: Tally::default(),
+            dirty: false,
+            verified: false,
+        }))
+    }
+
+    /// A device acknowledged broadcasts for the first time.
+    pub(crate) fn acknowledged(&self, shared: &Shared, app: &AppId, ids: &[MessageId]) {
+        let mut state = self.state();
+        for id in ids {
+            if let Some(broadcast) = self.broadcast(&mut state, shared, app, *id) {
+                broadcast.live += 1;
+            }
+        }
+    }
+
+    /// A written cursor covers these acknowledgements.
+    pub(crate) fn settled(&self, shared: &Shared, app: &AppId, ids: &[MessageId]) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        for id in ids {
+            if let Some(broadcast) = self.broadcast(&mut state, shared, app, *id) {
+                broadcast.live = broadcast.live.saturating_sub(1);
+                broadcast.tally.delivered += 1;
+                broadcast.dirty = true;
+            }
+        }
+    }
+
+    /// A user tapped on a broadcast; counted once for each registration by the caller.
+    pub(crate) fn clicked(&self, shared: &Shared, app: &AppId, id: MessageId) {
+        let mut state = self.state();
+        if let Some(broadcast) = self.broadcast(&mut state, shared, app, id) {
+            broadcast.tally.clicked += 1;
+            broadcast.dirty = true;
+        }
+    }
+
+    /// Adds to what the app did today.
+    pub(crate) fn today(&self, now_ms: u64, app: &AppId, with: impl FnOnce(&mut DayCounts)) {
+        let mut state = self.state();
+        let day = state.days.entry((app.clone(), day_of(now_ms))).or_default();
+        with(&mut day.counts);
+        day.dirty = true;
+    }
+
+    /// What this life counted and has not written yet of a broadcast: to be added to what is stored.
+    pub(crate) fn unwritten(&self, app: &AppId, id: MessageId) -> Tally {
+        let state = self.state();
+        let Some(broadcast) = state.broadcasts.get(&(app.clone(), id)) else { return Tally::default() };
+        Tally { delivered: broadcast.live, clicked: 0 }
+    }
+
+    /// What this life counted on one day, written or not.
+    pub(crate) fn day(&self, app: &AppId, day: u32) -> DayCounts {
+        self.state().days.get(&(app.clone(), day)).map(|day| day.counts).unwrap_or_default()
+    }
+
+    /// Writes what has changed. What can't be written is tried again with the next call.
+    pub(crate) async fn flush(&self, shared: &Arc<Shared>) -> Result<(), schema::StoreError> {
+        self.verify(shared).await?;
+        let now_ms = shared.clock.now_ms();
+        let mut batch = Batch::default();
+        let (mut broadcasts, mut days) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.state();
+            for ((app, id), broadcast) in state.broadcasts.iter_mut().filter(|(_, b)| b.dirty && b.verified) {
+                broadcast.dirty = false;
+                batch.tally(app, *id, keep_until(shared, *id), broadcast.life, broadcast.tally);
+                broadcasts.push((app.clone(), *id));
+            }
+            for ((app, day), counted) in state.days.iter_mut().filter(|(_, day)| day.dirty) {
+                counted.dirty = false;
+                let keep_until_ms = now_ms.saturating_add(shared.config.record_retention_ms());
+                batch.day(app, *day, shared.life.0, &counted.counts, keep_until_ms);
+                days.push((app.clone(), *day));
+            }
+            // What is over is forgotten: yesterday may still be added to.
+            let yesterday = day_of(now_ms.saturating_sub(24 * 3600 * 1000));
+            state.days.retain(|(_, day), counted| *day >= yesterday || counted.dirty);
+        }
+        let written = batch.write(shared.store.as_ref()).await;
+        if written.is_err() {
+            let mut state = self.state();
+            for key in broadcasts {
+                if let Some(broadcast) = state.broadcasts.get_mut(&key) {
+                    broadcast.dirty = true;
+                }
+            }
+            for key in days {
+                if let Some(day) = state.days.get_mut(&key) {
+                    day.dirty = true;
+                }
+            }
+        }
+        written
+    }
+
+    /// Drops what is counted of messages that don't exist.
+    async fn verify(&self, shared: &Arc<Shared>) -> Result<(), schema::StoreError> {
+        let unknown: Vec<(AppId, MessageId)> = {
+            let state = self.state();
+            let unverified = state.broadcasts.iter().filter(|(_, broadcast)| !broadcast.verified);
+            unverified.map(|(key, _)| key.clone()).collect()
+        };
+        let mut by_app: BTreeMap<AppId, Vec<MessageId>> = BTreeMap::new();
+        for (app, id) in unknown {
+            by_app.entry(app).or_default().push(id);
+        }
+        for (app, ids) in by_app {
+            for ids in ids.chunks(CHUNK) {
+                let records = shared.records.get_many(&app, ids).await?;
+                let mut state = self.state();
+                for (id, record) in ids.iter().zip(records) {
+                    let key = (app.clone(), *id);
+                    if record.is_none() {
+                        state.broadcasts.remove(&key);
+                    } else if let Some(broadcast) = state.broadcasts.get_mut(&key) {
+                        broadcast.verified = true;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes counts about once a second until `drain` is cancelled.
+pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
+    let mut ticks = interval(FLUSH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = drain.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = shared.counts.flush(&shared).await {
+            tracing::warn!(%error, "counts could not be written; they are tried again");
+        }
+        shared.metrics.ran("counts", shared.clock.now_ms());
+    }
+}
+
+/// Until when cells of a message are kept.
+pub(crate) fn keep_until(shared: &Shared, id: MessageId) -> u64 {
+    id.time_ms().saturating_add(TTL_MS_MAX).saturating_add(shared.config.record_retention_ms())
+}
+
+/// The day in UTC as `yyyymmdd`.
+pub(crate) fn day_of(ms: u64) -> u32 {
+    let at = Timestamp::from_millisecond(i64::try_from(ms).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);
+    let date = Offset::UTC.to_datetime(at).date();
+    let number = i64::from(date.year()) * 10_000 + i64::from(date.month()) * 100 + i64::from(date.day());
+    u32::try_from(number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_that_of_utc() {
+        assert_eq!(day_of(0), 19_700_101);
+        assert_eq!(day_of(1_796_115_600_000), 20_261_201);
+        assert_eq!(day_of(1_796_083_199_999), 20_261_130);
+        assert_eq!(day_of(u64::MAX), day_of(u64::MAX - 1));
+    }
+}

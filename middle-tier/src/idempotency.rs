@@ -1,0 +1,158 @@
+//! Idempotency keys: what an app server asks for twice under one key is done once, and the first answer is given again,
+//! also when the first request is still under way or its answer was lost.
+//!
+//! A key is claimed durably before anything is done, with the id that the message will have; what is accepted is written
+//! together with the answer. So a claim without an answer was cut off before it accepted anything, unless a backend
+//! writes a batch row by row: then the message's record, which is written before the answer, tells.
+
+use std::sync::Arc;
+
+use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, AppReply, AppRequest, Status};
+use idl::error::{Code, Failure};
+use idl::ids::MessageId;
+use idl::wire;
+use schema::batch::Batch;
+use schema::catalog::App;
+use schema::idempotency::Claim;
+
+use crate::{Shared, app_calls};
+
+/// How long the first answer is given again.
+const KEPT_MS: u64 = 24 * 3600 * 1000;
+
+/// A key of an app, and what was asked under it.
+pub(crate) struct Key {
+    app: Arc<App>,
+    text: String,
+    fingerprint: [u8; 32],
+}
+
+impl Key {
+    /// The key of a request; `None` where there is none.
+    pub(crate) fn of(
+        app: &Arc<App>,
+        key: Option<String>,
+        fingerprint: Option<Vec<u8>>,
+    ) -> Result<Option<Self>, Failure> {
+        let Some(key) = key else { return Ok(None) };
+        if !(1..=64).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let text = "an idempotency key has 1 to 64 visible ASCII characters";
+            return Err(Failure::new(Code::BadValue, text));
+        }
+        let fingerprint = fingerprint.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let fingerprint = fingerprint
+            .ok_or_else(|| Failure::new(Code::BadRequest, "an idempotency key comes with a fingerprint of 32 bytes"))?;
+        Ok(Some(Self { app: Arc::clone(app), text: key, fingerprint }))
+    }
+
+    /// Adds the answer to what is written.
+    pub(crate) fn answered(&self, batch: &mut Batch, shared: &Shared, id: MessageId, answer: AppAnswer) {
+        self.write(
+            batch,
+            shared,
+            id,
+            &AppReply {
+                status: Status { code: 0, description: None },
+                answer: Some(answer),
+                rate: None,
+                replayed: None,
+            },
+        );
+    }
+
+    fn write(&self, batch: &mut Batch, shared: &Shared, id: MessageId, reply: &AppReply) {
+        let until = shared.clock.now_ms().saturating_add(KEPT_MS);
+        batch.idempotent_answer(&self.app.app, &self.text, self.fingerprint, id, &wire::encode(reply), until);
+    }
+}
+
+/// Does it once. The second value says that the answer was given before.
+pub(crate) async fn once(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    key: Key,
+    request: AppRequest,
+) -> (Result<AppAnswer, Failure>, bool) {
+    // A twin of the request waits here until this one is answered.
+    let _turn = shared.keys_under_way.take_text(&format!("{} {}", app.app, key.text)).await;
+    let claimed = match claim(shared, app, id, &key, &request).await {
+        Ok(Claimed::New(id)) => id,
+        Ok(Claimed::Answered(reply)) => {
+            shared.metrics.replayed.inc();
+            let AppReply { status, answer, .. } = *reply;
+            let result = answer.filter(|_| status.code == 0).ok_or_else(|| Failure::from_status(status));
+            return (result, true);
+        }
+        Err(failure) => return (Err(failure), false),
+    };
+    let result = app_calls::carry_out(shared, app, claimed, request, Some(&key)).await;
+    if let Err(failure) = &result
+        && !failure.code.retryable()
+    {
+        // What was refused for good stays refused. What may succeed later may be tried again under the same key.
+        let reply = AppReply { status: failure.to_status(), answer: None, rate: None, replayed: None };
+        let mut batch = Batch::default();
+        key.write(&mut batch, shared, claimed, &reply);
+        if let Err(error) = batch.write(shared.store.as_ref()).await {
+            return (Err(error.into()), false);
+        }
+    }
+    (result, false)
+}
+
+enum Claimed {
+    /// Nothing was accepted under the key: go on, with this id.
+    New(MessageId),
+    /// The first answer.
+    Answered(Box<AppReply>),
+}
+
+async fn claim(
+    shared: &Arc<Shared>,
+    app: &App,
+    id: MessageId,
+    key: &Key,
+    request: &AppRequest,
+) -> Result<Claimed, Failure> {
+    let until = shared.clock.now_ms().saturating_add(KEPT_MS);
+    let (fingerprint, claimed, answer) =
+        match shared.idempotency.claim(&app.app, &key.text, key.fingerprint, id, until).await? {
+            Claim::New => return Ok(Claimed::New(id)),
+            Claim::Taken { fingerprint, id, answer } => (fingerprint, id, answer),
+        };
+    if fingerprint != key.fingerprint {
+        let text = "this idempotency key came before with another request; use a new key for a new request";
+        return Err(Failure::new(Code::KeyReused, text));
+    }
+    if let Some(answer) = answer {
+        let reply = wire::decode_trusted::<AppReply>(&answer)
+            .map_err(|error| Failure::new(Code::System, format!("a stored answer can't be read: {error}")))?;
+        return Ok(Claimed::Answered(Box::new(reply)));
+    }
+    // The first request was cut off. Did it accept something?
+    let accepted = Accepted { id: Some(claimed.to_string()), bad_targets: None, audience: None, due_ms: None };
+    let found = shared.records.get(&app.app, claimed).await?.is_some()
+        || shared.catalog.schedule(&app.app, claimed).await?.is_some();
+    if found {
+        let answer = match request {
+            AppRequest::SendMany(many) => {
+                let codes = vec![0; many.sends.len()];
+                let accepted = (0..).zip(&many.sends).map(|(at, _)| Accepted {
+                    id: Some(MessageId(claimed.0.saturating_add(at)).to_string()),
+                    ..accepted.clone()
+                });
+                AppAnswer::AcceptedMany(AcceptedMany { accepted: accepted.collect(), codes })
+            }
+            _ => AppAnswer::Accepted(accepted),
+        };
+        let status = Status { code: 0, description: None };
+        let reply = AppReply { status, answer: Some(answer), rate: None, replayed: None };
+        return Ok(Claimed::Answered(Box::new(reply)));
+    }
+    // An id as old as the claim's might come before what devices have been judged to.
+    let mut batch = Batch::default();
+    batch.reclaim(&app.app, &key.text, key.fingerprint, id, until);
+    batch.write(shared.store.as_ref()).await?;
+    Ok(Claimed::New(id))
+}

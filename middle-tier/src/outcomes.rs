@@ -1,0 +1,141 @@
+//! What becomes of deliveries, written as one: traces, receipts, and whatever else belongs to the same step.
+
+use std::sync::Arc;
+
+use idl::error::Failure;
+use idl::ids::{AppId, FrontId, MessageId, RegId};
+use schema::batch::Batch;
+use schema::receipts::Receipt;
+use schema::traces::{Delivered, DropReason, Dropped};
+
+use crate::Shared;
+use crate::counts::keep_until;
+use crate::receipts::InFlight;
+use crate::session::Wanted;
+
+/// Bits of a callback's types.
+pub(crate) mod kind {
+    pub(crate) const DELIVERED: i32 = 1;
+    pub(crate) const CLICKED: i32 = 2;
+    pub(crate) const INVALID_TARGET: i32 = 16;
+    pub(crate) const DISABLED: i32 = 32;
+    pub(crate) const FILTERED: i32 = 64;
+    pub(crate) const QUOTA: i32 = 128;
+    pub(crate) const EXPIRED: i32 = 1024;
+    /// All of them.
+    pub(crate) const ALL: i32 = DELIVERED | CLICKED | INVALID_TARGET | DISABLED | FILTERED | QUOTA | EXPIRED;
+}
+
+/// How long receipts can be read again.
+const RECEIPTS_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+/// How long a receipt is tried to be posted.
+const POSTING_MS: u64 = 24 * 3600 * 1000;
+
+/// A step that is about to be written.
+pub(crate) struct Outcomes<'a> {
+    shared: &'a Arc<Shared>,
+    /// What belongs to the step besides.
+    pub(crate) batch: Batch,
+    now_ms: u64,
+    /// Receipts under way: readers don't pass over them.
+    in_flight: Option<InFlight>,
+    posted_to: Vec<(AppId, String)>,
+}
+
+/// A registration's part in a message.
+pub(crate) struct Whose<'a> {
+    pub(crate) app: &'a AppId,
+    pub(crate) message: MessageId,
+    pub(crate) regid: RegId,
+}
+
+impl<'a> Outcomes<'a> {
+    pub(crate) fn new(shared: &'a Arc<Shared>) -> Self {
+        Self { batch: Batch::default(), now_ms: shared.clock.now_ms(), in_flight: None, posted_to: Vec::new(), shared }
+    }
+
+    /// The time of the step.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// The device has it.
+    pub(crate) fn delivered(
+        &mut self,
+        whose: &Whose<'_>,
+        dispatched_at_ms: Option<u64>,
+        front: Option<FrontId>,
+        wanted: Option<&Wanted>,
+    ) {
+        let delivered = Delivered { at_ms: self.now_ms, dispatched_at_ms, front };
+        self.batch.delivered(whose.message, whose.regid, &delivered, keep_until(self.shared, whose.message));
+        if let Some(wanted) = wanted {
+            self.receipt(
+                whose.app,
+                whose.message,
+                wanted,
+                kind::DELIVERED,
+                &target(wanted, whose.regid),
+                Some(whose.regid),
+            );
+        }
+    }
+
+    /// It will not be delivered.
+    pub(crate) fn dropped(&mut self, whose: &Whose<'_>, reason: DropReason) {
+        let dropped = Dropped { at_ms: self.now_ms, reason };
+        self.batch.dropped(whose.message, whose.regid, dropped, keep_until(self.shared, whose.message));
+    }
+
+    /// The app server is told, if it wants to be told of this.
+    pub(crate) fn receipt(
+        &mut self,
+        app: &AppId,
+        message: MessageId,
+        wanted: &Wanted,
+        kind: i32,
+        target: &str,
+        regid: Option<RegId>,
+    ) {
+        if wanted.callback.types & kind == 0 {
+            return;
+        }
+        let in_flight = self.in_flight.get_or_insert_with(|| self.shared.receipts.begin());
+        let receipt = Receipt {
+            id: in_flight.next(self.shared),
+            app: app.clone(),
+            message,
+            kind,
+            target: target.to_owned(),
+            regid,
+            at_ms: self.now_ms,
+            url: wanted.callback.url.clone(),
+            param: wanted.callback.param.clone(),
+            job_key: wanted.job_key.clone(),
+            error_code: None,
+        };
+        let now_ms = self.now_ms;
+        let (keep, give_up) = (now_ms.saturating_add(RECEIPTS_KEPT_MS), now_ms.saturating_add(POSTING_MS));
+        self.batch.receipt(&receipt, keep, give_up);
+        self.shared.metrics.receipts_written.inc();
+        if let Some(url) = receipt.url {
+            self.posted_to.push((receipt.app, url));
+        }
+    }
+
+    /// Writes it all, durably when `Ok`; then receipts are on their way.
+    pub(crate) async fn write(self) -> Result<(), Failure> {
+        let Self { shared, batch, in_flight, posted_to, .. } = self;
+        batch.write(shared.store.as_ref()).await?;
+        drop(in_flight);
+        for (app, url) in posted_to {
+            shared.receipts.poke(&app, &url);
+        }
+        Ok(())
+    }
+}
+
+/// A target as the send named it: an alias, or the registration.
+pub(crate) fn target(wanted: &Wanted, regid: RegId) -> String {
+    wanted.alias.clone().unwrap_or_else(|| regid.to_string())
+}

@@ -1,0 +1,271 @@
+//! Stopping messages and taking them back.
+//!
+//! Stopped: what was not delivered is dropped. Taken back: what was delivered, or may have been, is revoked at the device
+//! too. A revocation is an entry of its own in mailboxes and timelines, with an id of its own: it waits for a device that
+//! is away, in order with everything else, and comes again until it is acknowledged.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use idl::audience::Audience;
+use idl::bus::REVOCATIONS_MAX;
+use idl::contract::bus::{Changed, MessageName, Recall, Stop, Stopped};
+use idl::contract::message::Notification;
+use idl::error::{Code, Failure};
+use idl::ids::{MessageId, RegId};
+use idl::message::{Handling, Message, TTL_MS_MAX};
+use schema::catalog::{App, ScheduleState};
+use schema::records::{Ended, Record};
+use schema::registrations::Registration;
+use schema::traces::DropReason;
+
+use crate::accept::check_packages;
+use crate::app_calls::message_id;
+use crate::order::{TARGETS_MAX, Whom};
+use crate::outcomes::{Outcomes, Whose};
+use crate::{Shared, order, resolve};
+
+/// Messages with one job key that are stopped in one request.
+const WITH_JOB_KEY_MAX: usize = 1000;
+/// Broadcasts of a topic that are looked through for one notify_id.
+const LOOKED_THROUGH_MAX: usize = 10_000;
+
+/// Stops messages, and takes them back where that is asked for. Repeating it is no error.
+pub(crate) async fn stop(shared: &Arc<Shared>, app: &Arc<App>, id: MessageId, stop: Stop) -> Result<Stopped, Failure> {
+    if stop.names.is_empty() || stop.names.len() > TARGETS_MAX {
+        let text = format!("{} messages were named; expected 1 to {TARGETS_MAX}", stop.names.len());
+        return Err(Failure::new(Code::TooManyTargets, text));
+    }
+    // The bus has set ids aside for so many revocations.
+    let mut ids = (0..u128::from(REVOCATIONS_MAX)).map(|at| MessageId(id.0.saturating_add(at)));
+    let mut stopped = Stopped { found: Vec::new(), unknown: Vec::new() };
+    for name in stop.names {
+        let (shown, found) = one(shared, app, &name, stop.recall, &mut ids).await?;
+        if found { stopped.found.push(shown) } else { stopped.unknown.push(shown) }
+    }
+    Ok(stopped)
+}
+
+async fn one(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    name: &MessageName,
+    recall: bool,
+    ids: &mut impl Iterator<Item = MessageId>,
+) -> Result<(String, bool), Failure> {
+    let (shown, records, schedules) = match (&name.id, &name.job_key) {
+        (Some(text), None) => {
+            // What can't be an id is the id of nothing.
+            let Ok(id) = message_id(text) else { return Ok((text.clone(), false)) };
+            let schedule = shared.catalog.schedule(&app.app, id).await?;
+            let sent = match &schedule {
+                Some(schedule) => schedule.last_message.or(schedule.firing.as_ref().map(|firing| firing.message)),
+                None => Some(id),
+            };
+            let record = match sent {
+                Some(sent) => shared.records.get(&app.app, sent).await?,
+                None => None,
+            };
+            (text.clone(), Vec::from_iter(record), Vec::from_iter(schedule))
+        }
+        (None, Some(key)) => {
+            let records = shared.records.by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await?;
+            (key.clone(), records, shared.catalog.schedules_by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await?)
+        }
+        _ => return Err(Failure::new(Code::Missing, "a message is named by its id or by its job key, one of them")),
+    };
+    let found = !records.is_empty() || !schedules.is_empty();
+    for schedule in schedules {
+        if schedule.state == ScheduleState::Waiting {
+            shared.catalog.delete_schedule(&app.app, schedule.id).await?;
+        }
+    }
+    for record in records {
+        let Some(id) = ids.next() else {
+            return Err(Failure::new(
+                Code::TooManyTargets,
+                format!("at most {REVOCATIONS_MAX} messages are stopped at once"),
+            ));
+        };
+        end(shared, &record, id, recall).await?;
+    }
+    Ok((shown, found))
+}
+
+/// Ends one message.
+async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recall: bool) -> Result<(), Failure> {
+    let now_ms = shared.clock.now_ms();
+    // Taken back already, or over: nothing is left to do.
+    if record.ended.is_some_and(|ended| ended.revoked || !recall) {
+        return Ok(());
+    }
+    let mut outcomes = Outcomes::new(shared);
+    let ended = Ended { at_ms: now_ms, revoked: recall };
+    let reason = if recall { DropReason::Revoked } else { DropReason::Stopped };
+    let revoke = revocation_of(record, revocation, now_ms);
+    if record.broadcast {
+        let message = shared.timelines.get(&record.app, record.id).await?;
+        let audience = message.and_then(|message| message.audience);
+        outcomes.batch.remove_broadcast(&record.app, record.id);
+        let revoke = audience.filter(|_| recall).map(|audience| {
+            let audience = Some(audience);
+            Arc::new(Message { audience, ..revoke })
+        });
+        if let Some(revoke) = &revoke {
+            outcomes.batch.broadcast(revoke);
+        }
+        outcomes.batch.ended(&record.app, record.id, record.keep_until_ms, ended);
+        outcomes.write().await?;
+        shared.sessions.stop_broadcast(&record.app, record.id);
+        shared.broadcasts.cancel(shared, record.app.clone(), record.id);
+        if let Some(revoke) = revoke {
+            shared.broadcasts.publish(shared, revoke);
+        }
+        return Ok(());
+    }
+    let registrations = shared.registrations.read(&record.targets).await?;
+    let cells: Vec<_> = record.targets.iter().map(|regid| (*regid, record.id)).collect();
+    let waiting = shared.mailboxes.get(&cells).await?;
+    for (regid, waits) in record.targets.iter().zip(&waiting) {
+        if waits.is_some() {
+            outcomes.dropped(&Whose { app: &record.app, message: record.id, regid: *regid }, reason);
+            outcomes.batch.acknowledged(*regid, record.id);
+        }
+    }
+    let revoke = Arc::new(revoke);
+    let concerned: Vec<&Registration> = registrations.iter().flatten().collect();
+    if recall {
+        let regids: Vec<RegId> = concerned.iter().map(|registration| registration.regid).collect();
+        outcomes.batch.deliver(&revoke, &regids);
+    }
+    outcomes.batch.ended(&record.app, record.id, record.keep_until_ms, ended);
+    outcomes.write().await?;
+    for registration in concerned {
+        shared.sessions.take_back(registration.account, &record.app, record.id);
+        if recall {
+            shared.sessions.stored(shared, registration.account, registration.regid, &revoke);
+        }
+    }
+    Ok(())
+}
+
+/// The entry that takes a message back. It lives as long as any message may: the notification may still be shown.
+fn revocation_of(record: &Record, id: MessageId, now_ms: u64) -> Message {
+    let handling = Handling { revokes: Some(record.id), ..Handling::default() };
+    entry(record.app.clone(), id, now_ms, handling)
+}
+
+fn entry(app: idl::ids::AppId, id: MessageId, now_ms: u64, handling: Handling) -> Message {
+    let notification = Notification {
+        payload: None,
+        title: None,
+        description: None,
+        pass_through: None,
+        notify_type: None,
+        notify_id: None,
+        extra: None,
+        topic: None,
+        alias_name: None,
+        user_account: None,
+        job_key: None,
+        accepted_at_ms: None,
+    };
+    Message {
+        id,
+        app,
+        notification,
+        accepted_at_ms: now_ms,
+        expires_at_ms: now_ms.saturating_add(TTL_MS_MAX),
+        audience: None,
+        handling,
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- by notify_id
+
+/// Takes back the notification that targets show under a `notify_id`, and drops such that were not delivered.
+pub(crate) async fn by_notify_id(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    recall: Recall,
+) -> Result<Changed, Failure> {
+    check_packages(app, recall.packages.as_deref().unwrap_or_default())?;
+    let now_ms = shared.clock.now_ms();
+    let handling = Handling { revokes_notify_id: Some(recall.notify_id), ..Handling::default() };
+    let revoke = entry(app.app.clone(), id, now_ms, handling);
+    let resolved = match order::whom(shared, app, recall.target).await?.1 {
+        Whom::Regids(values) => resolve::regids(shared, &app.app, values).await?,
+        Whom::Aliases(values) => resolve::aliases(shared, &app.app, values).await?,
+        Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values).await?,
+        Whom::Audience(audience) => {
+            return from_audience(shared, app, revoke, audience, recall.notify_id).await;
+        }
+    };
+    if resolved.registrations.is_empty() {
+        let text = format!("none of the {} targets is a registration of this application", resolved.bad_targets.len());
+        return Err(Failure::new(Code::SendFailed, text));
+    }
+    let mut outcomes = Outcomes::new(shared);
+    let regids: Vec<RegId> = resolved.registrations.keys().copied().collect();
+    let mailboxes = shared.mailboxes.read(&regids, None, shared.config.mailbox_max).await?;
+    let mut dropped: BTreeMap<RegId, Vec<MessageId>> = BTreeMap::new();
+    for (regid, mailbox) in regids.iter().zip(mailboxes) {
+        for (message, _) in mailbox.iter().filter(|(_, held)| held.notification.notify_id == Some(recall.notify_id)) {
+            outcomes.dropped(&Whose { app: &app.app, message: *message, regid: *regid }, DropReason::Revoked);
+            outcomes.batch.acknowledged(*regid, *message);
+            dropped.entry(*regid).or_default().push(*message);
+        }
+    }
+    let revoke = Arc::new(revoke);
+    outcomes.batch.deliver(&revoke, &regids);
+    outcomes.write().await?;
+    for (regid, registration) in &resolved.registrations {
+        for message in dropped.get(regid).into_iter().flatten() {
+            shared.sessions.take_back(registration.account, &app.app, *message);
+        }
+        shared.sessions.stored(shared, registration.account, *regid, &revoke);
+    }
+    Ok(Changed { existed: true })
+}
+
+/// The same for an audience: its broadcasts with that `notify_id` are stopped.
+async fn from_audience(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    revoke: Message,
+    audience: Audience,
+    notify_id: i64,
+) -> Result<Changed, Failure> {
+    let mut outcomes = Outcomes::new(shared);
+    let mut stopped = Vec::new();
+    let mut from = MessageId::MIN;
+    for _ in 0..LOOKED_THROUGH_MAX / shared.config.judged_rows_max.max(1) {
+        let rows = shared.timelines.since(&app.app, from, Some(revoke.id), shared.config.judged_rows_max).await?;
+        let whole = rows.len() < shared.config.judged_rows_max;
+        from = rows.last().map_or(from, |last| MessageId(last.id.0.saturating_add(1)));
+        let same =
+            |row: &Message| row.notification.notify_id == Some(notify_id) && row.audience.as_ref() == Some(&audience);
+        stopped.extend(rows.into_iter().filter(same).map(|row| row.id));
+        if whole {
+            break;
+        }
+    }
+    let records = shared.records.get_many(&app.app, &stopped).await?;
+    for record in records.iter().flatten() {
+        let ended = Ended { at_ms: outcomes.now_ms(), revoked: true };
+        outcomes.batch.ended(&app.app, record.id, record.keep_until_ms, ended);
+    }
+    for id in &stopped {
+        outcomes.batch.remove_broadcast(&app.app, *id);
+    }
+    let revoke = Arc::new(Message { audience: Some(audience), ..revoke });
+    outcomes.batch.broadcast(&revoke);
+    outcomes.write().await?;
+    for id in stopped {
+        shared.sessions.stop_broadcast(&app.app, id);
+        shared.broadcasts.cancel(shared, app.app.clone(), id);
+    }
+    shared.broadcasts.publish(shared, revoke);
+    Ok(Changed { existed: true })
+}

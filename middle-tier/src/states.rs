@@ -1,0 +1,400 @@
+//! What became of messages: their state and counts, the trace of one registration, counters by day, receipts again.
+
+use std::sync::Arc;
+
+use idl::contract::bus::{
+    self as wire, Counters, DayCounters, Days, MessageName, MessageState, MessageStates, Messages, Page, Receipts,
+    Trace, TraceStep, Traced,
+};
+use idl::error::{Code, Failure};
+use idl::ids::{MessageId, RegId};
+use jiff::ToSpan as _;
+use jiff::civil::Date;
+use schema::catalog::{App, Schedule, ScheduleState};
+use schema::records::{Record, Tally};
+use schema::registrations::Registration;
+use schema::traces::{DropReason, Steps};
+
+use crate::accounts::signed;
+use crate::app_calls::{message_id, page_limit, short};
+use crate::session::Whereabouts;
+use crate::{Shared, audiences, judge};
+
+/// Days that one request may ask for.
+const DAYS_MAX: usize = 31;
+/// Messages with one job key that are told of.
+const WITH_JOB_KEY_MAX: usize = 100;
+/// Registrations whose traces are read in one call.
+const TRACES: usize = 1000;
+
+/// The messages with a name, newest first. An id that names a schedule is told as what it waits for or became.
+pub(crate) async fn of(shared: &Arc<Shared>, app: &App, name: &MessageName) -> Result<MessageStates, Failure> {
+    let mut messages = Vec::new();
+    match (&name.id, &name.job_key) {
+        (Some(id), None) => {
+            let id = message_id(id)?;
+            if let Some(schedule) = shared.catalog.schedule(&app.app, id).await? {
+                messages.push(of_schedule(shared, &schedule).await?);
+            } else if let Some(record) = shared.records.get(&app.app, id).await? {
+                messages.push(of_record(shared, &record).await?);
+            }
+        }
+        (None, Some(key)) => {
+            for schedule in shared.catalog.schedules_by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await? {
+                if schedule.state == ScheduleState::Waiting {
+                    messages.push(of_schedule(shared, &schedule).await?);
+                }
+            }
+            for record in shared.records.by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await? {
+                messages.push(of_record(shared, &record).await?);
+            }
+        }
+        _ => return Err(Failure::new(Code::Missing, "a message is named by msg_id or by job_key, one of them")),
+    }
+    if messages.is_empty() {
+        let name = name.id.as_ref().or(name.job_key.as_ref()).map(|name| short(name)).unwrap_or_default();
+        return Err(Failure::new(Code::NotFound, format!("there is no message {name:?} of this application")));
+    }
+    Ok(MessageStates { messages })
+}
+
+/// The messages that were accepted in a time, newest first.
+pub(crate) async fn between(shared: &Arc<Shared>, app: &App, asked: &Messages) -> Result<MessageStates, Failure> {
+    let (Ok(begin), Ok(end)) = (u64::try_from(asked.begin_ms), u64::try_from(asked.end_ms)) else {
+        return Err(Failure::new(Code::BadValue, "begin_time and end_time are milliseconds since 1970"));
+    };
+    if begin > end {
+        return Err(Failure::new(Code::BadValue, "begin_time lies after end_time"));
+    }
+    let mut messages = Vec::new();
+    for record in shared.records.between(&app.app, begin, end, page_limit(asked.limit)).await? {
+        messages.push(of_record(shared, &record).await?);
+    }
+    Ok(MessageStates { messages })
+}
+
+async fn of_schedule(shared: &Arc<Shared>, schedule: &Schedule) -> Result<MessageState, Failure> {
+    let sent = match schedule.last_message {
+        Some(id) => shared.records.get(&schedule.app, id).await?,
+        None => None,
+    };
+    let waits = schedule.state == ScheduleState::Waiting;
+    let mut state = match &sent {
+        Some(record) => of_record(shared, record).await?,
+        None => MessageState {
+            id: String::new(),
+            kind: 0,
+            state: "done".to_owned(),
+            created_at_ms: 0,
+            ttl_ms: 0,
+            resolved: 0,
+            how_resolved: "exact".to_owned(),
+            delivered: 0,
+            clicked: 0,
+            invalid_targets: 0,
+            job_key: None,
+            topic: None,
+            due_ms: None,
+            messages: None,
+            dropped: None,
+        },
+    };
+    state.id = schedule.id.to_string();
+    state.created_at_ms = signed(schedule.created_at_ms);
+    state.job_key.clone_from(&schedule.job_key);
+    if waits {
+        "scheduled".clone_into(&mut state.state);
+        state.due_ms = Some(signed(schedule.due_ms));
+    }
+    state.messages = Some(schedule.last_message.iter().map(ToString::to_string).collect());
+    Ok(state)
+}
+
+async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState, Failure> {
+    let now_ms = shared.clock.now_ms();
+    let (resolved, exact, delivered, clicked, dropped) = if record.broadcast {
+        let (registrations, exact) = match record.resolved {
+            Some(resolved) => (resolved.registrations, resolved.exact),
+            None => count_again(shared, record).await?,
+        };
+        let unwritten = shared.counts.unwritten(&record.app, record.id);
+        let Tally { delivered, clicked } = record.tally;
+        (registrations, exact, delivered + unwritten.delivered, clicked + unwritten.clicked, None)
+    } else {
+        let traces = shared.traces.of_message(record.id, None, TRACES).await?;
+        let count = |of: fn(&Steps) -> bool| traces.iter().filter(|(_, steps)| of(steps)).count() as u64;
+        let delivered = count(|steps| steps.delivered.is_some());
+        let dropped = count(|steps| steps.dropped.is_some() && steps.delivered.is_none());
+        (record.targets.len() as u64, true, delivered, count(|steps| steps.clicked.is_some()), Some(dropped))
+    };
+    let over = now_ms >= record.expires_at_ms || (!record.broadcast && delivered + dropped.unwrap_or(0) >= resolved);
+    let state = match record.ended {
+        Some(ended) if ended.revoked => "revoked",
+        Some(_) => "stopped",
+        None if over => "done",
+        None => "sending",
+    };
+    Ok(MessageState {
+        id: record.id.to_string(),
+        kind: record.kind,
+        state: state.to_owned(),
+        created_at_ms: signed(record.created_at_ms),
+        ttl_ms: signed(record.expires_at_ms.saturating_sub(record.created_at_ms)),
+        resolved: signed(resolved),
+        how_resolved: if exact { "exact" } else { "estimate" }.to_owned(),
+        delivered: signed(delivered),
+        clicked: signed(clicked),
+        invalid_targets: i64::from(record.invalid_targets),
+        job_key: record.job_key.clone(),
+        topic: record.topic.clone(),
+        due_ms: None,
+        messages: None,
+        dropped: dropped.map(signed),
+    })
+}
+
+/// A broadcast whose audience was not counted when it was accepted: as it is now.
+async fn count_again(shared: &Arc<Shared>, record: &Record) -> Result<(u64, bool), Failure> {
+    let Some(message) = shared.timelines.get(&record.app, record.id).await? else { return Ok((0, false)) };
+    let Some(audience) = &message.audience else { return Ok((0, false)) };
+    let count = audiences::count(shared, &record.app, audience).await?;
+    Ok((count.registrations, false))
+}
+
+// ------------------------------------------------------------------------------------------------------------------ trace
+
+/// What happened to a message for one registration, step by step.
+pub(crate) async fn trace(shared: &Arc<Shared>, app: &App, asked: &Trace) -> Result<Traced, Failure> {
+    let id = message_id(&asked.id)?;
+    let regid: RegId = asked.regid.parse().map_err(|_| {
+        let text = format!("{:?} is not a registration id: 32 characters were expected", short(&asked.regid));
+        Failure::new(Code::BadValue, text)
+    })?;
+    let record = match shared.catalog.schedule(&app.app, id).await? {
+        Some(schedule) if schedule.state == ScheduleState::Waiting => {
+            return Ok(Traced { steps: vec![step("waiting", None, Some("due later"))] });
+        }
+        Some(schedule) => match schedule.last_message {
+            Some(sent) => shared.records.get(&app.app, sent).await?,
+            None => None,
+        },
+        None => shared.records.get(&app.app, id).await?,
+    };
+    let unknown =
+        || Failure::new(Code::NotFound, format!("there is no message {:?} of this application", short(&asked.id)));
+    let record = record.ok_or_else(unknown)?;
+    let registration = shared.registrations.read(&[regid]).await?.pop().flatten();
+    let registration = registration.filter(|registration| registration.app == app.app);
+    let mut steps =
+        vec![step("accepted", Some(record.created_at_ms), None), step("stored", Some(record.created_at_ms), None)];
+    if record.broadcast {
+        of_broadcast(shared, &record, registration.as_ref(), regid, &mut steps).await?;
+    } else if record.targets.contains(&regid) {
+        of_single(shared, &record, registration.as_ref(), regid, &mut steps).await?;
+    } else {
+        return Err(Failure::new(Code::NotFound, "the message was not for this registration"));
+    }
+    Ok(Traced { steps })
+}
+
+fn step(what: &str, at_ms: Option<u64>, reason: Option<&str>) -> TraceStep {
+    TraceStep { what: what.to_owned(), at_ms: at_ms.map(signed), front: None, reason: reason.map(str::to_owned) }
+}
+
+async fn of_single(
+    shared: &Arc<Shared>,
+    record: &Record,
+    registration: Option<&Registration>,
+    regid: RegId,
+    steps: &mut Vec<TraceStep>,
+) -> Result<(), Failure> {
+    let Steps { delivered, clicked, dropped } = shared.traces.get(record.id, regid).await?;
+    if let Some(delivered) = delivered {
+        if let Some(at_ms) = delivered.dispatched_at_ms {
+            let front = delivered.front.map(|front| front.to_string());
+            steps.push(TraceStep { front, ..step("dispatched", Some(at_ms), None) });
+        }
+        steps.push(step("delivered", Some(delivered.at_ms), None));
+        steps.extend(clicked.map(|at_ms| step("clicked", Some(at_ms), None)));
+        steps.extend(dropped.map(|dropped| step("dropped", Some(dropped.at_ms), Some(dropped.reason.name()))));
+        return Ok(());
+    }
+    if let Some(dropped) = dropped {
+        steps.push(step("dropped", Some(dropped.at_ms), Some(dropped.reason.name())));
+        return Ok(());
+    }
+    let now_ms = shared.clock.now_ms();
+    let Some(registration) = registration else {
+        steps.push(step("dropped", None, Some(DropReason::Unregistered.name())));
+        return Ok(());
+    };
+    if now_ms >= record.expires_at_ms {
+        let reason = if registration.enabled { DropReason::Expired } else { DropReason::Disabled };
+        steps.push(step("dropped", Some(record.expires_at_ms), Some(reason.name())));
+        return Ok(());
+    }
+    waiting(shared, record, registration, steps);
+    Ok(())
+}
+
+/// Where it waits: at the device, for it, or for its moment.
+fn waiting(shared: &Shared, record: &Record, registration: &Registration, steps: &mut Vec<TraceStep>) {
+    let handle = shared.sessions.find(registration.account);
+    let (whereabouts, front, online) = handle.map_or((Whereabouts::Unknown, None, false), |handle| {
+        let session = handle.lock();
+        (session.whereabouts(&record.app, record.id), Some(session.front.to_string()), session.is_online())
+    });
+    match whereabouts {
+        Whereabouts::InFlight(at_ms) => {
+            steps.push(TraceStep { front, ..step("dispatched", Some(at_ms), None) });
+            steps.push(step("waiting", None, Some("in flight")));
+        }
+        Whereabouts::Later(due_ms) => steps.push(step("waiting", Some(due_ms), Some("due later"))),
+        _ if !registration.enabled => steps.push(step("waiting", None, Some("disabled"))),
+        _ if online => steps.push(step("waiting", None, Some("queued"))),
+        _ => steps.push(step("waiting", None, Some("offline"))),
+    }
+}
+
+async fn of_broadcast(
+    shared: &Arc<Shared>,
+    record: &Record,
+    registration: Option<&Registration>,
+    regid: RegId,
+    steps: &mut Vec<TraceStep>,
+) -> Result<(), Failure> {
+    let Steps { clicked, dropped, .. } = shared.traces.get(record.id, regid).await?;
+    let Some(registration) = registration else {
+        steps.push(step("dropped", None, Some(DropReason::Unregistered.name())));
+        return Ok(());
+    };
+    let handle = shared.sessions.find(registration.account);
+    let recent = handle.as_ref().map(|handle| handle.lock().recent(&record.app).to_vec()).unwrap_or_default();
+    let mut acked = recent.iter().chain(&registration.recent);
+    if let Some(acked) = acked.find(|acked| acked.id == record.id) {
+        steps.push(TraceStep { front: Some(acked.front.to_string()), ..step("dispatched", None, None) });
+        steps.push(step("delivered", Some(acked.at_ms), None));
+        steps.extend(clicked.map(|at_ms| step("clicked", Some(at_ms), None)));
+        steps.extend(dropped.map(|dropped| step("dropped", Some(dropped.at_ms), Some(dropped.reason.name()))));
+        return Ok(());
+    }
+    let now_ms = shared.clock.now_ms();
+    if let Some(ended) = record.ended {
+        let reason = if ended.revoked { DropReason::Revoked } else { DropReason::Stopped };
+        steps.push(step("dropped", Some(ended.at_ms), Some(reason.name())));
+        return Ok(());
+    }
+    let concerns = match shared.timelines.get(&record.app, record.id).await? {
+        Some(message) => judge::concerns(&message, registration),
+        None => true,
+    };
+    let cursor = &registration.cursor;
+    let covered = cursor.judged_to > record.id || cursor.acked.contains(&record.id);
+    if !concerns {
+        steps.push(step("dropped", None, Some("not in the audience")));
+    } else if covered {
+        // Acknowledged longer ago than details are kept for.
+        steps.push(step("delivered", None, None));
+        steps.extend(clicked.map(|at_ms| step("clicked", Some(at_ms), None)));
+    } else if now_ms >= record.expires_at_ms {
+        let reason = if registration.enabled { DropReason::Expired } else { DropReason::Disabled };
+        steps.push(step("dropped", Some(record.expires_at_ms), Some(reason.name())));
+    } else {
+        waiting(shared, record, registration, steps);
+    }
+    Ok(())
+}
+
+// --------------------------------------------------------------------------------------------------------------- counters
+
+/// Counters of each day of a time, days without anything too.
+pub(crate) async fn counters(shared: &Arc<Shared>, app: &App, asked: &Counters) -> Result<Days, Failure> {
+    let (first, last) = (date("start_date", &asked.first_day)?, date("end_date", &asked.last_day)?);
+    let mut dates = Vec::new();
+    let mut at = first;
+    while at <= last {
+        dates.push(at);
+        if dates.len() > DAYS_MAX {
+            return Err(Failure::new(Code::BadValue, format!("at most {DAYS_MAX} days can be asked for at once")));
+        }
+        at = at.checked_add(1.day()).map_err(|_| Failure::new(Code::BadValue, "end_date is out of range"))?;
+    }
+    if dates.is_empty() {
+        return Err(Failure::new(Code::BadValue, "start_date lies after end_date"));
+    }
+    // What is counted is written about once a second: whoever asks gets it all.
+    shared.counts.flush(shared).await?;
+    let stored = shared.day_counts.read(&app.app, number(first), number(last)).await?;
+    let day = |date: Date| {
+        let counts = stored.iter().find(|(day, _)| *day == number(date)).map(|(_, counts)| *counts).unwrap_or_default();
+        DayCounters {
+            day: number(date).to_string(),
+            alias_recipients: signed(counts.alias_recipients),
+            user_account_recipients: signed(counts.user_account_recipients),
+            regid_recipients: signed(counts.regid_recipients),
+            single_recipients: signed(
+                counts.alias_recipients + counts.user_account_recipients + counts.regid_recipients,
+            ),
+            broadcast_recipients: signed(counts.broadcast_recipients),
+            delivered: signed(counts.delivered),
+            clicked: signed(counts.clicked),
+            messages: signed(counts.messages),
+        }
+    };
+    Ok(Days { days: dates.into_iter().map(day).collect() })
+}
+
+fn date(name: &str, text: &str) -> Result<Date, Failure> {
+    let parsed = if text.len() == 8 { Date::strptime("%Y%m%d", text).ok() } else { None };
+    parsed.ok_or_else(|| {
+        let text = short(text);
+        Failure::new(Code::BadValue, format!("the parameter {name} is {text:?}: expected a day as yyyyMMdd"))
+    })
+}
+
+fn number(date: Date) -> u32 {
+    let number = i64::from(date.year()) * 10_000 + i64::from(date.month()) * 100 + i64::from(date.day());
+    u32::try_from(number).unwrap_or(0)
+}
+
+// --------------------------------------------------------------------------------------------------------------- receipts
+
+/// Receipts after a cursor, in order. The cursor goes on where there are none yet.
+pub(crate) async fn receipts(shared: &Arc<Shared>, app: &App, page: &Page) -> Result<Receipts, Failure> {
+    let after = match page.after.as_deref() {
+        None | Some("" | "0") => None,
+        Some(text) => Some(text.parse::<MessageId>().map_err(|_| {
+            let text = format!("{:?} is not a cursor: what was given as `next` was expected", short(text));
+            Failure::new(Code::BadValue, text)
+        })?),
+    };
+    let settled = shared.receipts.settled(shared);
+    let found = shared.receipt_log.since(&app.app, after, settled, page_limit(page.limit)).await?;
+    let next_after = found.last().map(|last| last.id).or(after).map_or_else(|| "0".to_owned(), |id| id.to_string());
+    let receipts = found.into_iter().map(|receipt| wire::Receipt {
+        id: receipt.id.to_string(),
+        message: receipt.message.to_string(),
+        kind: receipt.kind,
+        target: receipt.target,
+        at_ms: signed(receipt.at_ms),
+        param: receipt.param,
+        job_key: receipt.job_key,
+        regid: receipt.regid.map(|regid| regid.to_string()),
+    });
+    Ok(Receipts { receipts: receipts.collect(), next_after })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counts::day_of;
+
+    #[test]
+    fn a_day_is_read_as_it_is_written() {
+        assert_eq!(date("d", "20261201").map(number), Ok(20_261_201));
+        for text in ["2026-12-01", "20261301", "2026121", "", "202612011", "x0261201"] {
+            assert!(date("d", text).is_err(), "{text}");
+        }
+        assert_eq!(number(date("d", "19700101").expect("a day")), day_of(0));
+    }
+}
