@@ -1,13 +1,16 @@
 //! The catalog: what is small and filtered richly.
 //!
 //! What every backend promises:
-//! - A change that was answered `Ok` is durable. One that was answered [`StoreError::Unavailable`] did not happen; after
-//!   [`StoreError::TimedOut`] it may have.
+//! - A change that was answered `Ok` is durable. One that was answered [`Unavailable`] did not happen; after [`TimedOut`] it
+//!   may have.
 //! - Each change takes effect as a whole, and changes that come at once take effect one after another. So no limit is
 //!   passed by a race.
 //! - Texts are compared byte by byte, and come in the order of their bytes: `B` before `a`, `a` before `a `.
 //! - Numbers are stored up to 2⁶³ − 1; larger ones are stored as that.
-//! - Whether an application exists is the caller's to know: one that doesn't has no segments, templates or schedules.
+//! - Whether an application exists is the caller's to know: what is put for one that doesn't is stored all the same.
+//!
+//! [`Unavailable`]: crate::sorted::StoreError::Unavailable
+//! [`TimedOut`]: crate::sorted::StoreError::TimedOut
 
 pub mod apps;
 pub mod revocations;
@@ -37,6 +40,3 @@ pub enum Stored {
     /// There was none of that name and the application has as many as it may: nothing was stored.
     Full,
 }
-
-#[cfg(doc)]
-use crate::sorted::StoreError;
