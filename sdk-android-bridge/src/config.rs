@@ -31,8 +31,8 @@ pub struct Config {
     pub ack_batch_max: usize,
     /// Waits between attempts to connect.
     pub backoff: Backoff,
-    /// Message ids in an app's duplicate window. Must be well above what can come again: the server's window of
-    /// unacknowledged deliveries and the broadcasts between two of its judgements.
+    /// Ids of messages and revocations in an app's duplicate window. Must be well above what can come again: the server's
+    /// window of unacknowledged deliveries and the broadcasts between two of its judgements.
     pub seen_max: usize,
     /// Pushes that an app may have without saying what became of them. One more, and the device disconnects; they
     /// come again.

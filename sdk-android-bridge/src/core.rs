@@ -19,7 +19,7 @@ use crate::acks::Acks;
 use crate::commands::{Command, Commands, Times};
 use crate::config::{AppConfig, Config};
 use crate::heartbeat::{Due, Heartbeat};
-use crate::inbox::{self, Inbox, Push};
+use crate::inbox::{Inbox, Push};
 use crate::login::{Credentials, Login};
 use crate::reason::OfflineReason;
 use crate::reconnect::{Reconnect, millis};
@@ -120,7 +120,8 @@ pub enum Action {
         /// Why.
         failure: Failure,
     },
-    /// The server takes a push back: a notification that is shown should go.
+    /// The server takes a push back that the app has had: its notification should go, if no other has replaced it. Told once,
+    /// and a second time only if the device is killed before it is saved.
     Revoked {
         /// Which app.
         app: AppId,
@@ -249,11 +250,7 @@ impl Core {
             Event::Timer => {}
             Event::Command { ticket, app, command } => self.command(ticket, &app, command),
             Event::Handled { app, id } => self.handled(&app, id),
-            Event::Refused { app, id } => {
-                if self.inbox.done(&app, id).is_some() && matches!(self.phase, Phase::Open) {
-                    self.report(&app, id, inbox::REPORT_REFUSED);
-                }
-            }
+            Event::Refused { app, id } => self.refused(&app, id),
             Event::Clicked { app, id } => {
                 let message = id.to_bytes().to_vec();
                 self.note(FromDevice {
@@ -271,8 +268,13 @@ impl Core {
             }
         }
         self.tick();
-        if mem::take(&mut self.unsaved) && !self.actions.contains(&Action::Save) {
-            self.actions.push_front(Action::Save);
+        if mem::take(&mut self.unsaved) {
+            // Before anything is sent, but after what the application is told: if it is killed in between, it hears again of
+            // what it is to take back, and not never.
+            self.actions.retain(|action| *action != Action::Save);
+            let sends = |action: &Action| matches!(action, Action::Connect | Action::Send(_) | Action::Disconnect);
+            let at = self.actions.iter().position(sends).unwrap_or(self.actions.len());
+            self.actions.insert(at, Action::Save);
         }
     }
 

@@ -80,7 +80,7 @@ pub enum DeviceEvent {
         /// Why.
         failure: Failure,
     },
-    /// A push is taken back.
+    /// A push that the app has had is taken back: its notification should go, if no other has replaced it.
     Revoked {
         /// Which app.
         app: AppId,

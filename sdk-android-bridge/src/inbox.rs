@@ -20,6 +20,8 @@ pub(crate) const REPORT_APP_GONE: i32 = 1;
 pub(crate) const REPORT_SEAL: i32 = 2;
 /// `Report.reason`: the app refused the push.
 pub(crate) const REPORT_REFUSED: i32 = 3;
+/// `Report.reason`: another message with the same job key was handed over.
+pub(crate) const REPORT_DUPLICATE: i32 = 5;
 
 /// One message for an app, exactly once until the app has taken or refused it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,9 @@ pub struct Push {
     pub notification: Notification,
     /// True if it was sent to many at once.
     pub broadcast: bool,
+    /// The message that was shown under the same `notify_id` until now: this one takes its place. Never of a `pass_through`
+    /// message, which is not shown. Known for the last 64 `notify_id`s of an app; the same each time that the push comes.
+    pub replaces: Option<MessageId>,
 }
 
 /// What is to be done with a delivery.
@@ -39,8 +44,10 @@ pub struct Push {
 pub(crate) enum Delivery {
     /// The app gets it.
     Push(Box<Push>),
-    /// The app had it: acknowledged again.
+    /// The app had it, or is not to have it: acknowledged again.
     Seen { app: AppId, id: MessageId, broadcast: bool },
+    /// The app had another message with the same job key: reported and acknowledged.
+    Duplicate { app: AppId, id: MessageId, broadcast: bool },
     /// The app has it under way, or the server was told about it on this stream: nothing.
     Known,
     /// It can't be handed over: the server is told why.
@@ -95,7 +102,7 @@ impl Inbox {
         let app: AppId = deliver.app.parse().map_err(|_| ProtocolFault::AppId)?;
         let broadcast = deliver.broadcast.unwrap_or(false);
         let (Some(saved), Some(openers)) = (apps.get(&app), self.openers.get(&app)) else {
-            return Ok(self.report(app, id, REPORT_APP_GONE));
+            return Ok(self.app_gone(app, id));
         };
         if saved.seen.contains(id) {
             return Ok(Delivery::Seen { app, id, broadcast });
@@ -113,11 +120,19 @@ impl Inbox {
         let Some(notification) = notification else {
             return Ok(self.report(app, id, REPORT_SEAL));
         };
+        if notification.job_key.as_ref().is_some_and(|key| saved.job_keys.is_taken(key, id)) {
+            return Ok(Delivery::Duplicate { app, id, broadcast });
+        }
         if unhandled.is_some_and(|unhandled| unhandled.len() >= unhandled_max.max(1)) {
             return Ok(Delivery::Full);
         }
         self.unhandled.entry(app.clone()).or_default().insert(id, broadcast);
-        Ok(Delivery::Push(Box::new(Push { id, app, notification, broadcast })))
+        Ok(Delivery::Push(Box::new(Push { id, app, notification, broadcast, replaces: None })))
+    }
+
+    /// True if the app has it under way.
+    pub(crate) fn is_unhandled(&self, app: &AppId, id: MessageId) -> bool {
+        self.unhandled.get(app).is_some_and(|unhandled| unhandled.contains_key(&id))
     }
 
     /// The app is done with a push. `None` if it had none of that id; else whether it was a broadcast.
@@ -138,6 +153,11 @@ impl Inbox {
     /// A new stream has begun.
     pub(crate) fn new_stream(&mut self) {
         self.reported.clear();
+    }
+
+    /// Something is for an app that is not on the device: whether the server is to be told.
+    pub(crate) fn app_gone(&mut self, app: AppId, id: MessageId) -> Delivery {
+        self.report(app, id, REPORT_APP_GONE)
     }
 
     fn report(&mut self, app: AppId, id: MessageId, reason: i32) -> Delivery {

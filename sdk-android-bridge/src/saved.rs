@@ -3,17 +3,23 @@
 //! The bytes hold secrets (the apps' private keys and broadcast keys): keep them where only the PushService reads.
 //!
 //! Layout, integers big-endian: `CPSD`, version (1 byte), number of apps (4 bytes), then for each app its fields in the
-//! order of `SavedApp`. Texts and lists are preceded by their length or count as 4 bytes, optional parts by 0 or 1.
+//! order of `SavedApp`. Texts and lists are preceded by their length or count as 4 bytes, optional parts by 0 or 1. Version 1
+//! had no more of an app's messages than their ids.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
 use idl::ids::{Alias, AppId, MessageId, RegId, UserAccount};
 use thiserror::Error;
 
+use self::windows::{JobKeys, Notified, Shown, Window};
+use crate::inbox::Push;
+
+mod windows;
+
 const MAGIC: &[u8; 4] = b"CPSD";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The state of a device that must survive a restart. Written out whenever [`crate::Action::Save`] comes.
 ///
@@ -34,7 +40,10 @@ pub(crate) struct SavedApp {
     /// Names that the server has confirmed.
     pub(crate) aliases: BTreeSet<Alias>,
     pub(crate) user_accounts: BTreeSet<UserAccount>,
+    /// Ids of messages and revocations that are not handed over (again).
     pub(crate) seen: Window,
+    pub(crate) job_keys: JobKeys,
+    pub(crate) shown: Shown,
 }
 
 /// What the server answered to Register.
@@ -46,14 +55,6 @@ pub(crate) struct Registration {
     pub(crate) verify_key: [u8; 32],
     /// Digest of the package and attributes that were registered: when they change, the app registers again.
     pub(crate) profile: [u8; 32],
-}
-
-/// The last message ids that an app took for good, bounded.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Window {
-    /// Oldest first.
-    order: VecDeque<MessageId>,
-    members: BTreeSet<MessageId>,
 }
 
 /// Why bytes are no [`Saved`].
@@ -76,7 +77,7 @@ impl Saved {
         self.apps.get(app)?.registration.as_ref().map(|registration| registration.regid)
     }
 
-    /// True if the app took that message for good and the id is still in its duplicate window.
+    /// True if the app took that message for good, or was not to have it, and the id is still in its duplicate window.
     pub fn has_seen(&self, app: &AppId, id: MessageId) -> bool {
         self.apps.get(app).is_some_and(|app| app.seen.contains(id))
     }
@@ -109,8 +110,23 @@ impl Saved {
             app.aliases.iter().for_each(|alias| out.text(alias.as_str()));
             out.count(app.user_accounts.len());
             app.user_accounts.iter().for_each(|account| out.text(account.as_str()));
-            out.count(app.seen.order.len());
-            app.seen.order.iter().for_each(|id| out.0.extend_from_slice(&id.to_bytes()));
+            out.count(app.seen.len());
+            for (id, has) in app.seen.iter() {
+                out.id(id);
+                out.flag(has);
+            }
+            out.count(app.job_keys.len());
+            for (key, first) in app.job_keys.iter() {
+                out.text(key);
+                out.id(first);
+            }
+            out.count(app.shown.len());
+            for shown in app.shown.iter() {
+                out.0.extend_from_slice(&shown.notify_id.to_be_bytes());
+                out.id(shown.id);
+                out.flag(shown.replaced.is_some());
+                shown.replaced.into_iter().for_each(|id| out.id(id));
+            }
         }
         out.0
     }
@@ -118,9 +134,10 @@ impl Saved {
     /// Reads what [`Saved::to_bytes`] wrote. Nothing is allocated by a length that the bytes only claim.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidSaved> {
         let mut input = Reader(bytes);
-        if input.array::<4>("the beginning") != Ok(*MAGIC) || input.array("the version") != Ok([VERSION]) {
-            return Err(InvalidSaved::NotSaved);
-        }
+        let version = match (input.array("the beginning"), input.array("the version")) {
+            (Ok(magic), Ok([version])) if magic == *MAGIC && (1..=VERSION).contains(&version) => version,
+            _ => return Err(InvalidSaved::NotSaved),
+        };
         let mut apps = BTreeMap::new();
         for _ in 0..input.count("the number of apps")? {
             let id = input.parsed("an application id")?;
@@ -130,7 +147,9 @@ impl Saved {
                 registration: if input.flag("a flag")? { Some(input.registration()?) } else { None },
                 aliases: input.set("an alias")?,
                 user_accounts: input.set("a user account")?,
-                seen: input.window()?,
+                seen: input.window(version)?,
+                job_keys: if version > 1 { input.job_keys()? } else { JobKeys::default() },
+                shown: if version > 1 { input.shown()? } else { Shown::default() },
             };
             apps.insert(id, app);
         }
@@ -152,7 +171,9 @@ impl fmt::Debug for SavedApp {
             .field("unregistered", &self.unregistered)
             .field("aliases", &self.aliases.len())
             .field("user_accounts", &self.user_accounts.len())
-            .field("seen", &self.seen.order.len())
+            .field("seen", &self.seen.len())
+            .field("job_keys", &self.job_keys.len())
+            .field("shown", &self.shown.len())
             .finish_non_exhaustive()
     }
 }
@@ -166,7 +187,28 @@ impl SavedApp {
             aliases: BTreeSet::new(),
             user_accounts: BTreeSet::new(),
             seen: Window::default(),
+            job_keys: JobKeys::default(),
+            shown: Shown::default(),
         }
+    }
+
+    /// A push is about to be handed over: remembers its job key and where it is shown, and tells it what it replaces. True
+    /// if that changed anything.
+    pub(crate) fn hand_over(&mut self, push: &mut Push) -> bool {
+        let notification = &push.notification;
+        if let Some(key) = &notification.job_key {
+            self.job_keys.take(key, push.id);
+        }
+        let notify_id = notification.notify_id.filter(|_| notification.pass_through != Some(true));
+        if let Some(notify_id) = notify_id {
+            push.replaces = self.shown.show(notify_id, push.id);
+        }
+        notification.job_key.is_some() || notify_id.is_some()
+    }
+
+    /// The app could not take a push. True if that changed anything.
+    pub(crate) fn refused(&mut self, id: MessageId) -> bool {
+        self.job_keys.free(id) | self.shown.refused(id)
     }
 
     /// The registration is gone, and with it the names it had. The key and the duplicate window stay.
@@ -177,29 +219,13 @@ impl SavedApp {
     }
 }
 
-impl Window {
-    pub(crate) fn contains(&self, id: MessageId) -> bool {
-        self.members.contains(&id)
-    }
-
-    /// Adds an id as the newest; an id that is there becomes the newest, since one that comes again is still wanted.
-    /// Beyond `seen_max` the oldest leave.
-    pub(crate) fn insert(&mut self, id: MessageId, seen_max: usize) {
-        if !self.members.insert(id) {
-            self.order.retain(|known| *known != id);
-        }
-        self.order.push_back(id);
-        while self.order.len() > seen_max.max(1) {
-            if let Some(oldest) = self.order.pop_front() {
-                self.members.remove(&oldest);
-            }
-        }
-    }
-}
-
 struct Writer(Vec<u8>);
 
 impl Writer {
+    fn id(&mut self, id: MessageId) {
+        self.0.extend_from_slice(&id.to_bytes());
+    }
+
     fn flag(&mut self, value: bool) {
         self.0.push(u8::from(value));
     }
@@ -259,13 +285,42 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn window(&mut self) -> Result<Window, InvalidSaved> {
+    fn id(&mut self) -> Result<MessageId, InvalidSaved> {
+        Ok(MessageId(u128::from_be_bytes(self.array("a message id")?)))
+    }
+
+    fn window(&mut self, version: u8) -> Result<Window, InvalidSaved> {
         let mut window = Window::default();
         for _ in 0..self.count("a duplicate window")? {
-            let id = MessageId(u128::from_be_bytes(self.array("a message id")?));
-            window.insert(id, usize::MAX);
+            let id = self.id()?;
+            if version == 1 || self.flag("a flag")? {
+                window.insert(id, usize::MAX);
+            } else {
+                window.withhold(id, usize::MAX);
+            }
         }
         Ok(window)
+    }
+
+    fn job_keys(&mut self) -> Result<JobKeys, InvalidSaved> {
+        let mut job_keys = JobKeys::default();
+        for _ in 0..self.count("the job keys")? {
+            let key: String = self.parsed("a job key")?;
+            job_keys.take(&key, self.id()?);
+        }
+        Ok(job_keys)
+    }
+
+    fn shown(&mut self) -> Result<Shown, InvalidSaved> {
+        let mut shown = Shown::default();
+        for _ in 0..self.count("the shown notifications")? {
+            shown.restore(Notified {
+                notify_id: i64::from_be_bytes(self.array("a notify_id")?),
+                id: self.id()?,
+                replaced: if self.flag("a flag")? { Some(self.id()?) } else { None },
+            });
+        }
+        Ok(shown)
     }
 }
 
@@ -287,7 +342,11 @@ mod tests {
         app.aliases.insert("an alias".parse().expect("an alias"));
         app.user_accounts.insert("ü".parse().expect("a user account"));
         app.seen.insert(MessageId(9), 10);
-        app.seen.insert(MessageId(7), 10);
+        app.seen.withhold(MessageId(7), 10);
+        app.job_keys.take("job", MessageId(9));
+        app.shown.show(-1, MessageId(8));
+        app.shown.show(-1, MessageId(9));
+        app.shown.show(1 << 40, MessageId(7));
         let id = |id: &str| id.parse().expect("an app id");
         Saved { apps: BTreeMap::from([(id("com.example.demo"), app), (id("other"), SavedApp::new([8; 32]))]) }
     }
@@ -312,14 +371,32 @@ mod tests {
         assert_eq!(Saved::from_bytes(&newer), Err(InvalidSaved::NotSaved));
     }
 
+    /// What version 1 wrote for [`saved`].
+    fn saved_by_version_1() -> Vec<u8> {
+        let count = |count: u32| count.to_be_bytes().to_vec();
+        let text = |text: &str| [&u32::try_from(text.len()).expect("a length").to_be_bytes(), text.as_bytes()].concat();
+        let id = |id: u128| id.to_be_bytes().to_vec();
+        [
+            b"CPSD\x01".to_vec(),
+            count(2),
+            [text("com.example.demo"), vec![1; 32], vec![0, 1], vec![2; 24]].concat(),
+            [[3; 32], [4; 32], [5; 32], [6; 32]].concat(),
+            [count(1), text("an alias"), count(1), text("ü"), count(2), id(9), id(7)].concat(),
+            [text("other"), vec![8; 32], vec![0, 0], count(0), count(0), count(0)].concat(),
+        ]
+        .concat()
+    }
+
     #[test]
-    fn the_window_keeps_the_newest_and_what_came_again() {
-        let mut window = Window::default();
-        for id in [1, 2, 3, 1, 4] {
-            window.insert(MessageId(id), 3);
-        }
-        assert!(!window.contains(MessageId(2)), "the oldest left");
-        assert!([1, 3, 4].iter().all(|id| window.contains(MessageId(*id))));
+    fn what_version_1_wrote_is_read() {
+        let mut expected = saved();
+        let app = expected.apps.values_mut().next().expect("an app");
+        app.seen = Window::default();
+        app.seen.insert(MessageId(9), 10);
+        app.seen.insert(MessageId(7), 10);
+        app.job_keys = JobKeys::default();
+        app.shown = Shown::default();
+        assert_eq!(Saved::from_bytes(&saved_by_version_1()), Ok(expected));
     }
 
     #[test]
@@ -332,7 +409,9 @@ mod tests {
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Saved::from_bytes(&bytes);
-            let _ = Saved::from_bytes(&[b"CPSD\x01\0\0\0\x02".as_slice(), &bytes].concat());
+            for version in 1..=VERSION {
+                let _ = Saved::from_bytes(&[b"CPSD".as_slice(), &[version], b"\0\0\0\x02", &bytes].concat());
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What concerns apps: deliveries to them, acknowledgements, commands, registrations.
 
 use idl::contract::bus::Status;
-use idl::contract::push::{self, Deliver, FromDevice, Register, Registered, Report};
+use idl::contract::push::{self, Deliver, FromDevice, Register, Registered, Report, Revoke};
 use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
 use idl::seal::{AgreementKey, registration_proof};
@@ -10,17 +10,27 @@ use ring::digest;
 use super::{Action, Core, NOTES_MAX, Phase};
 use crate::commands::{Asker, Command, Head, Item};
 use crate::inbox::{self, Delivery};
-use crate::reason::OfflineReason;
+use crate::reason::{OfflineReason, ProtocolFault};
 use crate::reconnect::millis;
 
 impl Core {
     pub(super) fn deliver(&mut self, deliver: &Deliver) -> Result<(), OfflineReason> {
         match self.inbox.deliver(deliver, &self.saved.apps, self.config.unhandled_max)? {
-            Delivery::Push(push) => self.actions.push_back(Action::Push(push)),
+            Delivery::Push(mut push) => {
+                if let Some(saved) = self.saved.apps.get_mut(&push.app) {
+                    self.unsaved |= saved.hand_over(&mut push);
+                }
+                self.actions.push_back(Action::Push(push));
+            }
             Delivery::Seen { app, id, broadcast } => {
                 if let Some(saved) = self.saved.apps.get_mut(&app) {
                     saved.seen.insert(id, self.config.seen_max);
                 }
+                self.acks.add(&app, id, broadcast, self.now_ms);
+            }
+            Delivery::Duplicate { app, id, broadcast } => {
+                self.report(&app, id, inbox::REPORT_DUPLICATE);
+                self.withhold(&app, id);
                 self.acks.add(&app, id, broadcast, self.now_ms);
             }
             Delivery::Known => {}
@@ -34,6 +44,66 @@ impl Core {
             Delivery::Full => return Err(OfflineReason::TooManyUnhandled),
         }
         Ok(())
+    }
+
+    /// Takes a message back. Of a revocation with an id, this is its first delivery or a later one.
+    pub(super) fn revoke(&mut self, revoke: &Revoke) -> Result<(), OfflineReason> {
+        let id = |id: &[u8]| MessageId::from_bytes(id).map_err(|_| ProtocolFault::MessageId);
+        let revocation = revoke.id.as_deref().map(id).transpose()?;
+        let named = if revoke.notify_id.is_none() { Some(id(&revoke.message)?) } else { None };
+        let app: AppId = revoke.app.parse().map_err(|_| ProtocolFault::AppId)?;
+        let Some(saved) = self.saved.apps.get(&app).filter(|_| self.apps.contains_key(&app)) else {
+            if let Some(revocation) = revocation
+                && let Delivery::Report { app, id, reason } = self.inbox.app_gone(app, revocation)
+            {
+                self.report(&app, id, reason);
+            }
+            return Ok(());
+        };
+        let registered = saved.registration.is_some();
+        let message = named.or_else(|| saved.shown.under(revoke.notify_id?));
+        if let Some(message) = message
+            && revocation.is_none_or(|revocation| !saved.seen.contains(revocation))
+        {
+            // One that is shown or under way may not be in the window: it has left it again, or is not in it yet.
+            let has = if saved.seen.contains(message) {
+                saved.seen.has(message)
+            } else {
+                saved.shown.shows(message) || self.inbox.is_unhandled(&app, message)
+            };
+            if has {
+                self.actions.push_back(Action::Revoked { app: app.clone(), id: message });
+            }
+            self.withhold(&app, message);
+        }
+        if let Some(revocation) = revocation {
+            self.withhold(&app, revocation);
+            if registered {
+                self.acks.add(&app, revocation, revoke.broadcast == Some(true), self.now_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// The app is not to have it, or no longer: what is to come is acknowledged and not handed over.
+    fn withhold(&mut self, app: &AppId, id: MessageId) {
+        if let Some(saved) = self.saved.apps.get_mut(app) {
+            saved.seen.withhold(id, self.config.seen_max);
+            saved.shown.free(id);
+            self.unsaved = true;
+        }
+    }
+
+    pub(super) fn refused(&mut self, app: &AppId, id: MessageId) {
+        if self.inbox.done(app, id).is_none() {
+            return;
+        }
+        if let Some(saved) = self.saved.apps.get_mut(app) {
+            self.unsaved |= saved.refused(id);
+        }
+        if matches!(self.phase, Phase::Open) {
+            self.report(app, id, inbox::REPORT_REFUSED);
+        }
     }
 
     pub(super) fn handled(&mut self, app: &AppId, id: MessageId) {

@@ -4,12 +4,12 @@ use std::mem;
 
 use idl::channel::{PUSH, Payload};
 use idl::contract::push::{Hello, ToDevice};
-use idl::ids::{AppId, MessageId};
+use idl::ids::AppId;
 use idl::wire;
 use idl::xml::{self, Event as XmlEvent, NS_CLIENT};
 use minidom::Element;
 
-use super::{Action, Core, NS_PING, Phase};
+use super::{Core, NS_PING, Phase};
 use crate::login::{self, Login, LoginError, Step};
 use crate::reason::{OfflineReason, ProtocolFault};
 use crate::resume::{self, StreamManagement};
@@ -208,14 +208,7 @@ impl Core {
             ToDevice { result: None, deliver: Some(deliver), revoke: None, invalidated: None } => {
                 self.deliver(&deliver)
             }
-            ToDevice { result: None, deliver: None, revoke: Some(revoke), invalidated: None } => {
-                let id = MessageId::from_bytes(&revoke.message).map_err(|_| ProtocolFault::MessageId)?;
-                let app: AppId = revoke.app.parse().map_err(|_| ProtocolFault::AppId)?;
-                if self.apps.contains_key(&app) {
-                    self.actions.push_back(Action::Revoked { app, id });
-                }
-                Ok(())
-            }
+            ToDevice { result: None, deliver: None, revoke: Some(revoke), invalidated: None } => self.revoke(&revoke),
             ToDevice { result: None, deliver: None, revoke: None, invalidated: Some(invalidated) } => {
                 let app = self
                     .apps

@@ -2,13 +2,13 @@
 
 use campanile_sdk_android_bridge::{OfflineReason, ProtocolFault};
 use idl::channel::{ChannelError, PUSH, Payload};
-use idl::contract::push::{Deliver, Revoke, ToDevice};
+use idl::contract::push::{Deliver, ToDevice};
 use idl::ids::MessageId;
 use idl::wire;
 use idl::xml::XmlError;
 use proptest::prelude::*;
 
-use crate::server::delivery;
+use crate::server::{delivery, revoke};
 use crate::world::{World, demo};
 
 const CHANNEL: &str = "urn:campanile:channel:1";
@@ -70,8 +70,8 @@ fn payloads_that_are_none_are_named() {
     assert_eq!(fault(&payload(&deliver)), ProtocolFault::MessageId);
     let bad_app = Deliver { id: vec![1; 16], app: "a/b".to_owned(), ..bad_id };
     assert_eq!(fault(&payload(&ToDevice { deliver: Some(bad_app), ..ToDevice::default() })), ProtocolFault::AppId);
-    let revoke = Revoke { app: demo().to_string(), message: vec![0; 16] };
-    let both = ToDevice { revoke: Some(revoke), ..delivery(&demo(), MessageId(1), vec![], None) };
+    let both =
+        ToDevice { revoke: Some(revoke(&demo(), MessageId(1))), ..delivery(&demo(), MessageId(1), vec![], None) };
     assert_eq!(fault(&payload(&both)), ProtocolFault::NotOne);
     assert_eq!(fault(b"<presence xmlns='other'/>"), ProtocolFault::Unexpected("presence".to_owned()));
     assert_eq!(fault(b"<a xmlns='urn:xmpp:sm:3' h='1'/>"), ProtocolFault::Unexpected("a".to_owned()));

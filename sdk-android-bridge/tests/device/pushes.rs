@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use campanile_sdk_android_bridge::{Action, Config, Event, OfflineReason, Saved};
+use campanile_sdk_android_bridge::{Config, Event, OfflineReason, Saved};
 use idl::contract::push::ToDevice;
 use idl::ids::MessageId;
 
@@ -216,14 +216,6 @@ fn an_app_that_takes_nothing_in_makes_the_device_leave_before_it_fills_up() {
     world.event(Event::Start);
     world.deliver(&demo(), 3, "x");
     assert_eq!(world.pushed().len(), 3, "it comes again and finds room");
-}
-
-#[test]
-fn a_push_is_taken_back() {
-    let mut world = World::online();
-    let bytes = world.server.revoke(&demo(), MessageId(1));
-    world.down(&bytes);
-    assert!(world.told.contains(&Action::Revoked { app: demo(), id: MessageId(1) }));
 }
 
 #[test]

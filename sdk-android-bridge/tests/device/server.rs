@@ -348,8 +348,13 @@ impl Server {
         self.say(&delivery(app, id, sealed, Some(true)))
     }
 
-    pub(crate) fn revoke(&mut self, app: &AppId, id: MessageId) -> Vec<u8> {
-        let revoke = Revoke { app: app.to_string(), message: id.to_bytes().to_vec() };
+    /// A delivery for one registration that holds more than a text.
+    pub(crate) fn notify(&mut self, app: &AppId, id: MessageId, notification: &Notification) -> Vec<u8> {
+        let sealed = self.registrations[app].seal.seal(app, id, &wire::encode(notification));
+        self.say(&delivery(app, id, sealed, None))
+    }
+
+    pub(crate) fn revoke(&mut self, revoke: Revoke) -> Vec<u8> {
         self.say(&ToDevice { revoke: Some(revoke), ..ToDevice::default() })
     }
 
@@ -396,6 +401,16 @@ pub(crate) fn notification(text: &str) -> Notification {
         None,
         Some(1_754_000_000_000),
     )
+}
+
+/// Takes a message back, without an id of its own.
+pub(crate) fn revoke(app: &AppId, message: MessageId) -> Revoke {
+    Revoke { app: app.to_string(), message: message.to_bytes().to_vec(), id: None, broadcast: None, notify_id: None }
+}
+
+/// Takes a message back, to be acknowledged.
+pub(crate) fn revocation(app: &AppId, id: MessageId, message: MessageId) -> Revoke {
+    Revoke { id: Some(id.to_bytes().to_vec()), ..revoke(app, message) }
 }
 
 pub(crate) fn delivery(app: &AppId, id: MessageId, sealed: Vec<u8>, broadcast: Option<bool>) -> ToDevice {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use campanile_sdk_android_bridge::{Action, AppConfig, Command, Config, Core, Event, Failure, OfflineReason, Saved};
+use idl::contract::message::Notification;
+use idl::contract::push::Revoke;
 use idl::ids::{AppId, MessageId, RegId};
 
 use crate::server::{ACCOUNT, APP_KEY, DOMAIN, Server, Steady, TOKEN};
@@ -104,6 +106,16 @@ impl World {
         self.down(&bytes);
     }
 
+    pub(crate) fn notify(&mut self, id: u128, notification: &Notification) {
+        let bytes = self.server.notify(&demo(), MessageId(id), notification);
+        self.down(&bytes);
+    }
+
+    pub(crate) fn revoke(&mut self, revoke: Revoke) {
+        let bytes = self.server.revoke(revoke);
+        self.down(&bytes);
+    }
+
     pub(crate) fn handled(&mut self, app: &AppId, id: u128) {
         self.event(Event::Handled { app: app.clone(), id: MessageId(id) });
     }
@@ -188,6 +200,24 @@ impl World {
             _ => None,
         });
         pushes.collect()
+    }
+
+    /// The pushes, in order: the id, and what it replaces.
+    pub(crate) fn replaced(&self) -> Vec<(u128, Option<u128>)> {
+        let pushes = self.told.iter().filter_map(|told| match told {
+            Action::Push(push) => Some((push.id.0, push.replaces.map(|id| id.0))),
+            _ => None,
+        });
+        pushes.collect()
+    }
+
+    /// What was taken back, in order.
+    pub(crate) fn revoked(&self) -> Vec<u128> {
+        let revoked = self.told.iter().filter_map(|told| match told {
+            Action::Revoked { id, .. } => Some(id.0),
+            _ => None,
+        });
+        revoked.collect()
     }
 
     pub(crate) fn results(&self) -> Vec<(u64, Result<(), Failure>)> {
