@@ -37,6 +37,22 @@ pub enum Ask {
         /// Its id.
         app: String,
     },
+    /// Sets what an application may send; what is left out stays as it is.
+    AppLimits {
+        /// Its id.
+        app: String,
+        /// Messages in a second; 0: no limit.
+        per_second: Option<u32>,
+        /// Messages in a day; 0: no limit.
+        per_day: Option<u64>,
+    },
+    /// Tells the secret that signs an application's receipts.
+    AppWebhookSecret {
+        /// Its id.
+        app: String,
+        /// Makes a new one first; the old one signs nothing more.
+        rotate: bool,
+    },
     /// Makes all tokens of an account worthless that were issued before now, and ends its connections.
     RevokeTokens {
         /// The account's id, with or without `@domain`.
@@ -62,6 +78,15 @@ pub struct App {
     /// Authorises servers; there only when it was just made.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub secret: Option<String>,
+    /// Signs its receipts, as Standard Webhooks writes it; there only when it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub webhook_secret: Option<String>,
+    /// Messages that it may send in a second; 0: no limit.
+    #[serde(default)]
+    pub sends_per_second_max: i64,
+    /// Messages that it may send in a day; 0: no limit.
+    #[serde(default)]
+    pub sends_per_day_max: i64,
     /// When it was made.
     pub created_at_ms: i64,
 }
@@ -73,6 +98,9 @@ impl From<wire::App> for App {
             package: app.package_name,
             app_key: app.app_key,
             secret: app.secret,
+            webhook_secret: app.webhook_secret,
+            sends_per_second_max: app.sends_per_second_max.unwrap_or(0),
+            sends_per_day_max: app.sends_per_day_max.unwrap_or(0),
             created_at_ms: app.created_at_ms,
         }
     }
@@ -100,14 +128,13 @@ impl Admin {
                 self.one_app(request).await.map(|app| json!(app))
             }
             Ask::AppList => self.apps(Request::ListApps(wire::ListApps {})).await.map(|apps| json!({ "apps": apps })),
-            Ask::AppRotateSecret { app } => {
-                let app = self.one_app(Request::RotateSecret(wire::RotateSecret { app })).await?;
-                // The commands that every start prints must go on working.
-                if app.app == DEMO_APP && self.folder.demo().exists() {
-                    write_json(&self.folder.demo(), &app)
-                        .map_err(|error| Failure::new(Code::StoreUnavailable, format!("{error:#}")))?;
-                }
-                Ok(json!(app))
+            Ask::AppRotateSecret { app } => self.change(Request::RotateSecret(wire::RotateSecret { app })).await,
+            Ask::AppLimits { app, per_second, per_day } => {
+                let request = self.limits(app, per_second, per_day).await?;
+                self.change(Request::SetAppLimits(request)).await
+            }
+            Ask::AppWebhookSecret { app, rotate } => {
+                self.change(Request::WebhookSecret(wire::WebhookSecret { app, rotate })).await
             }
             Ask::RevokeTokens { account } => {
                 let account = account.split_once('@').map_or(account.as_str(), |(id, _)| id).to_owned();
@@ -134,6 +161,48 @@ impl Admin {
         }
         let there = apps.iter().any(|app| app.app == DEMO_APP);
         Ok(read_json::<App>(&self.folder.demo())?.filter(|_| there))
+    }
+
+    /// Does something about one application and shows what it is then.
+    async fn change(&self, request: Request) -> Result<Value, Failure> {
+        let app = self.one_app(request).await?;
+        // The commands that every start prints must go on working.
+        if app.app == DEMO_APP {
+            self.keep_demo(&app).map_err(|error| Failure::new(Code::StoreUnavailable, format!("{error:#}")))?;
+        }
+        Ok(json!(app))
+    }
+
+    /// Keeps what is new of the demo application beside the secrets that were known.
+    fn keep_demo(&self, app: &App) -> anyhow::Result<()> {
+        let Some(known) = read_json::<App>(&self.folder.demo())? else { return Ok(()) };
+        let kept = App {
+            secret: app.secret.clone().or(known.secret.clone()),
+            webhook_secret: app.webhook_secret.clone().or(known.webhook_secret.clone()),
+            ..app.clone()
+        };
+        if kept == known { Ok(()) } else { write_json(&self.folder.demo(), &kept) }
+    }
+
+    /// The limits that an application is to have, with those that stay.
+    async fn limits(
+        &self,
+        app: String,
+        per_second: Option<u32>,
+        per_day: Option<u64>,
+    ) -> Result<wire::SetAppLimits, Failure> {
+        let (per_second, per_day) =
+            (per_second.map(i64::from), per_day.map(|max| i64::try_from(max).unwrap_or(i64::MAX)));
+        let (sends_per_second_max, sends_per_day_max) = match (per_second, per_day) {
+            (Some(per_second), Some(per_day)) => (per_second, per_day),
+            (per_second, per_day) => {
+                let apps = self.apps(Request::ListApps(wire::ListApps {})).await?;
+                let none = || Failure::new(Code::UnknownApp, format!("there is no application {app}"));
+                let known = apps.iter().find(|known| known.app == app).ok_or_else(none)?;
+                (per_second.unwrap_or(known.sends_per_second_max), per_day.unwrap_or(known.sends_per_day_max))
+            }
+        };
+        Ok(wire::SetAppLimits { app, sends_per_second_max, sends_per_day_max })
     }
 
     async fn one_app(&self, request: Request) -> Result<App, Failure> {

@@ -60,7 +60,7 @@ enum Command {
     Device(device::Device),
     /// Send a message, as an app server would
     Send(send::Send),
-    /// Make and list applications, renew their secrets
+    /// Make and list applications, limit what they send, renew their secrets
     App(app::AppCommand),
     /// Speak to the running server
     Ctl(ctl::Ctl),

@@ -275,6 +275,9 @@ mod tests {
                         app_key: "key".to_owned(),
                         secret: None,
                         created_at_ms: 1,
+                        webhook_secret: None,
+                        sends_per_second_max: Some(0),
+                        sends_per_day_max: Some(0),
                     }],
                 })),
                 idl::bus::Request::RotateSecret(_) => {

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use harness::clients;
 use harness::server::{Server, campanile, run, text};
 use harness::terminal::TerminalDevice;
@@ -242,6 +244,66 @@ fn applications_are_made_listed_and_rotated_with_and_without_a_running_server() 
 
     server.json(&["app", "rotate-secret", "com.example.demo"]);
     server.send("/v3/message/all", &[("payload", "with the rotated secret")]);
+}
+
+#[test]
+fn limits_and_webhook_secrets_are_set_and_shown_with_and_without_a_running_server() {
+    let mut server = Server::start();
+    let app = "com.example.shop";
+    let made = &server.json(&["app", "create", app])[0];
+    assert_eq!((&made["sends_per_second_max"], &made["sends_per_day_max"]), (&Value::from(0), &Value::from(0)));
+    let first = made["webhook_secret"].clone();
+    let encoded = first.as_str().and_then(|secret| secret.strip_prefix("whsec_")).expect("as Standard Webhooks has it");
+    assert_eq!(STANDARD.decode(encoded).expect("base64").len(), 32);
+    for running in [true, false] {
+        let limits = |arguments: &[&str]| {
+            let shown = &server.json(&[&["app", "limits", app], arguments].concat())[0];
+            assert_eq!(shown.get("secret").or(shown.get("webhook_secret")), None);
+            (shown["sends_per_second_max"].clone(), shown["sends_per_day_max"].clone())
+        };
+        assert_eq!(limits(&["--per-second", "5", "--per-day", "100"]), (Value::from(5), Value::from(100)));
+        assert_eq!(limits(&["--per-day", "0"]), (Value::from(5), Value::from(0)), "running: {running}");
+        assert_eq!(limits(&["--per-second", "0", "--per-day", "7"]), (Value::from(0), Value::from(7)));
+        let secret = |arguments: &[&str]| {
+            server.json(&[&["app", "webhook-secret", app], arguments].concat())[0]["webhook_secret"].clone()
+        };
+        let before = secret(&[]);
+        assert_eq!(before == first, running, "the first round rotates it");
+        let rotated = secret(&["--rotate"]);
+        assert_ne!(rotated, before);
+        assert_eq!(secret(&[]), rotated);
+        if running {
+            assert!(server.stop().success());
+        }
+    }
+    let listed = server.json(&["app", "list"]);
+    let shop = listed.iter().find(|listed| listed["app"] == app).expect("it is listed");
+    assert_eq!((&shop["sends_per_second_max"], &shop["sends_per_day_max"]), (&Value::from(0), &Value::from(7)));
+    assert!(shop.get("webhook_secret").is_none(), "{shop}");
+    assert!(text(&server.command(&["app", "list"]).stdout).contains("at most 7 a day"));
+
+    for arguments in [&["limits", "x", "--per-day", "1"][..], &["limits", "x", "--per-second", "1", "--per-day", "1"]] {
+        let (code, said) = refusal(&server.command(&[&["app"], arguments].concat()));
+        assert_eq!((code, said.contains("there is no application x")), (Some(1), true), "{said}");
+    }
+    let (code, said) = refusal(&server.command(&["app", "webhook-secret", "x", "--rotate"]));
+    assert_eq!((code, said.contains("there is no application x")), (Some(1), true), "{said}");
+    for wrong in
+        [&[][..], &["--per-second", "-1"], &["--per-second", "4294967296"], &["--per-day", "9223372036854775808"]]
+    {
+        let (code, said) = refusal(&server.command(&[&["app", "limits", app], wrong].concat()));
+        assert_eq!(code, Some(2), "{wrong:?}: {said}");
+    }
+
+    // What is kept of the demo application stays whole.
+    let known = server.demo();
+    let rotated = server.json(&["app", "webhook-secret", "com.example.demo", "--rotate"]);
+    assert_ne!(server.demo().webhook_secret, known.webhook_secret);
+    assert_eq!(server.demo().webhook_secret.as_deref(), rotated[0]["webhook_secret"].as_str());
+    assert_eq!(server.demo().secret, known.secret);
+    server.json(&["app", "rotate-secret", "com.example.demo"]);
+    assert_ne!(server.demo().secret, known.secret);
+    assert_eq!(server.demo().webhook_secret.as_deref(), rotated[0]["webhook_secret"].as_str());
 }
 
 #[test]

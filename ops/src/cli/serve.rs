@@ -154,6 +154,9 @@ mod tests {
             package: DEMO_APP.to_owned(),
             app_key: "key".to_owned(),
             secret: Some(secret.to_owned()),
+            webhook_secret: None,
+            sends_per_second_max: 0,
+            sends_per_day_max: 0,
             created_at_ms: 1,
         };
         let ready = Ready { run, folder: DataFolder::at(&DataPath::default().0), demo: Some(demo) };
