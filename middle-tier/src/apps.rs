@@ -11,6 +11,7 @@ use idl::error::{Code, Failure};
 use idl::ids::AppId;
 use ring::digest;
 use schema::catalog::{App, Catalog};
+use schema::sorted::StoreError;
 
 use crate::Shared;
 
@@ -132,11 +133,7 @@ pub(crate) async fn rotate_secret(shared: &Shared, request: wire::RotateSecret) 
     let mut bytes = [0; 32];
     shared.entropy.fill(&mut bytes);
     let secret = URL_SAFE_NO_PAD.encode(bytes);
-    if !shared.catalog.set_secret(&id, sha256(&secret)).await? {
-        return Err(Failure::new(Code::UnknownApp, format!("there is no application {id}")));
-    }
-    shared.apps.forget(&id);
-    let app = shared.apps.by_id(&id).await?;
+    let app = changed(shared, &id, shared.catalog.set_secret(&id, sha256(&secret)).await).await?;
     tracing::info!(app = %id, "application secret rotated");
     Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, Some(secret))] }))
 }
@@ -144,34 +141,39 @@ pub(crate) async fn rotate_secret(shared: &Shared, request: wire::RotateSecret) 
 /// Limits what an application may send. In force at once here; elsewhere when the application is read again.
 pub(crate) async fn set_limits(shared: &Shared, request: wire::SetAppLimits) -> Result<Reply, Failure> {
     let id: AppId = parse(&request.app)?;
-    let negative = |_| Failure::new(Code::BadValue, "a limit is 0 (none) or more");
-    let per_second = u32::try_from(request.sends_per_second_max).map_err(negative)?;
-    let per_day = u64::try_from(request.sends_per_day_max).map_err(negative)?;
-    if !shared.catalog.set_app_limits(&id, per_second, per_day).await? {
-        return Err(Failure::new(Code::UnknownApp, format!("there is no application {id}")));
-    }
-    shared.apps.forget(&id);
+    let wrong = |time: &str, max: u64| {
+        Failure::new(Code::BadValue, format!("a limit of sends in a {time} is from 1 to {max}, or 0 for none"))
+    };
+    let per_second = u32::try_from(request.sends_per_second_max).map_err(|_| wrong("second", u32::MAX.into()))?;
+    let per_day = u64::try_from(request.sends_per_day_max).map_err(|_| wrong("day", i64::MAX.unsigned_abs()))?;
+    let app = changed(shared, &id, shared.catalog.set_app_limits(&id, per_second, per_day).await).await?;
     shared.rates.forget(&id);
     tracing::info!(app = %id, per_second, per_day, "application limits set");
-    let app = shared.apps.by_id(&id).await?;
     Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, None)] }))
 }
 
 /// Tells the secret that signs an application's receipts, or makes a new one.
 pub(crate) async fn webhook_secret(shared: &Shared, request: wire::WebhookSecret) -> Result<Reply, Failure> {
     let id: AppId = parse(&request.app)?;
-    if request.rotate {
+    let app = if request.rotate {
         let mut secret = [0; 32];
         shared.entropy.fill(&mut secret);
-        if !shared.catalog.set_webhook_secret(&id, secret).await? {
-            return Err(Failure::new(Code::UnknownApp, format!("there is no application {id}")));
-        }
-        shared.apps.forget(&id);
+        let app = changed(shared, &id, shared.catalog.set_webhook_secret(&id, secret).await).await?;
         tracing::info!(app = %id, "webhook secret rotated");
-    }
-    let app = shared.apps.by_id(&id).await?;
+        app
+    } else {
+        shared.apps.by_id(&id).await?
+    };
     let shown = wire::App { webhook_secret: Some(shown_webhook_secret(&app)), ..shown(&app, None) };
     Ok(Reply::Apps(wire::Apps { apps: vec![shown] }))
+}
+
+/// An application as it is after a change of its record, if it exists. What was known of it is forgotten, also where the
+/// change failed: it may have happened.
+async fn changed(shared: &Shared, id: &AppId, change: Result<bool, StoreError>) -> Result<Arc<App>, Failure> {
+    shared.apps.forget(id);
+    change?;
+    shared.apps.by_id(id).await
 }
 
 /// As the Standard Webhooks specification writes secrets.
