@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use xmpp_frontend::Front;
 
 use crate::admin::{Admin, App, Ask};
+use crate::callbacks::CallbackClient;
 use crate::config::Config;
 use crate::data_folder::{DataFolder, Owned};
 use crate::identity::{LiveCertificate, ServerKeys};
@@ -219,6 +220,7 @@ fn core(
             sorted: Arc::new(store),
             catalog: Arc::new(catalog),
             cache: Arc::new(cache),
+            poster: Arc::new(CallbackClient::new(&config.callbacks, limits.callbacks)?),
             keys: keys.tokens.clone(),
             regid_key: keys.regid.clone(),
             clock: Arc::clone(clock),

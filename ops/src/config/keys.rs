@@ -257,6 +257,28 @@ keys! {
         "Resolving the host of a callback URL, connecting and TLS, together.";
     "limits.callbacks_post_ms_max" => limits.callbacks.post_time_max,
         "One post to a callback URL, from resolving its host to the answer.";
+    "limits.middle_record_retention_ms" => limits.middle.record_retention,
+        "How long what is known of a message is kept after it has expired: its state, traces and counts.";
+    "limits.middle_counted_rows_max" => limits.middle.counted_rows_max,
+        "Rows gone through to count one audience; beyond it the count is an estimate.";
+    "limits.middle_counted_registrations_max" => limits.middle.counted_registrations_max,
+        "Registrations read to count one audience; beyond it the count is an estimate.";
+    "limits.middle_segments_max" => limits.middle.segments_max,
+        "Segments of one application.";
+    "limits.middle_templates_max" => limits.middle.templates_max,
+        "Templates of one application.";
+    "limits.middle_schedules_max" => limits.middle.schedules_max,
+        "Schedules of one application that wait.";
+    "limits.middle_receipt_posts_max" => limits.middle.receipt_posts_max,
+        "Callback URLs that receipts are posted to at one time.";
+    "limits.middle_receipt_urls_max" => limits.middle.receipt_urls_max,
+        "Callback URLs with something to post that are remembered; the others are found again in the store.";
+    "limits.middle_receipts_per_post_max" => limits.middle.receipts_per_post_max,
+        "Receipts in one post.";
+    "limits.middle_receipt_post_bytes_max" => limits.middle.receipt_post_bytes_max,
+        "Size of one post.";
+    "limits.middle_receipt_post_ms_max" => limits.middle.receipt_post_time_max,
+        "How long one post of receipts may take.";
     "limits.cache_routes_max" => limits.cache.routes_max,
         "Routes: one for each connected resource of an account.";
     "limits.cache_fronts_max" => limits.cache.fronts_max,

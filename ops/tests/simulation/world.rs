@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::body::Body;
 use axum::http::Request as HttpRequest;
 use http_frontend::Http;
@@ -15,6 +16,7 @@ use idl::contract::bus::{CreateAccount, CreateApp};
 use idl::ids::{AccountId, AppId, FrontId, Generation, RegId, Shard};
 use idl::token::KeyRing;
 use middle_tier::Middle;
+use middle_tier::poster::{Post, PostError, Poster};
 use prometheus_client::registry::Registry;
 use ring::hmac;
 use schema::cache::in_process::{CacheLimits, InProcessCache};
@@ -66,6 +68,20 @@ pub(crate) struct World {
 
 /// Which fronts run now; devices connect to one of them.
 type Fronts = Arc<Mutex<Vec<Option<(Acceptor, JoinHandle<()>)>>>>;
+
+/// No callbacks in this world.
+struct NoPosts;
+
+#[async_trait]
+impl Poster for NoPosts {
+    fn check(&self, _: &str) -> Result<(), PostError> {
+        Ok(())
+    }
+
+    async fn post(&self, _: Post) -> Result<(), PostError> {
+        Err(PostError::Unreachable("there is nobody".into()))
+    }
+}
 
 /// A middle tier that runs.
 struct Tier {
@@ -239,6 +255,7 @@ impl World {
                 sorted: Arc::clone(&self.store),
                 catalog: Arc::clone(&self.catalog) as Arc<dyn schema::catalog::Catalog>,
                 cache: Arc::clone(&self.cache) as Arc<dyn schema::cache::Cache>,
+                poster: Arc::new(NoPosts),
                 keys: self.keys.clone(),
                 regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
                 clock: Arc::clone(&self.clock),
