@@ -187,7 +187,7 @@ pub struct Core {
     commands: Commands,
     inbox: Inbox,
     acks: Acks,
-    /// Clicks that wait for a connection.
+    /// Clicks that wait for a connection, or were lost with one.
     notes: VecDeque<FromDevice>,
     /// Apps that were announced as ready on this connection.
     ready: BTreeSet<AppId>,
@@ -387,10 +387,15 @@ impl Core {
             .and_then(|link| link.opened_at_ms)
             .map_or(0, |opened_at_ms| self.now_ms.saturating_sub(opened_at_ms).max(1));
         if !reason.may_resume() {
-            self.resumable = None;
-        } else if matches!(self.phase, Phase::Open) {
-            self.resumable =
-                link.and_then(|link| link.management).filter(|management| management.resumable().is_some());
+            let earlier = self.resumable.take();
+            self.stream_over(earlier);
+        }
+        if let Some(management) = link.and_then(|link| link.management) {
+            if reason.may_resume() && matches!(self.phase, Phase::Open) && management.resumable().is_some() {
+                self.resumable = Some(management);
+            } else {
+                self.stream_over(Some(management));
+            }
         }
         self.ready.clear();
         let delay_ms = self.reconnect.delay_ms(&self.config.backoff, reason.ending(), open_ms, self.entropy.as_ref());
@@ -404,7 +409,8 @@ impl Core {
         self.send(&out);
         self.actions.push_back(Action::Disconnect);
         self.link = None;
-        self.resumable = None;
+        let earlier = self.resumable.take();
+        self.stream_over(earlier);
         self.phase = Phase::LoggedOut;
         self.actions.push_back(Action::LoggedOut { reason });
     }

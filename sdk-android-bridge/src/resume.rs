@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use idl::contract::push::FromDevice;
 use idl::xml::NS_CLIENT;
 use minidom::Element;
 
@@ -32,26 +33,52 @@ pub(crate) struct StreamManagement {
     /// Stanzas that the server has.
     acknowledged: u32,
     /// Stanzas that it may not have.
-    kept: VecDeque<Vec<u8>>,
+    kept: VecDeque<Kept>,
     kept_bytes: usize,
     asked: bool,
     /// The stream can't be resumed: nothing is kept.
     given_up: bool,
 }
 
+#[derive(Debug)]
+struct Kept {
+    stanza: Vec<u8>,
+    /// What it says, if that is to be said again on another stream.
+    note: Option<FromDevice>,
+}
+
 impl StreamManagement {
     /// Keeps a stanza that is sent. True if the server should now be asked for its count.
     pub(crate) fn sent(&mut self, stanza: &[u8]) -> bool {
+        self.keep(stanza, None) && self.asks(ASK_AT)
+    }
+
+    /// Keeps a stanza that is said again on another stream if this one ends before the server has it. So that it is seldom
+    /// said twice, the server is asked at once.
+    pub(crate) fn sent_note(&mut self, stanza: &[u8], note: FromDevice) -> bool {
+        self.keep(stanza, Some(note)) && self.asks(1)
+    }
+
+    /// The stream is over: the notes that the server may not have.
+    pub(crate) fn into_notes(self) -> impl Iterator<Item = FromDevice> {
+        self.kept.into_iter().filter_map(|kept| kept.note)
+    }
+
+    /// False if nothing is kept any more.
+    fn keep(&mut self, stanza: &[u8], note: Option<FromDevice>) -> bool {
         if self.given_up {
             return false;
         }
-        self.kept.push_back(stanza.to_vec());
+        self.kept.push_back(Kept { stanza: stanza.to_vec(), note });
         self.kept_bytes += stanza.len();
         if self.kept.len() > KEPT_MAX || self.kept_bytes > KEPT_BYTES_MAX {
             self.give_up();
-            return false;
         }
-        let ask = self.enabled && !self.asked && self.kept.len() >= ASK_AT;
+        !self.given_up
+    }
+
+    fn asks(&mut self, ask_at: usize) -> bool {
+        let ask = self.enabled && !self.asked && self.kept.len() >= ask_at;
         self.asked |= ask;
         ask
     }
@@ -107,7 +134,7 @@ impl StreamManagement {
     /// The stream goes on: what the server does not have, in order, to be sent again.
     pub(crate) fn resumed(&mut self, handled: u32) -> Result<Vec<u8>, ProtocolFault> {
         self.acknowledge(handled)?;
-        Ok(self.kept.iter().flatten().copied().collect())
+        Ok(self.kept.iter().flat_map(|kept| &kept.stanza).copied().collect())
     }
 
     fn give_up(&mut self) {
@@ -118,8 +145,8 @@ impl StreamManagement {
     }
 
     fn drop_oldest(&mut self) {
-        if let Some(stanza) = self.kept.pop_front() {
-            self.kept_bytes -= stanza.len();
+        if let Some(kept) = self.kept.pop_front() {
+            self.kept_bytes -= kept.stanza.len();
             self.acknowledged = self.acknowledged.wrapping_add(1);
         }
     }

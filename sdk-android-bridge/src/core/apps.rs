@@ -1,10 +1,12 @@
 //! What concerns apps: deliveries to them, acknowledgements, commands, registrations.
 
+use idl::channel::{PUSH, Payload};
 use idl::contract::bus::Status;
 use idl::contract::push::{self, Deliver, FromDevice, Register, Registered, Report, Revoke};
 use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
 use idl::seal::{AgreementKey, registration_proof};
+use idl::wire;
 use ring::digest;
 
 use super::{Action, Core, NOTES_MAX, Phase};
@@ -12,6 +14,7 @@ use crate::commands::{Asker, Command, Head, Item};
 use crate::inbox::{self, Delivery};
 use crate::reason::{OfflineReason, ProtocolFault};
 use crate::reconnect::millis;
+use crate::resume::{self, StreamManagement};
 
 impl Core {
     pub(super) fn deliver(&mut self, deliver: &Deliver) -> Result<(), OfflineReason> {
@@ -123,9 +126,26 @@ impl Core {
 
     /// Says it now, or when there is a connection.
     pub(super) fn note(&mut self, note: FromDevice) {
-        if matches!(self.phase, Phase::Open) {
-            return self.say(&note);
+        if !matches!(self.phase, Phase::Open) {
+            return self.keep_note(note);
         }
+        let stanza = Payload { number: PUSH, bytes: wire::encode(&note) }.to_message();
+        let management = self.link.as_mut().and_then(|link| link.management.as_mut());
+        let ask = management.is_some_and(|management| management.sent_note(&stanza, note));
+        self.send(&stanza);
+        if ask {
+            self.send(resume::REQUEST);
+        }
+    }
+
+    /// A stream is over for good: the notes that the server may not have are said again on the next.
+    pub(super) fn stream_over(&mut self, management: Option<StreamManagement>) {
+        for note in management.into_iter().flat_map(StreamManagement::into_notes) {
+            self.keep_note(note);
+        }
+    }
+
+    fn keep_note(&mut self, note: FromDevice) {
         if self.notes.len() >= NOTES_MAX {
             self.notes.pop_front();
         }

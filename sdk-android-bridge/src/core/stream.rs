@@ -69,7 +69,8 @@ impl Core {
 
     /// A new stream has a resource: opens the channel.
     fn bound(&mut self, manageable: bool) {
-        self.resumable = None;
+        let earlier = self.resumable.take();
+        self.stream_over(earlier);
         self.commands.new_stream();
         self.inbox.new_stream();
         self.refreshed.clear();
@@ -122,7 +123,7 @@ impl Core {
         }
         self.send_acks();
         for note in mem::take(&mut self.notes) {
-            self.say(&note);
+            self.note(note);
         }
     }
 

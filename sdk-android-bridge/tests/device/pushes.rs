@@ -226,9 +226,39 @@ fn a_click_without_a_connection_is_told_later() {
         world.event(Event::Clicked { app: demo(), id: MessageId(id) });
     }
     world.event(Event::Start);
-    let clicks: Vec<_> = world.server.said.iter().filter_map(|said| said.clicked.as_ref()).collect();
-    assert_eq!(clicks.len(), 32, "the newest are kept");
-    assert_eq!(clicks[31].message, MessageId(299).to_bytes());
+    let newest: Vec<_> = (268..300).map(MessageId).collect();
+    assert_eq!(world.server.clicks(), newest, "the newest are kept");
+}
+
+/// A device that has clicked on two messages while the server had stopped listening, and has lost its connection.
+fn clicked_in_vain() -> World {
+    let mut world = World::new();
+    world.server.manners.manageable = true;
+    world.start();
+    world.event(Event::Clicked { app: demo(), id: MessageId(1) });
+    world.server.manners.deaf = true;
+    world.event(Event::Clicked { app: demo(), id: MessageId(2) });
+    world.event(Event::Clicked { app: demo(), id: MessageId(3) });
+    world.cut();
+    world.server.manners.deaf = false;
+    world
+}
+
+#[test]
+fn a_click_that_was_lost_with_its_connection_is_told_when_the_stream_goes_on() {
+    let mut world = clicked_in_vain();
+    world.event(Event::Start);
+    assert_eq!((world.server.clicks(), world.server.resumptions), ([1, 2, 3].map(MessageId).to_vec(), 1));
+}
+
+#[test]
+fn a_click_that_was_lost_with_its_stream_is_told_on_the_next() {
+    let mut world = clicked_in_vain();
+    world.server.manners.resumable = false;
+    world.event(Event::Start);
+    assert_eq!((world.server.clicks(), world.server.resumptions), ([1, 2, 3].map(MessageId).to_vec(), 0));
+    world.cut_and_return();
+    assert_eq!(world.server.clicks().len(), 3, "what the server has is not told again");
 }
 
 #[test]

@@ -374,6 +374,12 @@ impl Server {
             .collect()
     }
 
+    /// The messages of the clicks, in order.
+    pub(crate) fn clicks(&self) -> Vec<MessageId> {
+        let clicks = self.said.iter().filter_map(|said| said.clicked.as_ref());
+        clicks.map(|click| MessageId::from_bytes(&click.message).expect("16 bytes")).collect()
+    }
+
     /// The reports, in order.
     pub(crate) fn reports(&self) -> Vec<(MessageId, i32)> {
         let reports = self.said.iter().filter_map(|said| said.report.as_ref());
