@@ -68,17 +68,15 @@ pub fn unescape(key: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut part = Vec::with_capacity(key.len());
     let mut rest = key;
     loop {
-        match rest {
+        let (before, from) = rest.split_at(rest.iter().position(|byte| *byte == 0)?);
+        part.extend_from_slice(before);
+        match from {
             [0, END, after @ ..] => return Some((part, after)),
             [0, ESCAPED_ZERO, after @ ..] => {
                 part.push(0);
                 rest = after;
             }
-            [0, ..] | [] => return None,
-            [byte, after @ ..] => {
-                part.push(*byte);
-                rest = after;
-            }
+            _ => return None,
         }
     }
 }

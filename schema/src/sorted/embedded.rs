@@ -217,6 +217,14 @@ impl SortedStore for EmbeddedStore {
         .await
     }
 
+    async fn keys(&self, scan: RowScan) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.blocking(move |shared| {
+            let now_ms = shared.clock.now_ms();
+            shared.tables(|tables| tables.keys(&scan, now_ms))
+        })
+        .await
+    }
+
     async fn put_if_absent(&self, put: Put) -> Result<bool, StoreError> {
         self.request(|answer| Request::PutIfAbsent { put, answer }).await
     }

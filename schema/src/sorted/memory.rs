@@ -70,6 +70,13 @@ impl State {
         }
     }
 
+    fn range<'a>(&'a self, scan: &'a RowScan) -> impl Iterator<Item = (&'a Vec<u8>, &'a BTreeMap<Vec<u8>, Cell>)> {
+        self.rows
+            .range((scan.table, scan.from.clone())..)
+            .take_while(|((table, row), _)| *table == scan.table && scan.to.as_ref().is_none_or(|to| row < to))
+            .map(|((_, row), cells)| (row, cells))
+    }
+
     fn purge(&mut self, now_ms: u64) {
         for _ in 0..PURGE_MAX {
             if self.expiries.first().is_none_or(|(at, ..)| *at > now_ms) {
@@ -130,14 +137,20 @@ impl SortedStore for MemoryStore {
         let now_ms = self.clock.now_ms();
         let state = self.state();
         let rows = state
-            .rows
-            .range((scan.table, scan.from)..)
-            .take_while(|((table, row), _)| *table == scan.table && scan.to.as_ref().is_none_or(|to| row < to))
-            .map(|((_, row), cells)| Row { row: row.clone(), cells: live(cells, &Cells::All, usize::MAX, now_ms) })
+            .range(&scan)
+            .map(|(row, cells)| Row { row: row.clone(), cells: live(cells, &Cells::All, usize::MAX, now_ms) })
             .filter(|row| !row.cells.is_empty())
             .take(scan.rows_max)
             .collect();
         Ok(rows)
+    }
+
+    async fn keys(&self, scan: RowScan) -> Result<Vec<Vec<u8>>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let state = self.state();
+        let lives = |cells: &BTreeMap<Vec<u8>, Cell>| cells.values().any(|cell| cell.lives(now_ms));
+        let rows = state.range(&scan).filter(|(_, cells)| lives(cells));
+        Ok(rows.map(|(row, _)| row.clone()).take(scan.rows_max).collect())
     }
 
     async fn put_if_absent(&self, put: Put) -> Result<bool, StoreError> {

@@ -129,7 +129,10 @@ proptest! {
                     }
                     Step::Scan(scan) => {
                         let expected = memory.scan(scan.clone()).await.unwrap();
-                        prop_assert_eq!(store.scan(scan).await.unwrap(), expected);
+                        prop_assert_eq!(&store.scan(scan.clone()).await.unwrap(), &expected);
+                        let keys: Vec<_> = expected.into_iter().map(|row| row.row).collect();
+                        prop_assert_eq!(&memory.keys(scan.clone()).await.unwrap(), &keys);
+                        prop_assert_eq!(store.keys(scan).await.unwrap(), keys);
                     }
                     Step::Advance(ms) => {
                         now_ms += ms;

@@ -24,6 +24,7 @@ cases! { $ sorted:
     a_scan_holds_its_first_row_and_not_its_last,
     a_scan_returns_whole_rows_up_to_its_limit,
     a_scan_passes_over_rows_without_live_cells,
+    keys_are_those_that_a_scan_finds,
     rows_whose_keys_begin_alike_do_not_mix,
     tables_do_not_mix,
     put_if_absent_leaves_a_live_cell_alone,
@@ -230,6 +231,27 @@ pub(crate) async fn a_scan_passes_over_rows_without_live_cells(world: World) {
     world.store.write(vec![delete_cell(b"b", b"c")]).await.unwrap();
     world.clock.set(START_MS + 5);
     assert_eq!(keys(&world.store.scan(scan(b"", None, 1)).await.unwrap()), [b"c"]);
+}
+
+pub(crate) async fn keys_are_those_that_a_scan_finds(world: World) {
+    let rows: [&[u8]; 7] = [b"a", b"a\0", b"a\0\x01", b"a\0\xff", b"ab", b"b", b"\xff"];
+    for row in rows {
+        // The first cell of each expires, the others stay; one is long.
+        world
+            .write([put_until(T, row, b"", b"1", START_MS + 5), put(T, row, b"1", b"2"), put(T, row, b"\0", b"3")])
+            .await;
+    }
+    world.write([put_until(T, b"aa", b"1", b"v", START_MS + 5), put_until(T, b"aa", b"2", b"v", START_MS + 5)]).await;
+    let ask = |from: &'static [u8], to: Option<&'static [u8]>, rows_max| world.store.keys(scan(from, to, rows_max));
+    assert_eq!(ask(b"", None, 9).await.unwrap().len(), 8);
+    world.clock.set(START_MS + 5);
+    assert_eq!(ask(b"", None, 9).await.unwrap(), rows);
+    assert_eq!(ask(b"", None, 3).await.unwrap(), rows[..3]);
+    assert_eq!(ask(b"a\0\xff", None, 2).await.unwrap(), rows[3..5], "what expired takes no place within a limit");
+    assert_eq!(ask(b"a\0", Some(b"ab"), 9).await.unwrap(), rows[1..4]);
+    for (from, to, rows_max) in [(b"".as_slice(), None, 0), (b"b", Some(b"b".as_slice()), 9), (b"b", Some(b"a"), 9)] {
+        assert!(ask(from, to, rows_max).await.unwrap().is_empty());
+    }
 }
 
 pub(crate) async fn rows_whose_keys_begin_alike_do_not_mix(world: World) {

@@ -143,6 +143,32 @@ impl Tables {
         Ok(rows)
     }
 
+    pub(super) fn keys(&self, scan: &RowScan, now_ms: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let from = key(&scan.from, &[]);
+        let to = scan.to.as_ref().map(|to| key(to, &[]));
+        let mut rows: Vec<Vec<u8>> = Vec::new();
+        // What all cells of the last row start with on disk; no row's is empty.
+        let mut last: Vec<u8> = Vec::new();
+        for item in self.range(scan.table, from, to) {
+            let (key, stored) = item.into_inner().map_err(unreadable)?;
+            if !last.is_empty() && key.starts_with(&last) {
+                continue;
+            }
+            if rows.len() >= scan.rows_max {
+                break;
+            }
+            let damaged = |reason| StoreError::corrupt(scan.table, &key, reason);
+            if expired(&stored, now_ms).ok_or_else(|| damaged("a value without its time"))? {
+                continue;
+            }
+            let (row, cell) = keys::unescape(&key).ok_or_else(|| damaged("a key that is not a row and a cell"))?;
+            last.clear();
+            last.extend_from_slice(key.get(..key.len() - cell.len()).unwrap_or_default());
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
     fn range(&self, table: Table, from: Vec<u8>, to: Option<Vec<u8>>) -> Box<dyn Iterator<Item = fjall::Guard>> {
         match to {
             Some(to) if to <= from => Box::new(std::iter::empty()),
