@@ -402,3 +402,69 @@ fn decode(row: &[u8], cell: &[u8], value: &[u8]) -> Result<(MessageId, Entry), S
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use idl::contract::message::Notification;
+    use idl::message::Handling;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(id: u128, payload: String, collapse_key: Option<String>) -> Message {
+        Message {
+            id: MessageId(id),
+            app: "com.example.demo".parse().expect("an app id"),
+            notification: Notification { payload: Some(payload), ..Notification::default() },
+            accepted_at_ms: 1,
+            expires_at_ms: 2,
+            audience: None,
+            handling: Handling { collapse_key, ..Handling::default() },
+        }
+    }
+
+    fn read_back(put: Mutation) -> Result<(MessageId, Entry), StoreError> {
+        let Mutation::Put(Put { row, cell, value, .. }) = put else { panic!("a put") };
+        decode(&row, &cell, &value)
+    }
+
+    #[test]
+    fn the_hash_of_a_collapse_key_never_changes() {
+        // FNV-1a of the key and 0xff.
+        assert_eq!(collapse_hash(""), 0xaf64_724c_8602_eb6e);
+        assert_eq!(collapse_hash("score"), 0x0197_ef0b_273f_3cfe);
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_collapse_keys_is_read() {
+        let stored = message(7, "hello".into(), None).to_stored();
+        let cell = MessageId(7).to_bytes();
+        let inline = decode(b"row", &cell, &[&[1], stored.as_slice()].concat());
+        assert_eq!(inline, Ok((MessageId(7), Entry::Inline(message(7, "hello".into(), None)))));
+        let reference = decode(b"row", &cell, &[2, 0, 0, 0, 0, 0, 0, 1, 2]);
+        let expected = Reference { expires_at_ms: 0x102, collapse_hash: None };
+        assert_eq!(reference, Ok((MessageId(7), Entry::Reference(expected))));
+    }
+
+    proptest! {
+        #[test]
+        fn a_delivery_reads_back_as_it_was_put(
+            id: u128, payload in ".{0,20}", key in prop::option::of(".{0,20}"), expires_at_ms: u64,
+        ) {
+            let message = message(id, payload, key);
+            let reference = Reference { expires_at_ms, ..Reference::to(&message) };
+            prop_assert_eq!(reference.collapse_hash, message.handling.collapse_key.as_deref().map(collapse_hash));
+            for entry in [Entry::Inline(message.clone()), Entry::Reference(reference)] {
+                prop_assert_eq!(read_back(put(RegId([1; 24]), message.id, &entry)), Ok((message.id, entry)));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_a_reader_panic(
+            cell in prop::collection::vec(any::<u8>(), 14..18), value in prop::collection::vec(0u8..6, 0..40),
+        ) {
+            let _ = value_of(&value);
+            let _ = decode(b"row", &cell, &value);
+        }
+    }
+}

@@ -445,3 +445,40 @@ fn text(bytes: &[u8]) -> Read<&str> {
 fn describe(error: impl fmt::Display) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn recent() -> impl Strategy<Value = RecentBroadcast> {
+        (any::<u128>(), any::<u64>(), any::<u128>()).prop_map(|(id, at_ms, front)| RecentBroadcast {
+            id: MessageId(id),
+            at_ms,
+            front: FrontId(front),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn progress_reads_back_as_it_was_written(
+            judged_to: u128, acked in prop::collection::vec(any::<u128>().prop_map(MessageId), 0..5), at_ms: u64,
+            recent in prop::collection::vec(recent(), 0..40),
+        ) {
+            let cursor = Cursor { judged_to: MessageId(judged_to), acked };
+            prop_assert_eq!(decode_cursor(&encode_cursor(&cursor)), Ok(cursor));
+            prop_assert_eq!(decode_last_seen(&encode_last_seen(at_ms)), Ok(at_ms));
+            let last = recent.iter().rev().take(RECENT_MAX).rev().copied().collect();
+            prop_assert_eq!(decode_recent(&encode_recent(&recent)), Ok(last));
+        }
+
+        #[test]
+        fn no_bytes_make_a_reader_panic(bytes in prop::collection::vec(0u8..3, 0..100)) {
+            let _ = decode_attributes(&bytes);
+            let _ = decode_cursor(&bytes);
+            let _ = decode_recent(&bytes);
+            let _ = decode_last_seen(&bytes);
+        }
+    }
+}

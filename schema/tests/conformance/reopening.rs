@@ -4,10 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use idl::ids::MessageId;
+use schema::batch::Batch;
+use schema::records::{Record, Records, Tally};
+use schema::registrations::{Progress, Registrations};
 use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
 use schema::sorted::{Cells, Mutation, SortedStore, StoreError, Table};
+use schema::topics::TopicMembers;
+use schema::traces::{Delivered, Traces};
 
-use crate::world::{START_MS, TestClock, open_embedded, put, put_until, read};
+use crate::world::{START_MS, TestClock, app, open_embedded, put, put_until, read, recent, regid, registration};
 
 const T: Table = Table::Mailboxes;
 
@@ -106,6 +112,55 @@ async fn a_group_ends_at_its_limit_and_a_larger_request_is_a_group_of_its_own() 
     assert!(store.metrics().groups() >= 10);
     store.write((0..100u8).map(|cell| Mutation::Put(put(T, b"row", &[cell], b"v"))).collect()).await.unwrap();
     assert_eq!(cells(&store).await.len(), 100);
+}
+
+#[tokio::test]
+async fn what_is_known_of_messages_and_registrations_outlives_the_process() {
+    let (folder, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let (demo, id) = (app("demo"), MessageId(7));
+    let record = Record {
+        id,
+        app: demo.clone(),
+        kind: 1,
+        created_at_ms: START_MS,
+        expires_at_ms: START_MS + 5,
+        keep_until_ms: START_MS + 10,
+        job_key: Some("job".to_owned()),
+        topic: None,
+        targets: vec![regid(1), regid(2)],
+        broadcast: false,
+        invalid_targets: 0,
+        schedule: None,
+        has_callback: true,
+        resolved: None,
+        ended: None,
+        tally: Tally::default(),
+    };
+    let delivered = Delivered { at_ms: START_MS, dispatched_at_ms: None, front: None };
+    let progress = Progress { recent: Some(vec![recent(1), recent(2)]), ..Progress::default() };
+    for life in 1..=3u128 {
+        let store: Arc<dyn SortedStore> = Arc::new(open_embedded(folder.path(), &clock));
+        let (records, traces) = (Records::new(store.clone()), Traces::new(store.clone()));
+        let mut batch = Batch::default();
+        if life == 1 {
+            batch.record(&record);
+            batch.delivered(id, regid(1), &delivered, record.keep_until_ms);
+            batch.progress(regid(1), &progress);
+            Registrations::new(store.clone()).create(&registration(1)).await.unwrap();
+        }
+        batch.tally(&demo, id, record.keep_until_ms, life, Tally { delivered: 10, clicked: 1 });
+        batch.write(store.as_ref()).await.unwrap();
+        let life = u64::try_from(life).unwrap();
+        let expected = Record { tally: Tally { delivered: 10 * life, clicked: life }, ..record.clone() };
+        assert_eq!(records.get(&demo, id).await.unwrap().as_ref(), Some(&expected));
+        assert_eq!(records.between(&demo, 0, u64::MAX, 9).await.unwrap(), std::slice::from_ref(&expected));
+        assert_eq!(records.by_job_key(&demo, "job", 9).await.unwrap(), [expected]);
+        assert_eq!(traces.get(id, regid(1)).await.unwrap().delivered, Some(delivered));
+        assert_eq!(traces.clicked(id, regid(1), START_MS, record.keep_until_ms).await.unwrap(), life == 1);
+        let found = Registrations::new(store.clone()).read(&[regid(1)]).await.unwrap().remove(0);
+        assert_eq!(found.unwrap().recent, [recent(1), recent(2)]);
+        assert_eq!(TopicMembers::new(store).everyone(&demo, None, 9).await.unwrap(), [regid(1)]);
+    }
 }
 
 #[tokio::test]
