@@ -62,13 +62,13 @@ pub struct Callbacks {
 pub struct Limits {
     /// From resolving the host to the end of the TLS handshake.
     pub connect_time_max: Duration,
-    /// The whole post.
+    /// The whole post. It should end here before its caller gives it up: only here is it known what came of it.
     pub post_time_max: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect_time_max: Duration::from_secs(5), post_time_max: Duration::from_secs(15) }
+        Self { connect_time_max: Duration::from_secs(5), post_time_max: Duration::from_secs(10) }
     }
 }
 

@@ -253,10 +253,6 @@ keys! {
         "Longest wait before a hand-off that failed is tried again.";
     "limits.middle_hand_off_ms_max" => limits.middle.hand_off_time_max,
         "How long one hand-off to a front may take.";
-    "limits.callbacks_connect_ms_max" => limits.callbacks.connect_time_max,
-        "Resolving the host of a callback URL, connecting and TLS, together.";
-    "limits.callbacks_post_ms_max" => limits.callbacks.post_time_max,
-        "One post to a callback URL, from resolving its host to the answer.";
     "limits.middle_record_retention_ms" => limits.middle.record_retention,
         "How long what is known of a message is kept after it has expired: its state, traces and counts.";
     "limits.middle_counted_rows_max" => limits.middle.counted_rows_max,
@@ -278,7 +274,11 @@ keys! {
     "limits.middle_receipt_post_bytes_max" => limits.middle.receipt_post_bytes_max,
         "Size of one post.";
     "limits.middle_receipt_post_ms_max" => limits.middle.receipt_post_time_max,
-        "How long one post of receipts may take.";
+        "How long one post of receipts is waited for.";
+    "limits.callbacks_connect_ms_max" => limits.callbacks.connect_time_max,
+        "Resolving the host of a callback URL, connecting and TLS, together.";
+    "limits.callbacks_post_ms_max" => limits.callbacks.post_time_max,
+        "One post to a callback URL, from resolving its host to the answer; less than `middle_receipt_post_ms_max`.";
     "limits.cache_routes_max" => limits.cache.routes_max,
         "Routes: one for each connected resource of an account.";
     "limits.cache_fronts_max" => limits.cache.fronts_max,
