@@ -3,9 +3,9 @@
 //! Three kinds of store, each a trait with its backends beside it: the [`sorted`] store (accounts, registrations, names,
 //! topic members, messages, mailboxes, timelines), the [`catalog`] (what is small and filtered richly: apps, revocations,
 //! segments, templates, schedules) and the [`cache`] (routes and leases, which may vanish at any moment). The domain stores
-//! ([`accounts`], [`registrations`], [`names`], [`topics`], [`messages`], [`mailbox`], [`timeline`], [`receipts`],
-//! [`expiries`], [`feedback`], [`idempotency`], [`days`]) are written once, on the sorted store; each says its key layout at
-//! the top of its file. A [`batch`] writes to several of them as one.
+//! ([`accounts`], [`registrations`], [`names`], [`topics`], [`messages`], [`mailbox`], [`timeline`], [`records`],
+//! [`traces`], [`receipts`], [`expiries`], [`feedback`], [`idempotency`], [`days`]) are written once, on the sorted store;
+//! each says its key layout at the top of its file. A [`batch`] writes to several of them as one.
 
 pub mod accounts;
 pub mod batch;
