@@ -205,6 +205,9 @@ async fn singles(
         Whom::Audience(_) => return Err(Failure::from(Code::System)),
     };
     let Resolved { mut registrations, mut bad_targets, names } = resolved;
+    if let Some(per_second) = order.flow_control {
+        order.handling.spread_ms = order.handling.spread_ms.max(paced_over(registrations.len() as u64, per_second));
+    }
     let now_ms = outcomes.now_ms();
     let message = message(app, id, &order, now_ms, None);
     let about = About::of(&message);
@@ -295,6 +298,11 @@ async fn singles(
     Ok(Plan { app: app.app.clone(), kind: order.kind, deliveries, collapsed, accepted })
 }
 
+/// Over which time so many deliveries keep to a rate, in milliseconds.
+fn paced_over(deliveries: u64, per_second: u32) -> u64 {
+    deliveries.saturating_sub(1).saturating_mul(1000) / u64::from(per_second.max(1))
+}
+
 /// One message for all, or, where receipts name the aliases that were sent to, one for each alias.
 fn deliveries(
     message: Message,
@@ -362,7 +370,7 @@ async fn broadcast(
     let audience = order.audience()?.ok_or_else(|| Failure::from(Code::System))?;
     if let Some(per_second) = order.flow_control {
         let count = audiences::count(shared, &app.app, &audience).await?;
-        order.handling.spread_ms = order.handling.spread_ms.max(count.registrations * 1000 / u64::from(per_second));
+        order.handling.spread_ms = order.handling.spread_ms.max(paced_over(count.registrations, per_second));
     }
     let mut outcomes = Outcomes::new(shared);
     let now_ms = outcomes.now_ms();
@@ -384,10 +392,7 @@ async fn broadcast(
 fn message(app: &App, id: MessageId, order: &Order, now_ms: u64, audience: Option<idl::audience::Audience>) -> Message {
     let mut notification = order.notification.clone();
     notification.accepted_at_ms = Some(signed(now_ms));
-    let mut handling = order.handling.clone();
-    if let (Some(per_second), None) = (order.flow_control, &audience) {
-        handling.spread_ms = handling.spread_ms.max(TARGETS_MAX as u64 * 1000 / u64::from(per_second));
-    }
+    let handling = order.handling.clone();
     // The last of the audience has as long as the first.
     let last_due_ms = match handling.local_time_ms {
         Some(local_ms) => local_ms.saturating_add(idl::due::LATEST_ZONE_MS),

@@ -140,6 +140,17 @@ impl Counts {
         Tally { delivered: broadcast.live, clicked: 0 }
     }
 
+    /// Acknowledged broadcasts of an app that no written cursor covers.
+    pub(crate) fn live(&self, app: &AppId) -> u64 {
+        let state = self.state();
+        state
+            .broadcasts
+            .iter()
+            .filter(|((of, _), counted)| of == app && counted.verified)
+            .map(|(_, counted)| counted.live)
+            .sum()
+    }
+
     /// What this life counted on one day, written or not.
     pub(crate) fn day(&self, app: &AppId, day: u32) -> DayCounts {
         self.state().days.get(&(app.clone(), day)).map(|day| day.counts).unwrap_or_default()
