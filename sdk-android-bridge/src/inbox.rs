@@ -35,7 +35,8 @@ pub struct Push {
     /// True if it was sent to many at once.
     pub broadcast: bool,
     /// The message that was shown under the same `notify_id` until now: this one takes its place. Never of a `pass_through`
-    /// message, which is not shown. Known for the last 64 `notify_id`s of an app; the same each time that the push comes.
+    /// message, which is not shown, nor of one with the `notify_id` 0, which is none. Known for the last 64 `notify_id`s of
+    /// an app; the same each time that the push comes.
     pub replaces: Option<MessageId>,
 }
 

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
+use idl::contract::message::Notification;
 use idl::ids::{Alias, AppId, MessageId, RegId, UserAccount};
 use thiserror::Error;
 
@@ -195,15 +196,17 @@ impl SavedApp {
     /// A push is about to be handed over: remembers its job key and where it is shown, and tells it what it replaces. True
     /// if that changed anything.
     pub(crate) fn hand_over(&mut self, push: &mut Push) -> bool {
-        let notification = &push.notification;
-        if let Some(key) = &notification.job_key {
+        // Absent and default mean the same: no text is no key, and 0 is no id.
+        let Notification { job_key, notify_id, pass_through, .. } = &push.notification;
+        let job_key = job_key.as_deref().filter(|key| !key.is_empty());
+        let notify_id = notify_id.filter(|notify_id| *notify_id != 0 && *pass_through != Some(true));
+        if let Some(key) = job_key {
             self.job_keys.take(key, push.id);
         }
-        let notify_id = notification.notify_id.filter(|_| notification.pass_through != Some(true));
         if let Some(notify_id) = notify_id {
             push.replaces = self.shown.show(notify_id, push.id);
         }
-        notification.job_key.is_some() || notify_id.is_some()
+        job_key.is_some() || notify_id.is_some()
     }
 
     /// The app could not take a push. True if that changed anything.

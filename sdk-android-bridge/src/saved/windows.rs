@@ -80,9 +80,9 @@ impl JobKeys {
         self.firsts.iter().any(|(known, first)| known == key && *first != id)
     }
 
-    /// The message with this key is handed over. An empty key is none.
+    /// The message with this key is handed over.
     pub(crate) fn take(&mut self, key: &str, id: MessageId) {
-        if key.is_empty() || key.len() > JOB_KEY_BYTES_MAX {
+        if key.len() > JOB_KEY_BYTES_MAX {
             return;
         }
         self.firsts.retain(|(known, _)| known != key);
@@ -232,8 +232,7 @@ mod tests {
         assert_eq!(keys.len(), JOB_KEYS_MAX);
         assert!(keys.is_taken("744", MessageId(0)) && !keys.is_taken("743", MessageId(0)));
         keys.take(&"x".repeat(JOB_KEY_BYTES_MAX + 1), MessageId(1000));
-        keys.take("", MessageId(1001));
-        assert!(keys.is_taken("744", MessageId(0)), "neither took a place");
+        assert!(keys.is_taken("744", MessageId(0)), "one that is too long takes no place");
     }
 
     #[test]

@@ -30,7 +30,10 @@ fn what_is_not_shown_replaces_nothing_and_is_not_replaced() {
     world.notify(3, &Notification { pass_through: Some(true), ..shown_under(7) });
     world.notify(4, &Notification { pass_through: None, ..notification("no notify_id") });
     world.notify(5, &Notification { pass_through: Some(false), ..shown_under(7) });
-    assert_eq!(world.replaced(), [(1, None), (2, None), (3, None), (4, None), (5, Some(2))]);
+    world.notify(6, &shown_under(0));
+    world.notify(7, &shown_under(0));
+    let expected = [(1, None), (2, None), (3, None), (4, None), (5, Some(2)), (6, None), (7, None)];
+    assert_eq!(world.replaced(), expected, "0 is as good as no notify_id");
 }
 
 #[test]
