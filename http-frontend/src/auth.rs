@@ -12,7 +12,8 @@ use ring::digest;
 const SECRET_BYTES_MAX: usize = 256;
 
 /// The digest of an app secret.
-pub(crate) struct SecretDigest(pub(crate) Vec<u8>);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SecretDigest([u8; digest::SHA256_OUTPUT_LEN]);
 
 impl SecretDigest {
     /// Reads `Authorization: key=<app secret>`.
@@ -32,17 +33,26 @@ impl SecretDigest {
         };
         match secret.len() {
             0 => refused("the app secret in the header Authorization is empty"),
-            1..=SECRET_BYTES_MAX => Ok(Self(digest::digest(&digest::SHA256, secret).as_ref().to_vec())),
+            1..=SECRET_BYTES_MAX => Ok(Self::of(secret)),
             length => refused(&format!("the app secret in the header Authorization has {length} bytes, more than any")),
         }
     }
 
+    pub(crate) fn of(secret: &[u8]) -> Self {
+        let mut bytes = [0; digest::SHA256_OUTPUT_LEN];
+        bytes.copy_from_slice(digest::digest(&digest::SHA256, secret).as_ref());
+        Self(bytes)
+    }
+
+    /// As it travels.
+    pub(crate) fn to_vec(self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+
     /// Whose work it is where no registration says it: the app isn't known here, but its secret is always the same.
-    pub(crate) fn shard(&self) -> Shard {
-        Shard(u16::from_be_bytes([
-            self.0.first().copied().unwrap_or_default(),
-            self.0.get(1).copied().unwrap_or_default(),
-        ]))
+    pub(crate) fn shard(self) -> Shard {
+        let [first, second, ..] = self.0;
+        Shard(u16::from_be_bytes([first, second]))
     }
 }
 
@@ -63,8 +73,8 @@ mod tests {
     #[test]
     fn the_digest_is_sha_256_of_the_secret_alone() {
         let expected = digest::digest(&digest::SHA256, b"secret==");
-        assert_eq!(read(&["key=secret=="]).map(|digest| digest.0), Ok(expected.as_ref().to_vec()));
-        assert_eq!(read(&["key= secret== "]).map(|digest| digest.0), Ok(expected.as_ref().to_vec()));
+        assert_eq!(read(&["key=secret=="]).map(SecretDigest::to_vec), Ok(expected.as_ref().to_vec()));
+        assert_eq!(read(&["key= secret== "]).map(SecretDigest::to_vec), Ok(expected.as_ref().to_vec()));
     }
 
     #[test]
@@ -73,7 +83,7 @@ mod tests {
         for values in
             [&[][..], &["Key=hidden"], &["hidden"], &["key="], &["key=  "], &[&long], &["key=a", "key=hidden"]]
         {
-            let failure = read(values).map(|digest| digest.0).expect_err("refused");
+            let failure = read(values).expect_err("refused");
             assert_eq!(failure.code, Code::Unauthorized);
             assert!(failure.description.contains("key=<app secret>"), "{failure}");
             assert!(!failure.description.contains("hidden") && !failure.description.contains("xxx"), "{failure}");

@@ -1,27 +1,40 @@
-//! The public HTTPS API: sends and topic membership for app servers, as Mi Push's server SDKs speak it, and accounts for
-//! devices.
+//! The public HTTPS API: what Mi Push's server SDKs call, Campanile's own beside it, and accounts for devices.
 //!
-//! A request goes one way: `server` accepts the connection, `request` sheds, reads the body and measures, `params`
-//! turns what came into named parameters, a handler (`send`, `topics`, `devices`) makes one bus call of them, and
-//! `reply` puts the answer into the envelope. This crate stores nothing and decides nothing about messages: it reaches
-//! the middle tier through the bus alone.
+//! A request goes one way: `server` accepts the connection, `request` sheds, reads the body and measures, `routes` says what
+//! the path means, `params` turns what came into named parameters, and the file for it (`send`, `topics`, `names`, `stop`, …)
+//! makes one question of them. `call` carries that to the middle tier, and `reply` puts the answer into the envelope. What a
+//! parameter may hold is in one table, `vocabulary`; from it and the table of routes `openapi` makes the document that
+//! describes the API, and `docs` the page to read it. This crate stores nothing and decides nothing about messages: it
+//! reaches the middle tier through the bus alone.
 
 mod auth;
 mod call;
 mod devices;
+mod docs;
+mod messages;
 mod metrics;
+mod names;
+mod openapi;
+mod pages;
+mod parameter;
 mod params;
 mod rate;
+mod registrations;
 mod reply;
 mod request;
 mod routes;
+mod saved;
+mod schedules;
 mod send;
 mod server;
+mod statistics;
+mod stop;
 mod topics;
+mod vocabulary;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use idl::bus::Bus;
@@ -30,9 +43,11 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
+use crate::docs::Documents;
 use crate::metrics::Metrics;
 use crate::rate::AddressRate;
 use crate::reply::Traces;
+use crate::routes::Routes;
 pub use crate::server::{Addresses, BoundHttp};
 
 /// How the tier is set up.
@@ -148,6 +163,8 @@ impl Http {
         let metrics = Metrics::register(registry);
         let shared = Shared {
             traces: Traces::new(clock.now_ms()),
+            routes: Routes::new(),
+            documents: OnceLock::new(),
             bus,
             clock,
             domain: config.domain.clone(),
@@ -167,7 +184,8 @@ impl Http {
 
     /// The paths and their handlers, for tests that need no sockets. Without a peer address all requests share one rate.
     pub fn router(&self) -> axum::Router {
-        routes::router(&self.shared)
+        let shared = Arc::clone(&self.shared);
+        axum::Router::new().fallback(move |request| request::respond(Arc::clone(&shared), request))
     }
 
     /// Binds the listeners. Fails where an address can't be bound, and with [`io::ErrorKind::InvalidInput`] for a plain
@@ -189,6 +207,9 @@ struct Shared {
     requests: Semaphore,
     bodies: Semaphore,
     traces: Traces,
+    routes: Routes,
+    /// Made when somebody first asks for them.
+    documents: OnceLock<Documents>,
 }
 
 impl Shared {

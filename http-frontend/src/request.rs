@@ -1,6 +1,7 @@
 //! What happens to every request, whatever its path: it is counted, shed when there are too many, read within its time
 //! and size, and answered in the envelope.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -8,17 +9,21 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use idl::error::{Code, Failure};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::Shared;
+use crate::auth::SecretDigest;
+use crate::call::{Ask, Idempotency, Received};
+use crate::devices::DeviceAsk;
 use crate::metrics::{Held, Limit};
-use crate::params::{BodyFormat, Params};
-use crate::reply::{Done, Manner, Refusal, envelope};
-use crate::routes::Route;
+use crate::params::{BodyFormat, Params, unwrapped};
+use crate::reply::{Manner, Outcome, Refusal, envelope};
+use crate::routes::{Route, What, Whose};
+use crate::{Shared, devices, docs};
 
 /// How much of a body that is too long is read after the limit, so that its sender gets to read the answer.
 const DISCARDED_BYTES_MAX: usize = 16 << 20;
@@ -27,33 +32,75 @@ const DISCARDED_BYTES_MAX: usize = 16 << 20;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-/// A request that was read.
-pub(crate) struct Received {
-    pub(crate) headers: HeaderMap,
-    pub(crate) params: Params,
-    /// When the caller has waited long enough; also the bus's deadline.
-    pub(crate) deadline: Instant,
+/// Serves one request.
+pub(crate) async fn respond(shared: Arc<Shared>, request: Request) -> Response {
+    let is_head = request.method() == Method::HEAD;
+    let response = serve(&shared, request).await;
+    if is_head { without_body(response) } else { response }
 }
 
-/// Serves one request on a path of the table.
-pub(crate) async fn serve(shared: Arc<Shared>, route: Route, request: Request) -> Response {
+async fn serve(shared: &Shared, request: Request) -> Response {
     let started = Instant::now();
-    let manner = route.what.manner();
     let trace_id = shared.traces.next();
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let Some((route, argument)) = shared.routes.find(path) else {
+        let shown: String = path.chars().take(100).collect();
+        let failure = Failure::new(Code::Illegal, format!("the path {shown:?} is not served by this version"));
+        return finish(shared, "unknown", Manner::of(path), &trace_id, started, failure.into());
+    };
+    let Some(what) = route.operation(&parts.method) else {
+        if parts.method == Method::OPTIONS {
+            return allowed(route);
+        }
+        let outcome = wrong_method(route, &parts.method).into();
+        return finish(shared, route.path, route.manner(), &trace_id, started, outcome);
+    };
+    if let Some(page) = docs::page(shared, what) {
+        shared.metrics.answered(route.path, 0, started.elapsed());
+        return page;
+    }
     let _in_flight = Held::new(&shared.metrics.in_flight);
-    let outcome = handle(&shared, route, request, started + shared.limits.request_time_max).await;
-    finish(&shared, route.path, manner, &trace_id, started, outcome)
+    let deadline = started + shared.limits.request_time_max;
+    let outcome = handle(shared, Routed { route, what, argument }, &parts, body, deadline).await;
+    finish(shared, route.path, route.manner(), &trace_id, started, outcome)
 }
 
-/// Answers a request on a path that isn't in the table.
-pub(crate) fn unknown(shared: &Shared, request: &Request) -> Response {
-    let started = Instant::now();
-    let path = request.uri().path();
-    let manner = Manner::of_unknown(path);
-    let shown: String = path.chars().take(100).collect();
-    let description = format!("the path {shown:?} is not served by this version");
-    let outcome = Err(Failure::new(Code::Illegal, description).into());
-    finish(shared, "unknown", manner, &shared.traces.next(), started, outcome)
+/// Where a request goes.
+struct Routed<'p> {
+    route: &'static Route,
+    what: What,
+    argument: Cow<'p, str>,
+}
+
+fn wrong_method(route: &Route, method: &Method) -> Refusal {
+    let allow = route.allow();
+    let shown: String = method.as_str().chars().take(32).collect();
+    let description = format!("{} takes {allow}, not {shown}", route.path);
+    let status = match route.manner() {
+        Manner::MiPush => None,
+        Manner::Campanile => Some(StatusCode::METHOD_NOT_ALLOWED),
+    };
+    Refusal { status, allow: Some(allow), ..Refusal::from(Failure::new(Code::Illegal, description)) }
+}
+
+/// The answer to OPTIONS (RFC 9110 §9.3.7).
+fn allowed(route: &Route) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if let Ok(allow) = HeaderValue::try_from(route.allow()) {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+/// The answer to HEAD (RFC 9110 §9.3.2): as to GET, without the body, but with its length.
+fn without_body(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Body::empty())
 }
 
 fn finish(
@@ -62,11 +109,11 @@ fn finish(
     manner: Manner,
     trace_id: &str,
     started: Instant,
-    outcome: Result<Done, Refusal>,
+    outcome: Outcome,
 ) -> Response {
-    let code = outcome.as_ref().map_or_else(|refusal| refusal.failure.code.number(), |_| 0);
+    let code = outcome.result.as_ref().map_or_else(|refusal| refusal.failure.code.number(), |_| 0);
     shared.metrics.answered(path, code, started.elapsed());
-    match &outcome {
+    match &outcome.result {
         // A fault of ours is worth an operator's look; the rest is between the caller and the table of codes.
         Err(refusal) if matches!(refusal.failure.code, Code::System | Code::StoreUnavailable | Code::TimedOut) => {
             tracing::warn!(trace_id, path, code, reason = %refusal.failure.description, "request failed");
@@ -76,19 +123,40 @@ fn finish(
     envelope(manner, trace_id, outcome)
 }
 
-async fn handle(shared: &Shared, route: Route, request: Request, deadline: Instant) -> Result<Done, Refusal> {
-    if request.method() != Method::POST {
-        let description = format!("{} takes POST, not {}", route.path, request.method());
-        return Err(Failure::new(Code::Illegal, description).into());
-    }
+/// Reads a request and does what it asks for.
+async fn handle(shared: &Shared, routed: Routed<'_>, parts: &Parts, body: Body, deadline: Instant) -> Outcome {
     let Ok(_place) = shared.requests.try_acquire() else {
         shared.metrics.hit(Limit::requests_max);
-        return Err(Failure::new(Code::Busy, "too many requests are under way; try again").into());
+        return Failure::new(Code::Busy, "too many requests are under way; try again").into();
     };
-    // Unspecified where there is no connection: in tests of the router.
-    let address = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
-    route.what.admit(shared, address)?;
-    let (parts, body) = request.into_parts();
+    let prepared = match prepare(shared, &routed, parts, body, deadline).await {
+        Ok(prepared) => prepared,
+        Err(refusal) => return refusal.into(),
+    };
+    match prepared {
+        Prepared::App(ask, secret, idempotency) => ask.carry(&*shared.bus, secret, idempotency, deadline).await,
+        Prepared::Device(ask) => ask.carry(shared, deadline).await.map_err(Refusal::from).into(),
+    }
+}
+
+/// A request that was read: nothing of it as it came is held while the middle tier is asked.
+enum Prepared {
+    App(Ask, SecretDigest, Option<Idempotency>),
+    Device(DeviceAsk),
+}
+
+async fn prepare(
+    shared: &Shared,
+    routed: &Routed<'_>,
+    parts: &Parts,
+    body: Body,
+    deadline: Instant,
+) -> Result<Prepared, Refusal> {
+    if routed.what.whose() == Whose::Device {
+        // Unspecified where there is no connection: in tests without sockets.
+        let address = parts.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+        devices::admit(shared, address)?;
+    }
     let mut bodies = shared.bodies.try_acquire_many(0).ok();
     let mut body = Announced { body, waits: parts.headers.contains_key(header::EXPECT) };
     let body = timeout_at(deadline, read(shared, &mut body, &mut bodies, deadline)).await.unwrap_or_else(|_| {
@@ -97,10 +165,22 @@ async fn handle(shared: &Shared, route: Route, request: Request, deadline: Insta
         let description = format!("the body did not arrive within {seconds} s; nothing was done");
         Err(Refusal::with_status(StatusCode::REQUEST_TIMEOUT, Code::BadRequest, description))
     })?;
-    let params = Params::read(parts.uri.query(), BodyFormat::from_headers(&parts.headers), &body)?;
-    drop((body, bodies));
-    let received = Received { headers: parts.headers, params, deadline };
-    route.what.handle(shared, received).await
+    let format = BodyFormat::from_headers(&parts.headers);
+    let query = match (parts.uri.query(), routed.route.manner()) {
+        (Some(query), Manner::MiPush) => Some(unwrapped(query)),
+        (query, _) => query,
+    };
+    if routed.what.whose() == Whose::Device {
+        let params = Params::read(query, &format, &body)?;
+        return Ok(Prepared::Device(DeviceAsk::read(shared, routed.what, &params)?));
+    }
+    let secret = SecretDigest::from_headers(&parts.headers)?;
+    let params = Params::read(query, &format, &body)?;
+    let idempotency =
+        if routed.what.sends() { Idempotency::read(&parts.headers, routed.route.path, &params)? } else { None };
+    let received = Received { params, argument: &routed.argument, secret, now_ms: shared.clock.now_ms() };
+    let ask = routed.what.ask(&received).ok_or_else(|| Failure::from(Code::NotServed))??;
+    Ok(Prepared::App(ask, secret, idempotency))
 }
 
 /// A body, and whether its sender waits for `100 Continue` before sending it (RFC 9110 §10.1.1), which hyper sends when
@@ -147,23 +227,29 @@ async fn read<'a>(
     body: &mut Announced,
     held: &mut Option<SemaphorePermit<'a>>,
     deadline: Instant,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<Bytes, Refusal> {
     let limit = shared.limits.body_bytes_max;
-    let mut bytes = Vec::new();
+    // Most bodies come in one piece, which needs no copy.
+    let (mut piece, mut pieces) = (Bytes::new(), Vec::new());
     let mut too_large = body.body.size_hint().lower() > limit as u64;
     while !too_large {
-        let Some(data) = body.next().await? else { return Ok(bytes) };
-        too_large = bytes.len() + data.len() > limit;
+        let Some(data) = body.next().await? else { return Ok(if pieces.is_empty() { piece } else { pieces.into() }) };
+        too_large = piece.len() + pieces.len() + data.len() > limit;
         let more = u32::try_from(data.len()).ok().and_then(|length| shared.bodies.try_acquire_many(length).ok());
         let (Some(held), Some(more)) = (held.as_mut(), more) else {
             shared.metrics.hit(Limit::bodies_bytes_max);
             return Err(Failure::new(Code::Busy, "too many request bodies are being read; try again").into());
         };
         held.merge(more);
-        bytes.extend_from_slice(&data);
+        if piece.is_empty() && pieces.is_empty() {
+            piece = data;
+        } else {
+            pieces.extend_from_slice(&std::mem::take(&mut piece));
+            pieces.extend_from_slice(&data);
+        }
     }
     shared.metrics.hit(Limit::body_bytes_max);
-    drop((bytes, held.take()));
+    drop((piece, pieces, held.take()));
     if !body.waits {
         body.discard(deadline).await;
     }

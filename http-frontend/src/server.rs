@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -23,12 +22,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_service::Service as _;
 
 use crate::metrics::{HandshakeResult, Held, Limit};
 use crate::rate::Neighbourhood;
-use crate::request::Peer;
-use crate::{Config, Endpoint, Shared, routes};
+use crate::request::{Peer, respond};
+use crate::{Config, Endpoint, Shared};
 
 /// Requests that one HTTP/2 connection may have under way.
 const STREAMS_MAX: u32 = 256;
@@ -94,7 +92,6 @@ impl BoundHttp {
             connections: Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS))),
             handshakes: Semaphore::new(limits.handshakes_max.min(Semaphore::MAX_PERMITS)),
             addresses: Arc::default(),
-            router: routes::router(&self.shared),
             shared: self.shared,
             tls: self.tls,
             drain,
@@ -114,7 +111,6 @@ async fn listen(address: Option<SocketAddr>, what: &str) -> io::Result<Option<Tc
 
 struct Server {
     shared: Arc<Shared>,
-    router: Router,
     tls: TlsAcceptor,
     connections: Arc<Semaphore>,
     handshakes: Semaphore,
@@ -202,15 +198,15 @@ impl Server {
         let limits = &self.shared.limits;
         let activity = Arc::new(Activity::new());
         let service = {
-            let (router, activity) = (self.router.clone(), Arc::clone(&activity));
+            let (shared, activity) = (Arc::clone(&self.shared), Arc::clone(&activity));
             service_fn(move |request: Request<Incoming>| {
-                let (mut router, begun) = (router.clone(), Begun::new(&activity));
+                let (shared, begun) = (Arc::clone(&shared), Begun::new(&activity));
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Peer(peer));
                 async move {
-                    let response = router.call(request).await;
+                    let response = respond(shared, request).await;
                     drop(begun);
-                    response.map_err(|never: Infallible| never)
+                    Ok::<_, Infallible>(response)
                 }
             })
         };

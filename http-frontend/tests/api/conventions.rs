@@ -1,9 +1,10 @@
 //! What holds on every path: the envelope, authorisation, methods and unknown paths, metrics.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::http::Request as HttpRequest;
 use idl::error::Code;
 use serde_json::json;
+use tower_service::Service as _;
 
 use crate::middle::{Api, request};
 
@@ -50,13 +51,14 @@ async fn a_send_without_its_secret_is_refused() {
 async fn a_path_that_is_not_served_is_an_illegal_request_in_the_manner_of_its_neighbours() {
     let api = Api::new();
     for (path, status) in [
-        ("/v2/multi_messages/regids", 200),
+        ("/v2/multi_messages/topics", 200),
         ("/v4/message/alias", 200),
         ("/v2/message/regid/", 200),
-        ("/v1/stats/message/counters", 200),
+        ("/v1/stats", 200),
         ("/device/v1/other", 404),
-        ("/campanile/v1/messages", 404),
-        ("/", 404),
+        ("/campanile/v1/messages/", 404),
+        ("/campanile/v1/messages/a/b", 404),
+        ("/msg/ack/info", 404),
     ] {
         api.post(path, "payload=p").await.refused(Code::Illegal, status, &format!("the path {path:?} is not served"));
     }
@@ -64,13 +66,43 @@ async fn a_path_that_is_not_served_is_an_illegal_request_in_the_manner_of_its_ne
 }
 
 #[tokio::test]
-async fn another_method_than_post_is_an_illegal_request() {
+async fn another_method_is_an_illegal_request_that_names_those_that_are_allowed() {
     let api = Api::new();
-    for (path, status) in [("/v2/message/regid", 200), ("/v2/topic/subscribe", 200), ("/device/v1/account", 404)] {
-        for method in ["GET", "PUT", "DELETE", "OPTIONS"] {
-            let http = HttpRequest::builder().method(method).uri(path).body(Body::empty()).expect("a request");
-            api.call(http).await.refused(Code::Illegal, status, &format!("{path} takes POST, not {method}"));
+    for (path, status, allow, methods) in [
+        ("/v2/message/regid", 200, "POST, OPTIONS", &["GET", "PUT", "PATCH", "DELETE", "TRACE", "BREW"][..]),
+        ("/v1/alias/all", 200, "GET, POST, HEAD, OPTIONS", &["PUT", "DELETE"]),
+        ("/device/v1/account", 405, "POST, OPTIONS", &["GET", "PUT", "DELETE"]),
+        ("/campanile/v1/messages", 405, "POST, OPTIONS", &["GET", "PUT", "DELETE"]),
+        ("/campanile/v1/segments/x", 405, "GET, PUT, DELETE, HEAD, OPTIONS", &["POST", "PATCH", "TRACE"]),
+        ("/openapi.json", 405, "GET, HEAD, OPTIONS", &["POST"]),
+    ] {
+        for method in methods {
+            let answer = api.ask(method, path).await;
+            answer.refused(Code::Illegal, status, &format!(" takes {allow}, not {method}"));
+            assert_eq!(answer.headers["allow"], allow);
         }
+    }
+    assert!(api.asked().is_empty());
+}
+
+#[tokio::test]
+async fn options_tell_what_is_allowed_and_head_is_a_get_without_a_body() {
+    let api = Api::new();
+    let call = |method: &str, path: &str| {
+        let builder = HttpRequest::builder().method(method).uri(path).header("authorization", "key=s3cret");
+        api.router.clone().call(builder.body(Body::empty()).expect("a request"))
+    };
+    let options = call("OPTIONS", "/campanile/v1/segments/x").await.expect("infallible");
+    assert_eq!(options.status(), 204);
+    assert_eq!(options.headers()["allow"], "GET, PUT, DELETE, HEAD, OPTIONS");
+    for path in ["/campanile/v1/segments/x", "/docs", "/v1/alias/all?registration_id=r"] {
+        let get = call("GET", path).await.expect("infallible");
+        let length = get.body().size_hint().exact().expect("a length");
+        let head = call("HEAD", path).await.expect("infallible");
+        assert_eq!(head.status(), get.status());
+        assert_eq!(head.headers()["content-type"], get.headers()["content-type"]);
+        assert_eq!(head.headers()["content-length"], length.to_string());
+        assert_eq!(head.body().size_hint().exact(), Some(0));
     }
 }
 

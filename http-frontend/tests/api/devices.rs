@@ -77,7 +77,12 @@ async fn what_is_missing_or_wrong_is_named_with_the_status_of_the_table() {
         ("token", format!("account={}", AccountId(1)), Code::Missing, "the parameter token is missing"),
         ("token", "account=nobody&token=t".to_owned(), Code::BadValue, r#"the parameter account is "nobody""#),
         ("token", format!("jid={}@else.where&token=t", AccountId(1)), Code::BadValue, "<id>@push.example"),
-        ("token", format!("account={}&token={}", AccountId(1), "x".repeat(513)), Code::BadValue, "513 bytes long"),
+        (
+            "token",
+            format!("account={}&token={}", AccountId(1), "x".repeat(513)),
+            Code::BadValue,
+            "has 513 bytes: expected at most 512",
+        ),
     ] {
         api.post(&format!("/device/v1/{path}"), &form).await.refused(code, 400, words);
     }

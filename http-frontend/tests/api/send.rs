@@ -3,25 +3,25 @@
 use axum::body::Body;
 use axum::http::Request as HttpRequest;
 use idl::audience::Audience;
-use idl::bus::{Lane, Reply};
+use idl::bus::{Lane, Request};
 use idl::contract::bus as wire;
-use idl::contract::message::Notification;
+use idl::contract::message::{self as wire_message, Notification};
 use idl::error::{Code, Failure};
 use idl::ids::{RegId, Shard};
 use serde_json::json;
 
-use crate::middle::{Api, NOW_MS, request};
+use crate::middle::{Api, NOW_MS, answered, refused, request, secret_sha256};
 use campanile_http_frontend::Limits;
 
 /// Every target parameter at once, as SDKs leave old ones in.
 const ALL_TARGETS: &str = "registration_id=r1&alias=a1&user_account=u1&topic=t1&topics=t2;$;t3&topic_op=EXCEPT";
 
 fn values(kind: i32, value: &str) -> wire::Target {
-    wire::Target { kind, values: Some(vec![value.to_owned()]), audience: None }
+    wire::Target { kind, values: Some(vec![value.to_owned()]), audience: None, segment: None }
 }
 
 fn audience(audience: &Audience) -> wire::Target {
-    wire::Target { kind: 4, values: None, audience: Some(audience.to_wire()) }
+    wire::Target { kind: 4, values: None, audience: Some(audience.to_wire()), segment: None }
 }
 
 fn topic(name: &str) -> Audience {
@@ -49,8 +49,10 @@ async fn the_path_alone_chooses_the_target() {
             let asked = api.asked();
             assert_eq!(asked.len(), 1, "{path}");
             assert_eq!(asked[0].lane, lane, "{path}");
-            let idl::bus::Request::Send(send) = &asked[0].request else { panic!("{path}: {asked:?}") };
+            let Request::App(call) = &asked[0].request else { panic!("{path}: {asked:?}") };
+            let wire::AppRequest::Send(send) = &call.request else { panic!("{path}: {asked:?}") };
             assert_eq!(send.target, target, "{path}");
+            assert_eq!(call.secret_sha256, secret_sha256());
         }
     }
 }
@@ -80,7 +82,6 @@ async fn every_parameter_reaches_the_middle() {
                 &extra.sound_uri=s&extra.own=1&extra.jobkey=job_1-A&extra.callback=http%3A%2F%2Fc&collapse_key=c&unknown=x";
     assert_eq!(api.post("/v2/message/alias", form).await.code(), 0);
     let send = api.one_send();
-    assert_eq!(send.secret_sha256, ring::digest::digest(&ring::digest::SHA256, b"s3cret").as_ref());
     assert_eq!(send.ttl_ms, 60_000);
     assert_eq!(send.packages, Some(vec!["com.example.demo".to_owned()]));
     let made = send.notification;
@@ -92,7 +93,11 @@ async fn every_parameter_reaches_the_middle() {
     assert_eq!(made.notify_id, Some(4_294_967_297));
     assert_eq!(made.alias_name.as_deref(), Some("a1"));
     assert_eq!(made.job_key.as_deref(), Some("job_1-A"));
-    let extra = [("sound_uri", "s"), ("own", "1"), ("jobkey", "job_1-A"), ("callback", "http://c")];
+    let extra = [("sound_uri", "s"), ("own", "1"), ("jobkey", "job_1-A")];
+    assert_eq!(send.collapse_key.as_deref(), Some("c"));
+    let callback = wire_message::Callback { url: Some("http://c".into()), param: None, types: 3 };
+    assert_eq!(send.callback, Some(callback));
+    assert_eq!(send.send_at_ms, None, "its time has come");
     assert_eq!(made.extra, Some(extra.map(|(name, value)| (name.to_owned(), value.to_owned())).into()));
 }
 
@@ -115,7 +120,8 @@ async fn a_batch_is_one_call_in_the_normal_lane_without_repeats() {
     assert_eq!(api.post("/v2/message/regid", form).await.code(), 0);
     let asked = api.asked();
     assert_eq!(asked[0].lane, Lane::Normal);
-    let idl::bus::Request::Send(send) = &asked[0].request else { panic!("{asked:?}") };
+    let Request::App(call) = &asked[0].request else { panic!("{asked:?}") };
+    let wire::AppRequest::Send(send) = &call.request else { panic!("{asked:?}") };
     assert_eq!(send.target.values.as_deref(), Some(["r1", "r2", "r3"].map(str::to_owned).as_slice()));
     assert_eq!(send.notification.alias_name, None);
 }
@@ -144,7 +150,9 @@ async fn a_success_names_the_message_and_the_bad_targets() {
     let bad = |bad: &'static [&'static str]| {
         Api::with(Limits::default(), move |_| {
             let bad = bad.iter().map(|target| (*target).to_owned()).collect();
-            Some(Ok(Reply::Accepted(wire::Accepted { id: "01M".into(), bad_targets: Some(bad) })))
+            let id = Some("01M".into());
+            let accepted = wire::Accepted { id, bad_targets: Some(bad), audience: None, due_ms: None };
+            Some(Ok(answered(wire::AppAnswer::Accepted(accepted))))
         })
     };
     let form = "payload=p&registration_id=r1,r2&alias=a1,a2&user_account=u1,u2&topic=t";
@@ -169,24 +177,24 @@ async fn a_value_that_cannot_be_is_refused_before_the_middle_is_asked() {
         (format!("description={}", x(128)), Code::DescriptionTooLong, "the parameter description has 128 characters"),
         (format!("payload=p&extra.k={}", x(1024)), Code::BadExtra, "1025 characters"),
         ("payload=p&time_to_live=0".into(), Code::BadTimeToLive, r#"the parameter time_to_live is "0""#),
-        ("payload=p&time_to_live=-5".into(), Code::BadTimeToLive, "from 1 to 1209600000"),
+        ("payload=p&time_to_live=-5".into(), Code::BadTimeToLive, "from 1 to 1209600000 (two weeks)"),
         ("payload=p&time_to_live=1209600001".into(), Code::BadTimeToLive, "(two weeks)"),
         ("payload=p&time_to_live=soon".into(), Code::BadTimeToLive, r#""soon""#),
         ("payload=p&pass_through=yes".into(), Code::BadValue, r#"the parameter pass_through is "yes""#),
-        ("payload=p&notify_type=9".into(), Code::BadValue, "the parameter notify_type is 9"),
+        ("payload=p&notify_type=9".into(), Code::BadValue, r#"the parameter notify_type is "9""#),
         ("payload=p&notify_id=one".into(), Code::BadValue, r#"the parameter notify_id is "one""#),
         ("payload=p&extra.jobkey=%21".into(), Code::BadValue, "the parameter extra.jobkey"),
         ("payload=p&title=a&title=b".into(), Code::BadValue, r#"given as "a" and as "b""#),
         ("payload=p&restricted_package_name=a,b".into(), Code::BadValue, "one package on this path"),
         ("pass_through=1".into(), Code::Missing, "the parameter payload is missing"),
-        (format!("payload=p&time_to_send={}", NOW_MS + 1), Code::BadValue, "this version serves no scheduled sends"),
+        (format!("payload=p&time_to_send={}", NOW_MS + 604_800_001), Code::BadValue, "at most 7 days ahead"),
     ] {
         let answer = api.post("/v2/message/regid", &format!("registration_id=r1&{parameters}")).await;
         answer.refused(code, 200, words);
     }
     let many: Vec<_> = (0..1001).map(|n| n.to_string()).collect();
     let form = format!("payload=p&registration_id={}", many.join(","));
-    api.post("/v2/message/regid", &form).await.refused(Code::TooManyTargets, 200, "holds 1001 values");
+    api.post("/v2/message/regid", &form).await.refused(Code::TooManyTargets, 200, "a list of 1001");
     let long = format!("payload=p&topic={}", x(129));
     api.post("/v2/message/topic", &long).await.refused(Code::BadTopic, 200, "1 to 128 bytes");
     let six = "payload=p&topic_op=UNION&topics=1;$;2;$;3;$;4;$;5;$;6";
@@ -199,11 +207,22 @@ async fn a_value_that_cannot_be_is_refused_before_the_middle_is_asked() {
 #[tokio::test]
 async fn every_failure_of_the_middle_keeps_its_code_and_only_retryable_ones_are_5xx() {
     for code in Code::ALL {
-        let api = Api::with(Limits::default(), |_| Some(Err(Failure::new(*code, "what was wrong"))));
-        let answer = api.post("/v2/message/all", "payload=p").await;
-        let status = if matches!(code.http_status(), 503 | 504) { code.http_status() } else { 200 };
-        answer.refused(*code, status, "what was wrong");
-        assert_eq!(answer.headers.contains_key("retry-after"), code.retryable(), "{code:?}");
+        let failure = || Failure::new(*code, "what was wrong");
+        for api in [
+            Api::with(Limits::default(), move |_| Some(Err(failure()))),
+            Api::with(Limits::default(), move |_| Some(Ok(refused(&failure())))),
+        ] {
+            let answer = api.post("/v2/message/all", "payload=p").await;
+            let status = match code.http_status() {
+                status @ (503 | 504) => status,
+                _ if *code == Code::KeyReused => 422,
+                _ => 200,
+            };
+            answer.refused(*code, status, "what was wrong");
+            assert_eq!(answer.headers.contains_key("retry-after"), code.retryable(), "{code:?}");
+            let answer = api.post("/campanile/v1/messages", "payload=p&audience=all").await;
+            answer.refused(*code, code.http_status(), "what was wrong");
+        }
     }
 }
 
@@ -218,12 +237,7 @@ async fn a_json_body_says_the_same_as_a_form() {
         "extra": {"own": "1", "number": 2},
         "title": null,
     });
-    let http = HttpRequest::post("/v3/message/alias")
-        .header("authorization", "key=s3cret")
-        .header("content-type", "application/json")
-        .body(Body::from(body.to_string()))
-        .expect("a request");
-    assert_eq!(api.call(http).await.code(), 0);
+    api.json("POST", "/v3/message/alias", &body).await.accepted();
     let send = api.one_send();
     assert_eq!(send.target.values, Some(vec!["one, and the same".to_owned(), "b".to_owned()]));
     assert_eq!(send.ttl_ms, 1000);

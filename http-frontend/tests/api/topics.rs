@@ -1,13 +1,13 @@
 //! Topic membership on behalf of an app server.
 
 use campanile_http_frontend::Limits;
-use idl::bus::{Lane, Reply, Request};
+use idl::bus::{Lane, Request};
 use idl::contract::bus as wire;
 use idl::error::Code;
 use idl::ids::{RegId, Shard};
 use serde_json::json;
 
-use crate::middle::Api;
+use crate::middle::{Api, answered, secret_sha256};
 
 #[tokio::test]
 async fn each_path_subscribes_or_unsubscribes_by_its_own_names() {
@@ -24,14 +24,16 @@ async fn each_path_subscribes_or_unsubscribes_by_its_own_names() {
         let asked = api.asked();
         assert_eq!(asked[0].lane, Lane::Normal);
         let expected = wire::ChangeTopic {
-            secret_sha256: ring::digest::digest(&ring::digest::SHA256, b"s3cret").as_ref().to_vec(),
             topic: "t1".into(),
             subscribe,
             kind,
             values: values.map(str::to_owned).to_vec(),
             packages: Some(vec!["com.example.demo".to_owned()]),
         };
-        assert_eq!(asked[0].request, Request::ChangeTopic(expected), "{path}");
+        let Request::App(call) = &asked[0].request else { panic!("{path}: {asked:?}") };
+        assert_eq!(call.request, wire::AppRequest::ChangeTopic(expected), "{path}");
+        assert_eq!(call.secret_sha256, secret_sha256());
+        assert_eq!((&call.idempotency_key, &call.fingerprint), (&None, &None));
     }
 }
 
@@ -47,7 +49,8 @@ async fn one_registration_is_a_command_in_the_high_lane_and_the_shard_of_its_acc
 #[tokio::test]
 async fn bad_targets_are_named() {
     let api = Api::with(Limits::default(), |_| {
-        Some(Ok(Reply::TopicChanged(wire::TopicChanged { bad_targets: Some(vec!["x".into(), "y".into()]) })))
+        let bad_targets = Some(vec!["x".into(), "y".into()]);
+        Some(Ok(answered(wire::AppAnswer::TopicChanged(wire::TopicChanged { bad_targets }))))
     });
     let answer = api.post("/v2/topic/subscribe", "topic=t&registration_id=x,y,z").await;
     assert_eq!(answer.data(), &json!({"bad_regids": "x,y"}));
