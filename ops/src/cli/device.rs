@@ -50,6 +50,12 @@ pub(super) struct Device {
     /// A user account to set; may be repeated
     #[arg(long)]
     user_account: Vec<String>,
+    /// An attribute to register with, such as app_version=3.2; may be repeated [default: platform, this system's name]
+    #[arg(long, value_name = "NAME=VALUE")]
+    attribute: Vec<String>,
+    /// Report a click on each push that is printed
+    #[arg(long)]
+    click_all: bool,
     /// File that keeps the device over restarts; made if absent
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
@@ -73,14 +79,15 @@ impl Device {
         let commands = self.commands()?;
         let app: AppId = parse("--app", &self.app)?;
         let found = self.server.find(&config)?;
-        let known = self.known_app(&config, &app)?;
+        let attributes = attributes(&self.attribute)?;
+        let known = self.known_app(&config, &app, attributes)?;
         let state = self.state(&found)?;
         let keeper = Keeper { path: self.state, state };
         let core = keeper.core(known)?;
         let connector = connector(&keeper.state.account, &found)?;
         small_runtime()?.block_on(async {
             let handle = SdkDevice::spawn(core, connector);
-            Session { settings, app, commands, keeper, regid: None }.run(handle).await
+            Session { settings, app, commands, click_all: self.click_all, keeper, regid: None }.run(handle).await
         })
     }
 
@@ -100,7 +107,7 @@ impl Device {
     }
 
     /// The application with its key: as told, or as the server on this machine knows it.
-    fn known_app(&self, config: &Config, app: &AppId) -> Result<AppConfig> {
+    fn known_app(&self, config: &Config, app: &AppId, attributes: BTreeMap<String, String>) -> Result<AppConfig> {
         let (app_key, package) = if let Some(key) = &self.app_key {
             (key.clone(), None)
         } else {
@@ -116,7 +123,6 @@ impl Device {
             (known.app_key, Some(known.package))
         };
         let package = self.package.clone().or(package).unwrap_or_else(|| app.to_string());
-        let attributes = BTreeMap::from([("platform".to_owned(), std::env::consts::OS.to_owned())]);
         Ok(AppConfig { app: app.clone(), package, app_key, attributes })
     }
 
@@ -191,6 +197,8 @@ struct Session<'a> {
     settings: &'a Settings,
     app: AppId,
     commands: Vec<Command>,
+    /// Each push that is printed is told to be clicked on.
+    click_all: bool,
     keeper: Keeper,
     /// The registration that the commands were given for.
     regid: Option<RegId>,
@@ -216,7 +224,7 @@ impl Session<'_> {
                 _ = interrupt.recv() => break,
                 event = device.events.recv() => {
                     let Some(event) = event else { bail!("the device ended by itself") };
-                    if let Some(task) = self.take(event, &control)? {
+                    if let Some(task) = self.take(event, &control).await? {
                         commanding = Some(task);
                     }
                 }
@@ -237,11 +245,14 @@ impl Session<'_> {
     }
 
     /// Takes one event. Gives a task when names and topics are to be set.
-    fn take(&mut self, event: DeviceEvent, control: &DeviceControl) -> Result<Option<Commanding>> {
+    async fn take(&mut self, event: DeviceEvent, control: &DeviceControl) -> Result<Option<Commanding>> {
         match event {
             DeviceEvent::Push(push) => {
                 say_json(&line_of(&push))?;
                 control.handled(&push.app, push.id);
+                if self.click_all {
+                    control.clicked(push.app, push.id).await;
+                }
             }
             DeviceEvent::Ready { regid, .. } if self.regid == Some(regid) => self.say_ready(regid)?,
             DeviceEvent::Ready { regid, .. } => {
@@ -309,6 +320,9 @@ struct PushLine<'a> {
     notify_type: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     notify_id: Option<i64>,
+    /// The push that was shown under the same `notify_id` until now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     extra: Option<&'a BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -335,6 +349,7 @@ fn line_of(push: &Push) -> Line<'_> {
         pass_through: notification.pass_through,
         notify_type: notification.notify_type,
         notify_id: notification.notify_id,
+        replaces: push.replaces.map(|id| id.to_string()),
         extra: notification.extra.as_ref(),
         topic: notification.topic.as_deref(),
         alias: notification.alias_name.as_deref(),
@@ -345,10 +360,64 @@ fn line_of(push: &Push) -> Line<'_> {
     })
 }
 
+/// What the app registers with: as told, and which system this is if that was not told.
+fn attributes(told: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut attributes = BTreeMap::from([("platform".to_owned(), std::env::consts::OS.to_owned())]);
+    for attribute in told {
+        let (name, value) = attribute
+            .split_once('=')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| Usage(format!("--attribute {attribute:?} is not NAME=VALUE, such as app_version=3.2")))?;
+        attributes.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(attributes)
+}
+
 fn parse<T>(flag: &str, text: &str) -> Result<T>
 where
     T: std::str::FromStr,
     T::Err: std::fmt::Display,
 {
     text.parse().map_err(|error| Usage(format!("{flag}: {error}")).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use idl::contract::message::Notification;
+    use idl::ids::MessageId;
+
+    use super::*;
+
+    #[test]
+    fn attributes_are_names_with_values_and_may_name_another_platform() {
+        let told = ["app_version=3.2", "platform=android", "model=a=b", "region="].map(str::to_owned);
+        let attributes = attributes(&told).expect("attributes");
+        let expected = [("app_version", "3.2"), ("model", "a=b"), ("platform", "android"), ("region", "")];
+        let found: Vec<_> = attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(found, expected);
+        assert_eq!(super::attributes(&[]).expect("attributes")["platform"], std::env::consts::OS);
+    }
+
+    #[test]
+    fn an_attribute_without_a_name_or_a_value_is_wrong_usage() {
+        for told in ["app_version", "=3.2", ""] {
+            let error = attributes(&[told.to_owned()]).expect_err(told);
+            assert!(error.is::<Usage>() && error.to_string().contains("NAME=VALUE"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_push_is_printed_with_what_it_replaces_and_without_what_it_has_not() {
+        let mut notification =
+            Notification::new(None, None, None, None, None, Some(1 << 40), None, None, None, None, None, None);
+        notification.job_key = Some("job".to_owned());
+        let app = "com.example.demo".parse().expect("an app id");
+        let push = Push { id: MessageId(2), app, notification, broadcast: false, replaces: Some(MessageId(1)) };
+        let line = serde_json::to_value(line_of(&push)).expect("JSON");
+        let expected = serde_json::json!({
+            "event": "push", "id": MessageId(2).to_string(), "app": "com.example.demo", "notify_id": 1_u64 << 40,
+            "replaces": MessageId(1).to_string(), "job_key": "job", "broadcast": false,
+        });
+        assert_eq!(line, expected);
+    }
 }
