@@ -173,12 +173,19 @@ pub(crate) async fn report(shared: &Arc<Shared>, account: AccountId, report: &Re
     let app: AppId = parse(&report.app)?;
     let id = message_id(&report.message)?;
     let Some(registration) = registration_of(shared, account, &app).await? else { return Ok(()) };
-    if shared.records.get(&app, id).await?.is_none() {
-        return Ok(());
-    }
+    let Some(record) = shared.records.get(&app, id).await? else { return Ok(()) };
     let mut outcomes = Outcomes::new(shared);
     outcomes.dropped(&Whose { app: &app, message: id, regid: registration.regid }, reason);
-    outcomes.write().await
+    let duplicate = reason == DropReason::Duplicate;
+    if duplicate && !record.broadcast {
+        outcomes.batch.acknowledged(registration.regid, id);
+    }
+    outcomes.write().await?;
+    // Its acknowledgement, which comes too, is not that of a delivery.
+    if duplicate && let Some(handle) = shared.sessions.find(account) {
+        handle.lock().not_delivered(&app, id, record.broadcast);
+    }
+    Ok(())
 }
 
 fn message_id(bytes: &[u8]) -> Result<MessageId, Failure> {

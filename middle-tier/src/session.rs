@@ -399,6 +399,16 @@ impl Session {
         whereabouts
     }
 
+    /// The device has done with a message without handing it to its app: an ack of it tells of no delivery.
+    pub(crate) fn not_delivered(&mut self, app: &AppId, id: MessageId, broadcast: bool) {
+        self.take_back(app, id);
+        if let Some(held) = self.held.get_mut(app).filter(|_| broadcast) {
+            held.pending.remove(&id);
+            held.acked.insert(id);
+            held.trim_acked();
+        }
+    }
+
     /// Where a message is on its way to the app's registration.
     pub(crate) fn whereabouts(&self, app: &AppId, id: MessageId) -> Whereabouts {
         let Some(held) = self.held.get(app) else { return Whereabouts::Unknown };
