@@ -22,6 +22,8 @@ mod ids;
 mod job;
 mod post;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 /// How long it is tried to post a receipt, in milliseconds.
 pub(crate) const POSTING_MS: u64 = 24 * 3600 * 1000;
@@ -61,7 +63,7 @@ impl Receipts {
 
     /// A receipt was written for the URL: the job looks at it within about a second, or when it is due after a failure.
     pub(crate) fn poke(&self, app: &AppId, url: &str) {
-        let poked = self.queue().poke(UrlKey::new(app, url), app, url, Instant::now());
+        let poked = self.queue().poke(&UrlKey::new(app, url), app, url, Instant::now());
         if matches!(poked, Poked::Replaced | Poked::Refused) {
             self.forgotten.notify_one();
         }
@@ -72,7 +74,7 @@ impl Receipts {
 
     /// The store has something for the URL; `false` if there is no room for it.
     fn found(&self, key: &UrlKey, app: &AppId, url: &str) -> bool {
-        let had_room = self.queue().found(key.clone(), app, url, Instant::now());
+        let had_room = self.queue().found(key, app, url, Instant::now());
         if had_room {
             self.changed.notify_one();
         }

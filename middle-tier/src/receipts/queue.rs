@@ -168,15 +168,15 @@ impl Queue {
     }
 
     /// A receipt was written for the URL: it is looked at a second from now, unless it waits after a failure.
-    pub(super) fn poke(&mut self, key: UrlKey, app: &AppId, url: &str, now: Instant) -> Poked {
-        if let Some(known) = self.urls.get_mut(&key) {
+    pub(super) fn poke(&mut self, key: &UrlKey, app: &AppId, url: &str, now: Instant) -> Poked {
+        if let Some(known) = self.urls.get_mut(key) {
             match &mut known.state {
                 State::Due(_) | State::Parked => {}
                 State::Running(_, poked) => *poked = true,
                 State::Resting(until) => {
                     let until = *until;
                     self.resting.remove(&(until, key.clone()));
-                    self.wait(&key, now + PACE);
+                    self.wait(key, now + PACE);
                     return Poked::Added;
                 }
             }
@@ -187,20 +187,20 @@ impl Queue {
             false if self.forget_failing() => Poked::Replaced,
             false => return Poked::Refused,
         };
-        self.add(&key, app, url, now + PACE);
+        self.add(key, app, url, now + PACE);
         poked
     }
 
     /// The store says that something waits for the URL: it is looked at now. `false` if there is no room for it.
-    pub(super) fn found(&mut self, key: UrlKey, app: &AppId, url: &str, now: Instant) -> bool {
-        if self.urls.contains_key(&key) {
+    pub(super) fn found(&mut self, key: &UrlKey, app: &AppId, url: &str, now: Instant) -> bool {
+        if self.urls.contains_key(key) {
             self.poke(key, app, url, now);
             return true;
         }
         if self.urls.len() >= self.urls_max && !self.forget_resting() {
             return false;
         }
-        self.add(&key, app, url, now);
+        self.add(key, app, url, now);
         true
     }
 
@@ -349,11 +349,11 @@ mod tests {
     }
 
     fn poke(queue: &mut Queue, name: &str, number: usize, now: Instant) -> Poked {
-        queue.poke(UrlKey::new(&app(name), &url(number)), &app(name), &url(number), now)
+        queue.poke(&UrlKey::new(&app(name), &url(number)), &app(name), &url(number), now)
     }
 
     fn found(queue: &mut Queue, name: &str, number: usize, now: Instant) -> bool {
-        queue.found(UrlKey::new(&app(name), &url(number)), &app(name), &url(number), now)
+        queue.found(&UrlKey::new(&app(name), &url(number)), &app(name), &url(number), now)
     }
 
     fn start_all(queue: &mut Queue, now: Instant) -> Vec<Look> {
