@@ -10,7 +10,7 @@ use schema::traces::{Delivered, DropReason, Dropped};
 
 use crate::Shared;
 use crate::counts::keep_until;
-use crate::receipts::InFlight;
+use crate::receipts::{InFlight, POSTING_MS};
 use crate::session::Wanted;
 
 /// Bits of a callback's types.
@@ -28,8 +28,6 @@ pub(crate) mod kind {
 
 /// How long receipts can be read again.
 const RECEIPTS_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
-/// How long a receipt is tried to be posted.
-const POSTING_MS: u64 = 24 * 3600 * 1000;
 
 /// A step that is about to be written.
 pub(crate) struct Outcomes<'a> {
