@@ -86,6 +86,12 @@ pub struct Limits {
     pub recent_broadcasts_max: usize,
     /// Connections written to in one go during a broadcast; after each go single sends take precedence.
     pub broadcast_chunk_max: usize,
+    /// Broadcasts at one time that reach each of their audience at a moment of its own. One more is left to the middle's
+    /// judgements, which are slower.
+    pub paced_broadcasts_max: usize,
+    /// Connections that wait for their moments in all those broadcasts together, at 8 to 16 bytes each. Over it they are left
+    /// to the middle's judgements.
+    pub paced_slots_max: usize,
     /// Connections announced to the middle at one time after it lost its memory.
     pub announcements_max: usize,
     /// Draining ends the connections in waves over this time, so that they come back spread over it.
@@ -117,6 +123,8 @@ impl Default for Limits {
             scram_keys_max: 10_000,
             recent_broadcasts_max: 1024,
             broadcast_chunk_max: 256,
+            paced_broadcasts_max: 64,
+            paced_slots_max: 4_000_000,
             announcements_max: 64,
             reconnect_spread: Duration::from_secs(5),
         }

@@ -9,22 +9,28 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
+use idl::audience::Audience;
 use idl::channel::Payload;
 use idl::contract::bus as wire;
 use idl::ids::{AccountId, AppId, Epoch, Generation};
+use tokio::sync::Notify;
 
 use crate::close::Reason;
-use crate::index::{Change, Index, Membership};
+use crate::config::Limits;
+use crate::index::{Change, Index, Membership, Memberships};
 use crate::line::Line;
 use crate::lock;
 use crate::metrics::Metrics;
 use crate::outbox::Frame;
-use crate::ring::{Recent, Ring};
+use crate::paced::Paced;
+use crate::ring::Ring;
 
 /// All connections of this front.
 pub(crate) struct Hub {
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    /// Wakes whoever writes paced broadcasts: somebody waits for a moment.
+    pub(crate) paced: Notify,
 }
 
 struct State {
@@ -35,6 +41,7 @@ struct State {
     resumable: HashMap<Arc<str>, Arc<Line>>,
     index: Index,
     ring: Ring,
+    paced: Paced,
     generation: Option<Generation>,
     previous_generation: Option<Generation>,
 }
@@ -42,13 +49,11 @@ struct State {
 /// One connection.
 struct Slot {
     line: Arc<Line>,
-    /// Broadcasts before this place in the ring are not for this connection, whoever had the slot before.
-    since: u64,
     /// Order of the payloads that the middle tier handed over last; empty before the first.
     taken: Vec<u8>,
-    memberships: HashMap<AppId, Membership>,
+    memberships: Memberships,
     /// Of the registrations that have left the index: up to which version a batch has nothing new about them.
-    left: HashMap<AppId, i64>,
+    left: BTreeMap<AppId, i64>,
 }
 
 /// What became of index entries that came with a reply.
@@ -63,7 +68,7 @@ pub(crate) enum Applied {
 }
 
 impl Hub {
-    pub(crate) fn new(recent_broadcasts_max: usize, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(limits: &Limits, metrics: Arc<Metrics>) -> Self {
         let state = State {
             slots: Vec::new(),
             free: Vec::new(),
@@ -71,11 +76,12 @@ impl Hub {
             by_name: BTreeMap::new(),
             resumable: HashMap::new(),
             index: Index::default(),
-            ring: Ring::new(recent_broadcasts_max),
+            ring: Ring::new(limits.recent_broadcasts_max),
+            paced: Paced::new(limits.paced_broadcasts_max, limits.paced_slots_max),
             generation: None,
             previous_generation: None,
         };
-        Self { state: Mutex::new(state), metrics }
+        Self { state: Mutex::new(state), metrics, paced: Notify::new() }
     }
 
     /// Adds a connection. An older one of the same account and resource ends with `conflict`; if this one is the older,
@@ -91,13 +97,11 @@ impl Hub {
             state.remove(&other);
             self.metrics.lines.dec();
         }
-        let since = state.ring.next_place();
         let seat = Slot {
             line: Arc::clone(line),
-            since,
             taken: Vec::new(),
-            memberships: HashMap::new(),
-            left: HashMap::new(),
+            memberships: Memberships::default(),
+            left: BTreeMap::new(),
         };
         let slot = if let Some(slot) = state.free.pop() {
             if let Some(place) = state.slots.get_mut(slot as usize) {
@@ -199,29 +203,11 @@ impl Hub {
                 return self.evict(state, line);
             }
         }
-        if before.is_empty() {
-            return Applied::Whole;
-        }
-        let Some(Some(seat)) = state.slots.get(slot as usize) else { return Applied::Gone };
-        let Ok(recents) = state.ring.since(place) else { return Applied::Wrapped };
-        let matches = |recent: &Recent| {
-            let had = |old: &Membership| old.since <= recent.place && recent.audience.evaluate(old);
-            let old = before.get(&recent.app)?;
-            let new = seat.memberships.get(&recent.app)?;
-            Some(recent.expires_at_ms > now_ms && recent.audience.evaluate(new) && !old.as_ref().is_some_and(had))
-        };
-        let replay: Vec<_> = recents.filter(|recent| matches(recent) == Some(true)).map(Arc::clone).collect();
-        for recent in replay {
-            if line.push(Frame::Stanza(Arc::clone(&recent.frame))).is_err() {
-                return self.evict(state, line);
-            }
-            self.metrics.broadcast_deliveries.inc();
-            self.metrics.broadcast_replays.inc();
-        }
-        Applied::Whole
+        if before.is_empty() { Applied::Whole } else { self.replay(state, slot, place, &before, now_ms) }
     }
 
-    /// Applies a batch from the middle tier and says which items found no connection with their epoch.
+    /// Applies a batch from the middle tier and says which items found no connection with their epoch, and how many
+    /// connections have a registration in the audience, where that is asked.
     pub(crate) fn deliver(&self, batch: wire::FrontBatch) -> wire::FrontBatchReply {
         let state = &mut *lock(&self.state);
         let gone: Vec<_> = (0..)
@@ -229,7 +215,8 @@ impl Hub {
             .filter_map(|(number, item)| (!self.deliver_item(state, item)).then_some(number))
             .collect();
         self.metrics.items_gone.inc_by(gone.len() as u64);
-        wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone), online: None }
+        let online = batch.count.as_ref().and_then(|count| state.count(count));
+        wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone), online }
     }
 
     fn deliver_item(&self, state: &mut State, item: wire::FrontItem) -> bool {
@@ -276,6 +263,14 @@ impl State {
         self.slots.get(slot as usize)?.as_ref().map(|slot| Arc::clone(&slot.line))
     }
 
+    /// How many connections have a registration in the audience; `None` if that can't be read.
+    fn count(&self, count: &wire::CountOnline) -> Option<i64> {
+        let audience = Audience::try_from(&count.audience)
+            .inspect_err(|error| tracing::warn!(%error, "an audience to count can't be read"))
+            .ok()?;
+        i64::try_from(self.index.audience(&count.app.parse().ok()?, &audience).len()).ok()
+    }
+
     fn find(&self, item: &wire::FrontItem) -> Option<(u32, Arc<Line>)> {
         let epoch = Epoch::from_bytes(&item.epoch).ok()?;
         let slot = *self.by_epoch.get(&epoch)?;
@@ -309,7 +304,7 @@ impl State {
             self.resumable.remove(&id);
         }
         if let Some(slot) = self.slots.get_mut(number as usize).and_then(Option::take) {
-            for (app, membership) in &slot.memberships {
+            for (app, membership) in slot.memberships.iter() {
                 self.index.remove(app, number, membership);
             }
         }
@@ -328,25 +323,26 @@ impl State {
     fn change(&mut self, slot: u32, change: Change, since: u64) -> Option<Membership> {
         let seat = self.slots.get_mut(slot as usize)?.as_mut()?;
         let old = seat.memberships.get(&change.app).cloned();
-        match (&old, change.topics) {
+        match (&old, change.labels) {
             (Some(known), Some(_)) if known.version >= change.version => {
                 // Nothing new; but what came between is replayed now, so it counts from there.
                 if let Some(known) = seat.memberships.get_mut(&change.app) {
                     known.since = known.since.min(since);
+                    known.joined = known.joined.min(since);
                 }
             }
             (Some(known), None) if known.version > change.version => {}
-            (known, topics) => {
+            (known, labels) => {
                 if let Some(known) = known {
                     self.index.remove(&change.app, slot, known);
                     seat.memberships.remove(&change.app);
                     seat.left.insert(change.app.clone(), change.version);
                 }
-                if let Some(topics) = topics {
+                if let Some(labels) = labels {
                     seat.left.remove(&change.app);
-                    let membership = Membership { version: change.version, topics, since };
-                    self.index.insert(&change.app, slot, &membership);
-                    seat.memberships.insert(change.app, membership);
+                    let joined = known.as_ref().map_or(since, |known| known.joined.min(since));
+                    let (app, labels) = self.index.insert(change.app, slot, labels);
+                    seat.memberships.insert(app, Membership { version: change.version, labels, since, joined });
                 }
             }
         }
@@ -366,9 +362,8 @@ pub(crate) fn read_changes(entries: &[wire::IndexEntry]) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::VecDeque;
 
-    use idl::audience::Audience;
     use prometheus_client::registry::Registry;
 
     use super::*;
@@ -380,7 +375,7 @@ mod tests {
     const APP: &str = "com.example.demo";
 
     fn hub() -> Hub {
-        Hub::new(16, Arc::new(Metrics::register(&mut Registry::default())))
+        Hub::new(&Limits::default(), Arc::new(Metrics::register(&mut Registry::default())))
     }
 
     fn attach(hub: &Hub, number: u128) -> (Arc<Line>, Attachment) {
@@ -391,7 +386,7 @@ mod tests {
     }
 
     fn register(hub: &Hub, line: &Arc<Line>) {
-        let change = Change { app: APP.parse().expect("an app id"), version: 1, topics: Some(BTreeSet::default()) };
+        let change = Change { app: APP.parse().expect("an app id"), version: 1, labels: Some(Vec::new()) };
         assert_eq!(hub.apply(line, hub.place(), vec![change], vec![], 0), Applied::Whole);
     }
 
@@ -463,7 +458,7 @@ mod tests {
         let (line, attachment) = attach(&hub, 1);
         register(&hub, &line);
         let app: AppId = APP.parse().expect("an app id");
-        let gone = Change { app: app.clone(), version: 3, topics: None };
+        let gone = Change { app: app.clone(), version: 3, labels: None };
         assert_eq!(hub.apply(&line, hub.place(), vec![gone], vec![], 0), Applied::Whole);
         hub.deliver(index_batch(&line, 2));
         assert_eq!(broadcast(&hub).next(), None, "push is off");
@@ -474,6 +469,28 @@ mod tests {
         let walk = &mut broadcast(&hub);
         while hub.walk(walk, 1, 0) {}
         assert!(has_got(&line, &attachment));
+    }
+
+    #[test]
+    fn a_walk_ends_when_its_broadcast_is_cancelled_and_the_others_go_on() {
+        let hub = hub();
+        let (first, first_attachment) = attach(&hub, 1);
+        let (second, second_attachment) = attach(&hub, 2);
+        register(&hub, &first);
+        register(&hub, &second);
+        let cancel = |id: u128, walks: &mut VecDeque<Walk>| {
+            let id = id.to_be_bytes().to_vec();
+            hub.cancel(&wire::CancelBroadcast { id, app: APP.to_owned() }, walks);
+        };
+        let mut walks = VecDeque::from([broadcast(&hub)]);
+        assert!(hub.walk(&mut walks[0], 1, 0));
+        cancel(7, &mut walks);
+        assert_eq!(walks.len(), 1);
+        cancel(0, &mut walks);
+        cancel(0, &mut walks);
+        assert!(walks.is_empty());
+        assert!(has_got(&first, &first_attachment) && !has_got(&second, &second_attachment));
+        hub.cancel(&wire::CancelBroadcast { id: b"no id".to_vec(), app: APP.to_owned() }, &mut walks);
     }
 
     #[test]

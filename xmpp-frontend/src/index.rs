@@ -1,20 +1,24 @@
-//! Which connections hold which registrations: for each app a bitmap of slots, and one for each of its topics.
+//! Which connections hold which registrations: for each app a bitmap of slots, and sets of slots for each of its topics,
+//! aliases, user accounts and values of attributes.
+//!
+//! An audience is evaluated by set arithmetic, whatever its size; a comparison of an attribute asks each value that some
+//! registration has, once. How many values there are is up to the devices, so memory and the time of a comparison are
+//! bounded by connections times attributes and no further: a value takes what one entry of a map and its text take. Texts
+//! are kept once and shared with the connections' memberships.
 
-use std::collections::{BTreeSet, HashMap};
+mod membership;
+mod slots;
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use idl::audience::{Audience, Comparison, Evaluate};
 use idl::contract::bus::IndexEntry;
 use idl::ids::{Alias, AppId, InvalidId, TopicName, UserAccount};
 use roaring::RoaringBitmap;
 
-/// What one connection's registration of one app is in the index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Membership {
-    pub(crate) version: i64,
-    pub(crate) topics: BTreeSet<TopicName>,
-    /// Broadcasts from this place in the ring on were judged by this membership.
-    pub(crate) since: u64,
-}
+pub(crate) use self::membership::{Label, Membership, Memberships};
+use self::slots::Slots;
 
 /// An [`IndexEntry`], read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,65 +26,129 @@ pub(crate) struct Change {
     pub(crate) app: AppId,
     pub(crate) version: i64,
     /// `None` takes the registration out.
-    pub(crate) topics: Option<BTreeSet<TopicName>>,
+    pub(crate) labels: Option<Vec<Label>>,
 }
 
 impl TryFrom<&IndexEntry> for Change {
     type Error = InvalidId;
 
     fn try_from(entry: &IndexEntry) -> Result<Self, InvalidId> {
-        let topics = || entry.topics.iter().flatten().map(|topic| topic.parse()).collect::<Result<_, _>>();
-        let topics = if entry.removed == Some(true) { None } else { Some(topics()?) };
-        Ok(Self { app: entry.app.parse()?, version: entry.version, topics })
+        let labels = if entry.removed == Some(true) { None } else { Some(read_labels(entry)?) };
+        Ok(Self { app: entry.app.parse()?, version: entry.version, labels })
     }
+}
+
+fn read_labels(entry: &IndexEntry) -> Result<Vec<Label>, InvalidId> {
+    let topics = entry.topics.iter().flatten().map(|name| name.parse().map(Label::Topic));
+    let aliases = entry.aliases.iter().flatten().map(|name| name.parse().map(Label::Alias));
+    let user_accounts = entry.user_accounts.iter().flatten().map(|name| name.parse().map(Label::UserAccount));
+    let attribute = |(name, value): (&String, &String)| Label::Attribute {
+        name: name.as_str().into(),
+        value: value.as_str().into(),
+    };
+    let attributes = entry.attributes.iter().flatten().map(|pair| Ok(attribute(pair)));
+    let mut labels: Vec<_> = topics.chain(aliases).chain(user_accounts).chain(attributes).collect::<Result<_, _>>()?;
+    labels.sort_unstable();
+    labels.dedup();
+    Ok(labels)
 }
 
 /// All registrations of all connections of this front.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    apps: HashMap<AppId, Slots>,
+    apps: HashMap<Arc<AppId>, App>,
 }
 
+/// The registrations of one app.
 #[derive(Debug, Default)]
-struct Slots {
+struct App {
     all: RoaringBitmap,
-    topics: HashMap<TopicName, RoaringBitmap>,
+    /// Topics, aliases and user accounts.
+    names: Table,
+    /// By the attribute's name.
+    attributes: HashMap<Arc<str>, Table>,
 }
+
+type Table = HashMap<Arc<Label>, Slots>;
 
 impl Index {
-    /// Puts a slot where its membership says.
-    pub(crate) fn insert(&mut self, app: &AppId, slot: u32, membership: &Membership) {
-        let slots = self.apps.entry(app.clone()).or_default();
-        slots.all.insert(slot);
-        for topic in &membership.topics {
-            slots.topics.entry(topic.clone()).or_default().insert(slot);
-        }
+    /// Puts a slot where the labels say, and returns the texts to keep: those that others have too.
+    pub(crate) fn insert(&mut self, app: AppId, slot: u32, labels: Vec<Label>) -> (Arc<AppId>, Box<[Arc<Label>]>) {
+        let known = self.apps.get_key_value(&app).map(|(known, _)| Arc::clone(known));
+        let app = known.unwrap_or_else(|| Arc::new(app));
+        let found = self.apps.entry(Arc::clone(&app)).or_default();
+        found.all.insert(slot);
+        (app, labels.into_iter().map(|label| found.insert(slot, label)).collect())
     }
 
     /// Takes a slot out of where its membership had put it.
     pub(crate) fn remove(&mut self, app: &AppId, slot: u32, membership: &Membership) {
-        let Some(slots) = self.apps.get_mut(app) else { return };
-        slots.all.remove(slot);
-        for topic in &membership.topics {
-            if let Some(bitmap) = slots.topics.get_mut(topic) {
-                bitmap.remove(slot);
-                if bitmap.is_empty() {
-                    slots.topics.remove(topic);
-                }
-            }
+        let Some(found) = self.apps.get_mut(app) else { return };
+        found.all.remove(slot);
+        for label in &membership.labels {
+            found.remove(slot, label);
         }
-        if slots.all.is_empty() {
+        if found.all.is_empty() {
             self.apps.remove(app);
         }
     }
 
     /// The slots that a broadcast of this app is for.
     pub(crate) fn audience(&self, app: &AppId, audience: &Audience) -> RoaringBitmap {
-        self.apps.get(app).map(|slots| audience.evaluate(slots)).unwrap_or_default()
+        self.apps.get(app).map(|app| audience.evaluate(app)).unwrap_or_default()
     }
 }
 
-impl Evaluate for Slots {
+impl App {
+    fn insert(&mut self, slot: u32, mut label: Label) -> Arc<Label> {
+        let table = match &mut label {
+            Label::Attribute { name, .. } => {
+                if let Some((known, _)) = self.attributes.get_key_value(name) {
+                    *name = Arc::clone(known);
+                }
+                self.attributes.entry(Arc::clone(name)).or_default()
+            }
+            _ => &mut self.names,
+        };
+        if let Some((known, _)) = table.get_key_value(&label) {
+            label_in(table, Arc::clone(known), slot)
+        } else {
+            label_in(table, Arc::new(label), slot)
+        }
+    }
+
+    fn remove(&mut self, slot: u32, label: &Arc<Label>) {
+        let Label::Attribute { name, .. } = &**label else {
+            return label_out(&mut self.names, label, slot);
+        };
+        let Some(table) = self.attributes.get_mut(name) else { return };
+        label_out(table, label, slot);
+        if table.is_empty() {
+            self.attributes.remove(name);
+        }
+    }
+
+    fn named(&self, label: &Label) -> RoaringBitmap {
+        let mut found = RoaringBitmap::new();
+        if let Some(slots) = self.names.get(label) {
+            slots.add_to(&mut found);
+        }
+        found
+    }
+}
+
+fn label_in(table: &mut Table, label: Arc<Label>, slot: u32) -> Arc<Label> {
+    table.entry(Arc::clone(&label)).and_modify(|slots| slots.insert(slot)).or_insert(Slots::One(slot));
+    label
+}
+
+fn label_out(table: &mut Table, label: &Arc<Label>, slot: u32) {
+    if table.get_mut(label).is_some_and(|slots| slots.remove(slot)) {
+        table.remove(label);
+    }
+}
+
+impl Evaluate for App {
     type Set = RoaringBitmap;
 
     fn everyone(&self) -> RoaringBitmap {
@@ -88,19 +156,25 @@ impl Evaluate for Slots {
     }
 
     fn topic(&self, topic: &TopicName) -> RoaringBitmap {
-        self.topics.get(topic).cloned().unwrap_or_default()
+        self.named(&Label::Topic(topic.clone()))
     }
 
-    fn alias(&self, _: &Alias) -> RoaringBitmap {
-        RoaringBitmap::new()
+    fn alias(&self, alias: &Alias) -> RoaringBitmap {
+        self.named(&Label::Alias(alias.clone()))
     }
 
-    fn user_account(&self, _: &UserAccount) -> RoaringBitmap {
-        RoaringBitmap::new()
+    fn user_account(&self, user_account: &UserAccount) -> RoaringBitmap {
+        self.named(&Label::UserAccount(user_account.clone()))
     }
 
-    fn attribute(&self, _: &Comparison) -> RoaringBitmap {
-        RoaringBitmap::new()
+    fn attribute(&self, comparison: &Comparison) -> RoaringBitmap {
+        let mut found = RoaringBitmap::new();
+        for (label, slots) in self.attributes.get(comparison.attribute()).into_iter().flatten() {
+            if matches!(&**label, Label::Attribute { value, .. } if comparison.holds(value)) {
+                slots.add_to(&mut found);
+            }
+        }
+        found
     }
 
     fn and(&self, a: RoaringBitmap, b: RoaringBitmap) -> RoaringBitmap {
@@ -116,111 +190,5 @@ impl Evaluate for Slots {
     }
 }
 
-/// One registration alone, for replays.
-impl Evaluate for Membership {
-    type Set = bool;
-
-    fn everyone(&self) -> bool {
-        true
-    }
-
-    fn topic(&self, topic: &TopicName) -> bool {
-        self.topics.contains(topic)
-    }
-
-    fn alias(&self, _: &Alias) -> bool {
-        false
-    }
-
-    fn user_account(&self, _: &UserAccount) -> bool {
-        false
-    }
-
-    fn attribute(&self, _: &Comparison) -> bool {
-        false
-    }
-
-    fn and(&self, a: bool, b: bool) -> bool {
-        a && b
-    }
-
-    fn or(&self, a: bool, b: bool) -> bool {
-        a || b
-    }
-
-    fn not(&self, a: bool) -> bool {
-        !a
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn app() -> AppId {
-        "com.example.demo".parse().expect("an app id")
-    }
-
-    fn topic(name: &str) -> Audience {
-        Audience::Topic(name.parse().expect("a topic"))
-    }
-
-    fn membership(topics: &[&str]) -> Membership {
-        let topics = topics.iter().map(|topic| topic.parse().expect("a topic")).collect();
-        Membership { version: 1, topics, since: 0 }
-    }
-
-    fn expressions() -> impl Strategy<Value = Audience> {
-        let leaf = prop_oneof![Just(Audience::Everyone), "[a-c]".prop_map(|name| topic(&name))];
-        leaf.prop_recursive(4, 24, 2, |inner| {
-            prop_oneof![
-                (inner.clone(), inner.clone()).prop_map(|(a, b)| a.and(b)),
-                (inner.clone(), inner.clone()).prop_map(|(a, b)| a.or(b)),
-                inner.prop_map(Audience::not),
-            ]
-        })
-    }
-
-    #[test]
-    fn a_slot_that_was_taken_out_leaves_nothing_behind() {
-        let mut index = Index::default();
-        let members = membership(&["a", "b"]);
-        index.insert(&app(), 7, &members);
-        assert!(index.audience(&app(), &topic("a")).contains(7));
-        index.remove(&app(), 7, &members);
-        assert!(index.audience(&app(), &Audience::Everyone).is_empty());
-        assert!(index.apps.is_empty());
-    }
-
-    #[test]
-    fn another_app_has_other_slots() {
-        let mut index = Index::default();
-        index.insert(&app(), 7, &membership(&["a"]));
-        let other = "com.example.other".parse().expect("an app id");
-        assert!(index.audience(&other, &topic("a").not()).is_empty());
-    }
-
-    proptest! {
-        /// The index and one registration alone can't disagree.
-        #[test]
-        fn bitmaps_say_what_each_registration_says(
-            members in proptest::collection::vec(proptest::collection::btree_set("[a-c]", 0..3), 1..12),
-            expression in expressions(),
-        ) {
-            let members: Vec<_> = members
-                .iter()
-                .map(|topics| membership(&topics.iter().map(String::as_str).collect::<Vec<_>>()))
-                .collect();
-            let mut index = Index::default();
-            for (slot, membership) in (0u32..).zip(&members) {
-                index.insert(&app(), slot, membership);
-            }
-            let found = index.audience(&app(), &expression);
-            for (slot, membership) in (0u32..).zip(&members) {
-                prop_assert_eq!(found.contains(slot), expression.evaluate(membership));
-            }
-        }
-    }
-}
+mod tests;

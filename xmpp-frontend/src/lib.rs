@@ -21,6 +21,7 @@ mod metrics;
 mod middle;
 mod negotiate;
 mod outbox;
+mod paced;
 mod revoked;
 mod ring;
 mod sasl;
@@ -178,7 +179,7 @@ impl Front {
         };
         let shared = Arc::new(Shared {
             domain: config.domain.as_str().into(),
-            hub: Hub::new(limits.recent_broadcasts_max, Arc::clone(&metrics)),
+            hub: Hub::new(limits, Arc::clone(&metrics)),
             middle,
             credentials: Arc::new(credentials),
             admissions: Admissions::new(limits, Arc::clone(&metrics)),

@@ -43,6 +43,10 @@ pub(crate) struct Metrics {
     pub(crate) lines: Gauge,
     /// Lost streams that may be resumed.
     pub(crate) resumable: Gauge,
+    /// Broadcasts on their slow way.
+    pub(crate) paced_broadcasts: Gauge,
+    /// Connections that wait for their moments in these.
+    pub(crate) paced_slots: Gauge,
     pub(crate) resumed: Counter,
     pub(crate) scram_derivations: Counter,
     pub(crate) stanzas_in: Counter,
@@ -51,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) items_late: Counter,
     pub(crate) broadcasts: Counter,
     pub(crate) broadcasts_expired: Counter,
+    pub(crate) broadcasts_cancelled: Counter,
     pub(crate) broadcast_deliveries: Counter,
     pub(crate) broadcast_replays: Counter,
     pub(crate) generations: Counter,
@@ -80,6 +85,9 @@ impl Metrics {
         let connections = gauge("connections", "Byte streams, logged in or not");
         let lines = gauge("lines", "Bound resources, those that may be resumed included");
         let resumable = gauge("resumable", "Lost streams that may be resumed");
+        let paced_broadcasts =
+            gauge("paced_broadcasts", "Broadcasts that somebody here waits for until a later moment");
+        let paced_slots = gauge("paced_slots", "Connections that wait for their moments, of all those broadcasts");
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -93,6 +101,8 @@ impl Metrics {
             connections,
             lines,
             resumable,
+            paced_broadcasts,
+            paced_slots,
             resumed: counter("resumed", "Streams that were resumed"),
             scram_derivations: counter("scram_derivations", "PBKDF2 derivations for SCRAM logins"),
             stanzas_in: counter("stanzas_in", "Elements that clients sent after login"),
@@ -100,7 +110,11 @@ impl Metrics {
             items_gone: counter("items_gone", "Items of batches whose connection was not here"),
             items_late: counter("items_late", "Items of batches that came twice, or after what was handed over later"),
             broadcasts: counter("broadcasts", "Broadcasts that came over the bus"),
-            broadcasts_expired: counter("broadcasts_expired", "Broadcasts that had expired when they came"),
+            broadcasts_expired: counter(
+                "broadcasts_expired",
+                "Broadcasts that had expired when they came, or on their way",
+            ),
+            broadcasts_cancelled: counter("broadcasts_cancelled", "Broadcasts that a cancellation stopped"),
             broadcast_deliveries: counter("broadcast_deliveries", "Broadcast payloads put into outboxes"),
             broadcast_replays: counter("broadcast_replays", "Of these, those replayed after a change of the index"),
             generations: counter("generations", "Times the middle tier's memory was found to be another"),

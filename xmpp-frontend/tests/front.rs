@@ -4,5 +4,6 @@ mod harness;
 mod hub;
 mod limits;
 mod lives;
+mod paced;
 mod tls;
 mod transcripts;

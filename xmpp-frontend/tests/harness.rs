@@ -10,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use campanile_xmpp_frontend::{Acceptor, Addresses, Config, Dependencies, Front, Limits, Security};
 use idl::bus::{Bus, FrontEvent, InProcess, Incoming, Limits as BusLimits, Reply, Request};
 use idl::channel::Payload;
-use idl::clock::{Clock, SystemEntropy};
+use idl::clock::{Clock, SharedClock, SystemEntropy};
 use idl::contract::bus as wire;
 use idl::error::{Code, Failure};
-use idl::ids::{AccountId, Epoch, FrontId, Generation};
+use idl::ids::{AccountId, Epoch, FrontId, Generation, MessageId};
 use idl::token::KeyRing;
 use idl::xml::{Event, Limits as XmlLimits, StreamReader};
 use minidom::Element;
@@ -27,19 +27,19 @@ use tokio_util::task::TaskTracker;
 
 /// The domain that the front serves.
 pub(crate) const DOMAIN: &str = "example.org";
-/// When the tests' tokens were issued, and what the clock says.
+/// When the tests' tokens were issued, and what the clock says when a world begins.
 pub(crate) const NOW_MS: u64 = 1_700_000_000_000;
 /// The app of the tests' broadcasts.
 pub(crate) const APP: &str = "com.example.demo";
 /// No answer of a front takes this long.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A clock that stands still.
-struct Stopped;
+/// A clock that goes with the runtime's time, which most tests pause.
+struct Running(Instant);
 
-impl Clock for Stopped {
+impl Clock for Running {
     fn now_ms(&self) -> u64 {
-        NOW_MS
+        NOW_MS + u64::try_from(self.0.elapsed().as_millis()).expect("tests end")
     }
 }
 
@@ -67,6 +67,7 @@ pub(crate) struct World {
     pub(crate) tasks: TaskTracker,
     pub(crate) serving: JoinHandle<()>,
     pub(crate) registry: Registry,
+    began: Instant,
 }
 
 impl World {
@@ -80,7 +81,9 @@ impl World {
     }
 
     pub(crate) async fn build(config: Config, tls: Arc<rustls::ServerConfig>) -> Self {
-        let bus = Arc::new(InProcess::new(BusLimits::default(), Arc::new(Stopped), Arc::new(SystemEntropy)));
+        let clock = Arc::new(Running(Instant::now()));
+        let began = clock.0;
+        let bus = Arc::new(InProcess::new(BusLimits::default(), Arc::clone(&clock) as _, Arc::new(SystemEntropy)));
         let middle = Middle::start(&bus);
         let front = FrontId(1);
         let dependencies = Dependencies {
@@ -89,7 +92,7 @@ impl World {
             front,
             keys: keys(),
             tls,
-            clock: Arc::new(Stopped),
+            clock,
             entropy: Arc::new(SystemEntropy),
         };
         let mut registry = Registry::default();
@@ -97,7 +100,7 @@ impl World {
         let (addresses, acceptor) = (bound.addresses(), bound.acceptor());
         let (drain, tasks) = (CancellationToken::new(), TaskTracker::new());
         let serving = tokio::spawn(bound.serve(drain.clone(), tasks.clone()));
-        Self { bus, front, middle, acceptor, addresses, drain, tasks, serving, registry }
+        Self { bus, front, middle, acceptor, addresses, drain, tasks, serving, registry, began }
     }
 
     /// A byte stream to the front.
@@ -116,7 +119,12 @@ impl World {
 
     /// A client with the push channel open, whose registration of [`APP`] has these topics.
     pub(crate) async fn subscriber(&self, account: AccountId, topics: &[&str]) -> Client<DuplexStream> {
-        self.middle.set_index(account, vec![entry(1, topics)]);
+        self.registered(account, entry(1, topics)).await
+    }
+
+    /// A client with the push channel open, whose registration is that.
+    pub(crate) async fn registered(&self, account: AccountId, entry: wire::IndexEntry) -> Client<DuplexStream> {
+        self.middle.set_index(account, vec![entry]);
         let mut client = self.login(account, "r").await;
         client.open_channel().await;
         client
@@ -124,11 +132,35 @@ impl World {
 
     /// Publishes a broadcast, to everyone or to a topic.
     pub(crate) async fn broadcast(&self, topic: Option<&str>, payload: &[u8]) {
-        self.publish(broadcast(topic, payload, NOW_MS + 1000)).await;
+        self.publish(broadcast(topic, payload, self.now_ms() + 1000)).await;
     }
 
     pub(crate) async fn publish(&self, broadcast: wire::Broadcast) {
         self.bus.publish(FrontEvent::Broadcast(broadcast), Instant::now() + PATIENCE).await.expect("published");
+    }
+
+    /// Stops a broadcast.
+    pub(crate) async fn cancel(&self, id: MessageId) {
+        let cancelled = wire::CancelBroadcast { id: id.to_bytes().to_vec(), app: APP.to_owned() };
+        let event = FrontEvent::CancelBroadcast(cancelled);
+        self.bus.publish(event, Instant::now() + PATIENCE).await.expect("published");
+    }
+
+    /// The clock that the front goes by.
+    pub(crate) fn clock(&self) -> SharedClock {
+        Arc::new(Running(self.began))
+    }
+
+    /// What the clock says.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock().now_ms()
+    }
+
+    /// How many connections have a registration of [`APP`] in the audience.
+    pub(crate) async fn count(&self, audience: idl::contract::message::Audience) -> Option<i64> {
+        let count = Some(wire::CountOnline { app: APP.to_owned(), audience });
+        let batch = wire::FrontBatch { items: vec![], count };
+        self.bus.deliver(self.front, batch, Instant::now() + PATIENCE).await.expect("delivered").online
     }
 
     /// Hands the front a batch and returns the numbers of the items that found no connection.
@@ -432,7 +464,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     /// The next payload of the push channel.
     pub(crate) async fn payload(&mut self) -> Vec<u8> {
-        let element = self.element().await;
+        timeout(PATIENCE, self.payload_at_last()).await.expect("the front says something in time")
+    }
+
+    /// The next payload of the push channel, however long it takes.
+    pub(crate) async fn payload_at_last(&mut self) -> Vec<u8> {
+        let Some(Event::Element(element)) = self.read().await else { panic!("the front has closed the connection") };
         match Payload::from_message(&element) {
             Some(Ok(payload)) => payload.bytes,
             other => panic!("a payload was expected, not {other:?} in {element:?}"),

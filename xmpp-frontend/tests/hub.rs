@@ -1,9 +1,10 @@
 //! Broadcasts, batches, and the index they go by.
 
 use campanile_xmpp_frontend::Limits;
+use idl::audience::{Audience, Comparison, Test};
 use idl::contract::bus as wire;
 use idl::error::Code;
-use idl::ids::Epoch;
+use idl::ids::{Epoch, MessageId};
 
 use crate::harness::{NOW_MS, World, account, broadcast, entry, item, settled};
 
@@ -28,6 +29,86 @@ async fn a_broadcast_reaches_exactly_those_it_is_for() {
     }
     stranger.nothing_more().await;
     assert_eq!(world.metric("campanile_front_broadcast_deliveries_total"), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_reaches_names_and_attributes_and_the_same_ones_are_counted() {
+    let world = World::new().await;
+    let mut clients = Vec::new();
+    for (number, version) in [(1, "3.1"), (2, "3.2"), (3, "3.10")] {
+        let texts = |text: String| Some(vec![text]);
+        let attributes = [("platform", "android"), ("app_version", version)];
+        let registration = wire::IndexEntry {
+            aliases: texts(format!("alias {number}")),
+            user_accounts: texts("somebody".to_owned()),
+            attributes: Some(attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+            ..entry(1, &["news"])
+        };
+        clients.push(world.registered(account(number), registration).await);
+    }
+    let new = Comparison::new("app_version", Test::AtLeast("3.2.0".to_owned())).expect("a comparison");
+    let android = Comparison::new("platform", Test::In(vec!["android".to_owned()])).expect("a comparison");
+    let new = || Audience::Attribute(new.clone());
+    let alias = |name: &str| Audience::Alias(name.parse().expect("an alias"));
+    let somebody = || Audience::UserAccount("somebody".parse().expect("a user account"));
+    let audiences = [
+        (alias("alias 1"), "1"),
+        (new(), "23"),
+        (somebody().and(new().not()).or(alias("alias 3")), "13"),
+        (Audience::Attribute(android).and(Audience::Topic("news".parse().expect("a topic"))), "123"),
+        (alias("alias 1").and(alias("alias 2")), ""),
+    ];
+    for (audience, expected) in audiences {
+        let audience = audience.to_wire();
+        assert_eq!(world.count(audience.clone()).await, Some(i64::try_from(expected.len()).expect("a few")));
+        world.publish(wire::Broadcast { audience, ..broadcast(None, b"x", NOW_MS + 1000) }).await;
+        for (client, number) in clients.iter_mut().zip(["1", "2", "3"]) {
+            if expected.contains(number) {
+                assert_eq!(client.payload().await, b"x");
+            }
+            client.nothing_more().await;
+        }
+    }
+    assert_eq!(world.count(idl::contract::message::Audience { ops: vec![] }).await, None, "it is no audience");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_broadcast_is_written_to_nobody_whether_it_comes_before_the_cancellation_or_after_it() {
+    let world = World::new().await;
+    let mut client = world.subscriber(account(1), &[]).await;
+    let of = |id: u128, payload: &[u8]| wire::Broadcast {
+        id: MessageId(id).to_bytes().to_vec(),
+        ..broadcast(None, payload, NOW_MS + 1000)
+    };
+    world.cancel(MessageId(1)).await;
+    world.cancel(MessageId(1)).await;
+    world.publish(of(1, b"cancelled before")).await;
+    // Both are taken in before the walk begins.
+    world.publish(of(2, b"cancelled after")).await;
+    world.cancel(MessageId(2)).await;
+    world.publish(of(3, b"kept")).await;
+    assert_eq!(client.payload().await, b"kept");
+    world.cancel(MessageId(3)).await;
+    world.publish(of(3, b"kept")).await;
+    client.nothing_more().await;
+    assert_eq!(world.metric("campanile_front_broadcasts_cancelled_total"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_broadcast_is_not_replayed() {
+    let world = World::new().await;
+    world.middle.set_index(account(1), vec![entry(1, &[])]);
+    let mut client = world.login(account(1), "r").await;
+    world.middle.hold("OpenChannel");
+    client.ask_to_open().await;
+    world.middle.wait_for("OpenChannel", 1).await;
+    world.publish(broadcast(None, b"cancelled", NOW_MS + 1000)).await;
+    settled().await;
+    world.cancel(MessageId(0)).await;
+    settled().await;
+    world.middle.let_go("OpenChannel");
+    assert_eq!(client.element().await.attr("id"), Some("o"));
+    client.nothing_more().await;
 }
 
 #[tokio::test(start_paused = true)]
