@@ -201,6 +201,10 @@ keys! {
         "Broadcasts remembered for connections whose channel is being opened.";
     "limits.xmpp_broadcast_chunk_max" => limits.xmpp.broadcast_chunk_max,
         "Connections written to in one go of a broadcast; single sends go between.";
+    "limits.xmpp_paced_broadcasts_max" => limits.xmpp.paced_broadcasts_max,
+        "Broadcasts at one time that reach each device at a moment of its own; one more is left to slower ways.";
+    "limits.xmpp_paced_slots_max" => limits.xmpp.paced_slots_max,
+        "Connections that wait for their moments in all of these, at 8 to 16 bytes each.";
     "limits.xmpp_announcements_max" => limits.xmpp.announcements_max,
         "Connections announced at one time after the middle tier lost its memory.";
     "limits.xmpp_reconnect_spread_ms" => limits.xmpp.reconnect_spread,
