@@ -38,16 +38,16 @@ pub(crate) async fn send(
     let asked = schedules::wanted(&send).then(|| send.clone());
     let order = Order::read(shared, app, send).await?;
     if order.dry_run {
-        return audiences::dry_run(shared, app, &order).await;
+        return Box::pin(audiences::dry_run(shared, app, &order)).await;
     }
     if let Err(failure) = shared.rates.take(shared, app, 1).await {
-        refused(shared, app, id, &order, &failure).await?;
+        Box::pin(refused(shared, app, id, &order, &failure)).await?;
         return Err(failure);
     }
     if let Some(asked) = asked
         && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
     {
-        return schedules::create(shared, app, id, &order, asked, due_ms, key).await;
+        return Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, key)).await;
     }
     deliver(shared, app, id, order, None, key).await
 }
@@ -107,7 +107,7 @@ async fn one_of_many(
     if let Some(asked) = asked
         && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
     {
-        return schedules::create(shared, app, id, &order, asked, due_ms, None).await;
+        return Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, None)).await;
     }
     let plan = singles(shared, app, id, order, None, outcomes).await?;
     let accepted = plan.accepted.clone();
@@ -125,7 +125,7 @@ pub(crate) async fn deliver(
     key: Option<&Key>,
 ) -> Result<Accepted, Failure> {
     if matches!(order.whom, Whom::Audience(_)) {
-        return broadcast(shared, app, id, order, schedule, key).await;
+        return Box::pin(broadcast(shared, app, id, order, schedule, key)).await;
     }
     let mut outcomes = Outcomes::new(shared);
     match singles(shared, app, id, order, schedule, &mut outcomes).await {

@@ -18,7 +18,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: AppCall) -
     let app = shared.apps.by_secret(&call.secret_sha256).await?;
     let key = Key::of(&app, call.idempotency_key, call.fingerprint)?;
     let (result, replayed) = match key {
-        Some(key) => idempotency::once(shared, &app, id, key, call.request).await,
+        Some(key) => Box::pin(idempotency::once(shared, &app, id, key, call.request)).await,
         None => (carry_out(shared, &app, id, call.request, None).await, false),
     };
     let refused = result.as_ref().err().map(|failure| failure.code);
@@ -32,7 +32,8 @@ pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: AppCall) -
     Ok(Reply::App(reply))
 }
 
-/// Does what is asked. With a key, whatever accepts something stores the answer in the same write.
+/// Does what is asked. With a key, whatever accepts something stores the answer in the same write. Each request's work is in
+/// a box, so that none has to carry the state of the largest.
 pub(crate) async fn carry_out(
     shared: &Arc<Shared>,
     app: &Arc<App>,
@@ -41,39 +42,55 @@ pub(crate) async fn carry_out(
     key: Option<&Key>,
 ) -> Result<AppAnswer, Failure> {
     match request {
-        AppRequest::Send(send) => accept::send(shared, app, id, send, key).await.map(AppAnswer::Accepted),
-        AppRequest::SendMany(many) => accept::many(shared, app, id, many, key).await.map(AppAnswer::AcceptedMany),
+        AppRequest::Send(send) => Box::pin(accept::send(shared, app, id, send, key)).await.map(AppAnswer::Accepted),
+        AppRequest::SendMany(many) => {
+            Box::pin(accept::many(shared, app, id, many, key)).await.map(AppAnswer::AcceptedMany)
+        }
         AppRequest::ChangeTopic(change) => {
-            server_topics::change(shared, app, id, change).await.map(AppAnswer::TopicChanged)
+            Box::pin(server_topics::change(shared, app, id, change)).await.map(AppAnswer::TopicChanged)
         }
-        AppRequest::NamesOf(asked) => registry::names_of(shared, app, &asked).await.map(AppAnswer::Texts),
-        AppRequest::RegidsOf(asked) => registry::regids_of(shared, app, asked).await.map(AppAnswer::Texts),
-        AppRequest::Online(asked) => registry::online(shared, app, asked).await.map(AppAnswer::Online),
-        AppRequest::TakeInvalid(asked) => registry::take_invalid(shared, app, &asked).await.map(AppAnswer::Texts),
+        AppRequest::NamesOf(asked) => Box::pin(registry::names_of(shared, app, &asked)).await.map(AppAnswer::Texts),
+        AppRequest::RegidsOf(asked) => Box::pin(registry::regids_of(shared, app, asked)).await.map(AppAnswer::Texts),
+        AppRequest::Online(asked) => Box::pin(registry::online(shared, app, asked)).await.map(AppAnswer::Online),
+        AppRequest::TakeInvalid(asked) => {
+            Box::pin(registry::take_invalid(shared, app, &asked)).await.map(AppAnswer::Texts)
+        }
         AppRequest::Registration(asked) => {
-            registry::registration(shared, app, &asked.name).await.map(AppAnswer::Registration)
+            Box::pin(registry::registration(shared, app, &asked.name)).await.map(AppAnswer::Registration)
         }
-        AppRequest::Counters(asked) => states::counters(shared, app, &asked).await.map(AppAnswer::Days),
-        AppRequest::MessageStatus(name) => states::of(shared, app, &name).await.map(AppAnswer::Messages),
-        AppRequest::Messages(asked) => states::between(shared, app, &asked).await.map(AppAnswer::Messages),
-        AppRequest::Trace(asked) => states::trace(shared, app, &asked).await.map(AppAnswer::Traced),
-        AppRequest::Stop(stop) => recall::stop(shared, app, id, stop).await.map(AppAnswer::Stopped),
-        AppRequest::Recall(recall) => recall::by_notify_id(shared, app, id, recall).await.map(AppAnswer::Changed),
-        AppRequest::Schedule(name) => schedules::show(shared, app, &name).await.map(AppAnswer::Schedule),
-        AppRequest::Schedules(page) => schedules::list(shared, app, &page).await.map(AppAnswer::Schedules),
-        AppRequest::DeleteSchedule(name) => schedules::delete(shared, app, &name).await.map(AppAnswer::Changed),
-        AppRequest::ChangeSchedule(change) => schedules::change(shared, app, change).await.map(AppAnswer::Schedule),
-        AppRequest::PutSegment(segment) => saved::put_segment(shared, app, segment).await.map(AppAnswer::Changed),
-        AppRequest::Segment(name) => saved::segment(shared, app, &name.name).await.map(AppAnswer::Segment),
-        AppRequest::DeleteSegment(name) => saved::delete_segment(shared, app, &name.name).await.map(AppAnswer::Changed),
-        AppRequest::Segments(page) => saved::segments(shared, app, &page).await.map(AppAnswer::Segments),
-        AppRequest::PutTemplate(template) => saved::put_template(shared, app, template).await.map(AppAnswer::Changed),
-        AppRequest::Template(name) => saved::template(shared, app, &name.name).await.map(AppAnswer::Template),
+        AppRequest::Counters(asked) => Box::pin(states::counters(shared, app, &asked)).await.map(AppAnswer::Days),
+        AppRequest::MessageStatus(name) => Box::pin(states::of(shared, app, &name)).await.map(AppAnswer::Messages),
+        AppRequest::Messages(asked) => Box::pin(states::between(shared, app, &asked)).await.map(AppAnswer::Messages),
+        AppRequest::Trace(asked) => Box::pin(states::trace(shared, app, &asked)).await.map(AppAnswer::Traced),
+        AppRequest::Stop(stop) => Box::pin(recall::stop(shared, app, id, stop)).await.map(AppAnswer::Stopped),
+        AppRequest::Recall(recall) => {
+            Box::pin(recall::by_notify_id(shared, app, id, recall)).await.map(AppAnswer::Changed)
+        }
+        AppRequest::Schedule(name) => Box::pin(schedules::show(shared, app, &name)).await.map(AppAnswer::Schedule),
+        AppRequest::Schedules(page) => Box::pin(schedules::list(shared, app, &page)).await.map(AppAnswer::Schedules),
+        AppRequest::DeleteSchedule(name) => {
+            Box::pin(schedules::delete(shared, app, &name)).await.map(AppAnswer::Changed)
+        }
+        AppRequest::ChangeSchedule(change) => {
+            Box::pin(schedules::change(shared, app, change)).await.map(AppAnswer::Schedule)
+        }
+        AppRequest::PutSegment(segment) => {
+            Box::pin(saved::put_segment(shared, app, segment)).await.map(AppAnswer::Changed)
+        }
+        AppRequest::Segment(name) => Box::pin(saved::segment(shared, app, &name.name)).await.map(AppAnswer::Segment),
+        AppRequest::DeleteSegment(name) => {
+            Box::pin(saved::delete_segment(shared, app, &name.name)).await.map(AppAnswer::Changed)
+        }
+        AppRequest::Segments(page) => Box::pin(saved::segments(shared, app, &page)).await.map(AppAnswer::Segments),
+        AppRequest::PutTemplate(template) => {
+            Box::pin(saved::put_template(shared, app, template)).await.map(AppAnswer::Changed)
+        }
+        AppRequest::Template(name) => Box::pin(saved::template(shared, app, &name.name)).await.map(AppAnswer::Template),
         AppRequest::DeleteTemplate(name) => {
-            saved::delete_template(shared, app, &name.name).await.map(AppAnswer::Changed)
+            Box::pin(saved::delete_template(shared, app, &name.name)).await.map(AppAnswer::Changed)
         }
-        AppRequest::Templates(page) => saved::templates(shared, app, &page).await.map(AppAnswer::Templates),
-        AppRequest::Receipts(page) => states::receipts(shared, app, &page).await.map(AppAnswer::Receipts),
+        AppRequest::Templates(page) => Box::pin(saved::templates(shared, app, &page)).await.map(AppAnswer::Templates),
+        AppRequest::Receipts(page) => Box::pin(states::receipts(shared, app, &page)).await.map(AppAnswer::Receipts),
     }
 }
 

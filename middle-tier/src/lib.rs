@@ -66,6 +66,7 @@ use schema::sorted::SortedStore;
 use schema::timeline::Timelines;
 use schema::topics::TopicMembers;
 use schema::traces::Traces;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::alarms::Alarms;
@@ -306,20 +307,25 @@ impl Middle {
     pub async fn serve(self, drain: CancellationToken) {
         let Self { inbox, shared, publisher, counter } = self;
         let _stop = shared.tasks.stop_on_drop();
-        let publishing = publisher.run(Arc::clone(&shared), drain.clone());
-        let counting = counter.run(Arc::clone(&shared), drain.clone());
-        let jobs = async {
-            tokio::join!(
-                sweep::run(Arc::clone(&shared), drain.clone()),
-                alarms::run(Arc::clone(&shared), drain.clone()),
-                counts::run(Arc::clone(&shared), drain.clone()),
-                schedules::run(Arc::clone(&shared), drain.clone()),
-                expiry::run(Arc::clone(&shared), drain.clone()),
-                receipts::run(Arc::clone(&shared), drain.clone()),
-            )
-        };
-        let serving = Service::new(Arc::clone(&shared)).run(inbox, drain.clone());
-        tokio::join!(publishing, counting, jobs, serving);
+        // Each on its own, so that none is looked at whenever another has something to do.
+        let mut jobs = JoinSet::new();
+        jobs.spawn(publisher.run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(counter.run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(sweep::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(alarms::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(counts::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(schedules::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(expiry::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(receipts::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(Service::new(Arc::clone(&shared)).run(inbox, drain));
+        while let Some(ended) = jobs.join_next().await {
+            // A job that crashed is a tier that crashed.
+            if let Err(crash) = ended
+                && crash.is_panic()
+            {
+                std::panic::resume_unwind(crash.into_panic());
+            }
+        }
         shared.sessions.end_all(&shared).await;
         if let Err(error) = shared.counts.flush(&shared).await {
             tracing::warn!(%error, "the last counts could not be written");

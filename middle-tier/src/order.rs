@@ -66,7 +66,7 @@ impl Order {
         let mut notification = send.notification;
         if let Some(name) = &send.template_name {
             let variables = send.variables.unwrap_or_default();
-            saved::fill_in(shared, app, name, &variables, &mut notification).await?;
+            Box::pin(saved::fill_in(shared, app, name, &variables, &mut notification)).await?;
         }
         check_texts(&notification)?;
         check_job_key(&notification)?;
@@ -160,7 +160,7 @@ pub(crate) async fn whom(
         }
         5 => {
             let name = target.segment.unwrap_or_default();
-            (4, Whom::Audience(saved::audience_of_segment(shared, app, &name).await?))
+            (4, Whom::Audience(Box::pin(saved::audience_of_segment(shared, app, &name)).await?))
         }
         kind => return Err(bad(format!("there is no kind of target {kind}"))),
     })

@@ -65,22 +65,22 @@ async fn serve(shared: &Arc<Shared>, incoming: Incoming) {
 
 async fn respond(shared: &Arc<Shared>, id: MessageId, request: Request) -> Result<Reply, Failure> {
     match request {
-        Request::CreateAccount(request) => accounts::create(shared, request).await,
-        Request::RenewToken(request) => accounts::renew(shared, request).await,
-        Request::RevokeTokens(request) => accounts::revoke(shared, request).await,
-        Request::TokenTimes(request) => accounts::token_times(shared, request).await,
-        Request::App(call) => app_calls::answer(shared, id, call).await,
-        Request::FireSchedule(request) => schedules::fire(shared, id, request).await,
-        Request::CreateApp(request) => apps::create(shared, request).await,
-        Request::ListApps(_) => apps::list(shared).await,
-        Request::RotateSecret(request) => apps::rotate_secret(shared, request).await,
-        Request::SetAppLimits(request) => apps::set_limits(shared, request).await,
-        Request::WebhookSecret(request) => apps::webhook_secret(shared, request).await,
-        Request::Connect(request) => routes::connect(shared, id, request).await,
-        Request::Disconnect(request) => routes::disconnect(shared, request).await,
-        Request::FrontLease(request) => routes::lease(shared, request).await,
-        Request::OpenChannel(request) => routes::open_channel(shared, id, request).await,
-        Request::ChannelUp(request) => commands::channel_up(shared, id, request).await,
+        Request::CreateAccount(request) => Box::pin(accounts::create(shared, request)).await,
+        Request::RenewToken(request) => Box::pin(accounts::renew(shared, request)).await,
+        Request::RevokeTokens(request) => Box::pin(accounts::revoke(shared, request)).await,
+        Request::TokenTimes(request) => Box::pin(accounts::token_times(shared, request)).await,
+        Request::App(call) => Box::pin(app_calls::answer(shared, id, call)).await,
+        Request::FireSchedule(request) => Box::pin(schedules::fire(shared, id, request)).await,
+        Request::CreateApp(request) => Box::pin(apps::create(shared, request)).await,
+        Request::ListApps(_) => Box::pin(apps::list(shared)).await,
+        Request::RotateSecret(request) => Box::pin(apps::rotate_secret(shared, request)).await,
+        Request::SetAppLimits(request) => Box::pin(apps::set_limits(shared, request)).await,
+        Request::WebhookSecret(request) => Box::pin(apps::webhook_secret(shared, request)).await,
+        Request::Connect(request) => Box::pin(routes::connect(shared, id, request)).await,
+        Request::Disconnect(request) => Box::pin(routes::disconnect(shared, request)).await,
+        Request::FrontLease(request) => Box::pin(routes::lease(shared, request)).await,
+        Request::OpenChannel(request) => Box::pin(routes::open_channel(shared, id, request)).await,
+        Request::ChannelUp(request) => Box::pin(commands::channel_up(shared, id, request)).await,
     }
 }
 
