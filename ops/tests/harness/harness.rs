@@ -13,6 +13,8 @@
 pub(crate) mod app_server;
 pub(crate) mod clients;
 pub(crate) mod fleet;
+pub(crate) mod http;
+pub(crate) mod receiver;
 pub(crate) mod server;
 pub(crate) mod terminal;
 

@@ -19,6 +19,8 @@ pub(crate) struct Target {
     pub(crate) path: &'static str,
     /// The parameter that names the target, and the name.
     pub(crate) parameter: (&'static str, String),
+    /// Parameters that go with each send.
+    pub(crate) more: Vec<(&'static str, String)>,
     /// The devices that it means.
     pub(crate) devices: BTreeSet<usize>,
     /// What one sender sends to it must arrive in that order: so it is for registrations, not for broadcasts.
@@ -88,11 +90,18 @@ impl Target {
 
     /// A topic that these devices are subscribed to.
     pub(crate) fn topic(topic: &str, devices: BTreeSet<usize>) -> Self {
-        Self { path: "/v3/message/topic", parameter: ("topic", topic.to_owned()), devices, ordered: false }
+        let single = Self::single("/v3/message/topic", ("topic", topic.to_owned()), devices);
+        Self { ordered: false, ..single }
     }
 
     fn single(path: &'static str, parameter: (&'static str, String), devices: BTreeSet<usize>) -> Self {
-        Self { path, parameter, devices, ordered: true }
+        Self { path, parameter, more: Vec::new(), devices, ordered: true }
+    }
+
+    /// With a parameter more.
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.more.push((name, value.to_owned()));
+        self
     }
 }
 
@@ -127,7 +136,9 @@ impl History {
             (sends.len() - 1, payload)
         };
         let (name, value) = &target.parameter;
-        let answer = as_server.try_send(target.path, &[(name, value), ("payload", &payload)]);
+        let more = target.more.iter().map(|(name, value)| (*name, value.as_str()));
+        let form: Vec<_> = [(*name, value.as_str()), ("payload", &payload)].into_iter().chain(more).collect();
+        let answer = as_server.try_send(target.path, &form);
         if let Some(sent) = self.sends().get_mut(number) {
             sent.answer = Some(answer);
         }
