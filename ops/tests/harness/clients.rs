@@ -11,28 +11,43 @@ pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
 
-/// Node with npm's `xiaomi-push`, ready for the arguments of `send.js`; `None` where it is absent and may be.
-pub(crate) fn xiaomi_push() -> Option<Command> {
-    let folder = folder().join("xiaomi-push");
-    let there = runs("node", "--version") && folder.join("node_modules/xiaomi-push").exists();
-    present(there, "npm's xiaomi-push").then(|| {
+/// Node with that package of npm, ready for the arguments of its `drive.js`; `None` where it is absent and may be.
+pub(crate) fn npm(package: &str) -> Option<Command> {
+    let folder = folder().join(package);
+    let there = runs("node", "--version") && folder.join("node_modules").join(package).exists();
+    present(there, &format!("npm's {package}")).then(|| {
         let mut command = Command::new("node");
-        command.arg(folder.join("send.js"));
+        command.arg(folder.join("drive.js"));
         command
     })
 }
 
 /// Python with PyPI's slixmpp, ready for the arguments of `receive.py`; `None` where it is absent and may be.
 pub(crate) fn slixmpp() -> Option<Command> {
-    // Beside the folder that cargo gives to tests: in the target folder.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder");
-    let python = target.join("slixmpp/bin/python");
+    let python = python("slixmpp");
     let there = python.exists() && runs("thrift", "--version");
     present(there, "PyPI's slixmpp with the Thrift compiler").then(|| {
         let mut command = Command::new(python);
         command.arg(folder().join("slixmpp/receive.py"));
         command
     })
+}
+
+/// Python with PyPI's xmpush-python, ready for the arguments of `drive.py`; `None` where it is absent and may be.
+pub(crate) fn xmpush_python() -> Option<Command> {
+    let python = python("xmpush");
+    present(python.exists(), "PyPI's xmpush-python").then(|| {
+        let mut command = Command::new(python);
+        command.arg(folder().join("xmpush-python/drive.py"));
+        command
+    })
+}
+
+/// The Python of a client's own, in the target folder.
+fn python(name: &str) -> PathBuf {
+    // Beside the folder that cargo gives to tests.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder");
+    target.join(name).join("bin/python")
 }
 
 /// curl; `None` where it is absent and may be.
