@@ -29,10 +29,10 @@ pub(crate) struct Received<'a> {
 
 /// What the middle tier is asked, and what is made of its answer. It holds nothing of the request as it came.
 pub(crate) struct Ask {
-    pub(crate) lane: Lane,
-    pub(crate) shard: Shard,
-    pub(crate) request: wire::AppRequest,
-    pub(crate) tell: Tell,
+    lane: Lane,
+    shard: Shard,
+    call: Box<wire::AppCall>,
+    tell: Tell,
 }
 
 /// Makes a reply of the middle's answer; `None` for an answer of another kind, which is a fault of ours.
@@ -50,36 +50,48 @@ macro_rules! tell {
 pub(crate) use tell;
 
 impl Ask {
+    /// A question on behalf of the app whose secret came with the request.
+    pub(crate) fn new(
+        received: &Received<'_>,
+        lane: Lane,
+        shard: Shard,
+        request: wire::AppRequest,
+        tell: Tell,
+    ) -> Self {
+        let secret_sha256 = received.secret.to_vec();
+        let call = Box::new(wire::AppCall { secret_sha256, request, idempotency_key: None, fingerprint: None });
+        Self { lane, shard, call, tell }
+    }
+
     /// A question that concerns no registration in particular.
     pub(crate) fn of_app(received: &Received<'_>, lane: Lane, request: wire::AppRequest, tell: Tell) -> Self {
-        Self { lane, shard: received.secret.shard(), request, tell }
+        Self::new(received, lane, received.secret.shard(), request, tell)
     }
 
     /// A question about one registration: it is the work of its account's shard, if the text is a registration id.
     pub(crate) fn of_registration(received: &Received<'_>, regid: &str, request: wire::AppRequest, tell: Tell) -> Self {
         let shard =
             regid.parse().map_or_else(|_| received.secret.shard(), |regid: RegId| Shard::of_registration(regid));
-        Self { lane: Lane::High, shard, request, tell }
+        Self::new(received, Lane::High, shard, request, tell)
+    }
+
+    /// The same, carried out once for this key.
+    #[must_use]
+    pub(crate) fn once(mut self, idempotency: Idempotency) -> Self {
+        self.call.idempotency_key = Some(idempotency.key);
+        self.call.fingerprint = Some(idempotency.fingerprint);
+        self
     }
 
     /// Asks the middle tier.
-    pub(crate) async fn carry(
-        self,
-        bus: &dyn Bus,
-        secret: SecretDigest,
-        idempotency: Option<Idempotency>,
-        deadline: Instant,
-    ) -> Outcome {
-        let Self { lane, shard, request, tell } = self;
-        let (idempotency_key, fingerprint) =
-            idempotency.map_or((None, None), |Idempotency { key, fingerprint }| (Some(key), Some(fingerprint)));
-        let call = wire::AppCall { secret_sha256: secret.to_vec(), request, idempotency_key, fingerprint };
+    pub(crate) async fn carry(self, bus: &dyn Bus, deadline: Instant) -> Outcome {
+        let Self { lane, shard, call, tell } = self;
         let reply = match bus.request(Call { lane, shard, deadline, request: Request::App(call) }).await {
             Ok(Reply::App(reply)) => reply,
             Ok(_) => return unexpected("App").into(),
             Err(failure) => return failure.into(),
         };
-        let wire::AppReply { status, answer, rate, replayed } = reply;
+        let wire::AppReply { status, answer, rate, replayed } = *reply;
         let result = match status.code {
             0 => answer.and_then(tell).unwrap_or_else(|| Err(unexpected("App").into())),
             _ => Err(Failure::from_status(status).into()),

@@ -21,6 +21,6 @@ pub(crate) fn page_from(cursor: &Parameter, params: &Params<'_>) -> Result<wire:
 }
 
 /// A page: `next` is null on the last one.
-pub(crate) fn paged(list: Vec<Value>, next: Option<String>) -> Done {
+pub(crate) fn paged(list: Vec<Value>, next: Option<&str>) -> Done {
     Done::with([("list", Value::from(list)), ("next", json!(next))])
 }

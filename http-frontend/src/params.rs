@@ -13,7 +13,7 @@ use percent_encoding::percent_decode;
 use serde_json::{Map, Value};
 
 /// The parameters that are objects in a JSON body; in a form each member is a parameter `<name>.<member>`.
-const MAPS: &[&str] = &["extra", "var"];
+pub(crate) const MAPS: &[&str] = &["extra", "var"];
 /// The parameter that is an array of objects in a JSON body, and such an array as text in a form.
 pub(crate) const MESSAGES: &str = "messages";
 

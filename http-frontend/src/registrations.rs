@@ -33,13 +33,13 @@ pub(crate) fn show(received: &Received<'_>) -> Result<Ask, Failure> {
 pub(crate) fn receipts(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Receipts(page_from(&SINCE, &received.params)?);
     let tell = tell!(Receipts(answer) => {
-        let list = answer.receipts.into_iter().map(receipt).collect();
-        Ok::<Done, Refusal>(paged(list, Some(answer.next_after)))
+        let list = answer.receipts.iter().map(receipt).collect();
+        Ok::<Done, Refusal>(paged(list, Some(&answer.next_after)))
     });
     Ok(Ask::of_app(received, Lane::Normal, request, tell))
 }
 
-fn receipt(receipt: wire::Receipt) -> Value {
+fn receipt(receipt: &wire::Receipt) -> Value {
     json!({
         "id": receipt.id,
         "message": receipt.message,

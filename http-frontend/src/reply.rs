@@ -130,12 +130,13 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
     /// Where the method was wrong: those that would be right.
     pub(crate) allow: Option<String>,
-    pub(crate) data: Data,
+    /// The members of `data`.
+    pub(crate) data: Map<String, Value>,
 }
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        Self { failure, status: None, retry_after: None, allow: None, data: Data::Nothing }
+        Self { failure, status: None, retry_after: None, allow: None, data: Map::new() }
     }
 }
 
@@ -198,7 +199,7 @@ pub(crate) fn envelope(manner: Manner, trace_id: &str, outcome: Outcome) -> Resp
                 info: "",
                 reason: failure.code.reason(),
                 trace_id,
-                data: &data,
+                data: &Data::Members(data),
             };
             let mut response = respond(status.unwrap_or_else(|| manner.status(failure.code)), &envelope);
             let headers = response.headers_mut();

@@ -134,14 +134,14 @@ async fn handle(shared: &Shared, routed: Routed<'_>, parts: &Parts, body: Body, 
         Err(refusal) => return refusal.into(),
     };
     match prepared {
-        Prepared::App(ask, secret, idempotency) => ask.carry(&*shared.bus, secret, idempotency, deadline).await,
+        Prepared::App(ask) => ask.carry(&*shared.bus, deadline).await,
         Prepared::Device(ask) => ask.carry(shared, deadline).await.map_err(Refusal::from).into(),
     }
 }
 
 /// A request that was read: nothing of it as it came is held while the middle tier is asked.
 enum Prepared {
-    App(Ask, SecretDigest, Option<Idempotency>),
+    App(Ask),
     Device(DeviceAsk),
 }
 
@@ -180,7 +180,10 @@ async fn prepare(
         if routed.what.sends() { Idempotency::read(&parts.headers, routed.route.path, &params)? } else { None };
     let received = Received { params, argument: &routed.argument, secret, now_ms: shared.clock.now_ms() };
     let ask = routed.what.ask(&received).ok_or_else(|| Failure::from(Code::NotServed))??;
-    Ok(Prepared::App(ask, secret, idempotency))
+    Ok(Prepared::App(match idempotency {
+        Some(idempotency) => ask.once(idempotency),
+        None => ask,
+    }))
 }
 
 /// A body, and whether its sender waits for `100 Continue` before sending it (RFC 9110 §10.1.1), which hyper sends when

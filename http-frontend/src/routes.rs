@@ -125,6 +125,11 @@ impl What {
         matches!(self, Self::Send(..) | Self::SendMany(_) | Self::SendMessage)
     }
 
+    /// True if its own parameters stand beside those that every message has.
+    pub(crate) fn has_message(self) -> bool {
+        matches!(self, Self::Send(..) | Self::SendMessage)
+    }
+
     /// What the middle tier is to be asked; `None` for what no app server asks for.
     pub(crate) fn ask(self, received: &Received<'_>) -> Option<Result<Ask, Refusal>> {
         let ask = match self {
@@ -215,12 +220,6 @@ impl Route {
     /// Whose conventions the path follows.
     pub(crate) fn manner(&self) -> Manner {
         Manner::of(self.path)
-    }
-
-    /// The name in braces, if there is one.
-    pub(crate) fn argument(&self) -> Option<&'static str> {
-        let (_, rest) = self.path.split_once('{')?;
-        rest.split_once('}').map(|(name, _)| name)
     }
 }
 

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::call::{Ask, Received, tell};
 use crate::messages::expression;
 use crate::pages::{page, paged};
-use crate::params::missing;
+use crate::params::{missing, shown};
 use crate::reply::{Done, Refusal};
 use crate::stop::existed;
 use crate::vocabulary::{
-    EXPRESSION, EXTRA, EXTRA_CHARS_MAX, NAME, TEMPLATE_DESCRIPTION, TEMPLATE_EXTRAS_MAX, TEMPLATE_PAYLOAD,
+    EXPRESSION, EXTRA_CHARS_MAX, NAME, TEMPLATE_DESCRIPTION, TEMPLATE_EXTRA, TEMPLATE_EXTRAS_MAX, TEMPLATE_PAYLOAD,
     TEMPLATE_TITLE,
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn put_segment(received: &Received<'_>) -> Result<Ask, Failure> {
 /// One saved expression.
 pub(crate) fn segment(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Segment(name(received)?);
-    let tell = tell!(Segment(segment) => Ok::<Done, Refusal>(Done::with(shown_segment(segment))));
+    let tell = tell!(Segment(segment) => Ok::<Done, Refusal>(Done::with(shown_segment(&segment))));
     Ok(Ask::of_app(received, Lane::High, request, tell))
 }
 
@@ -45,8 +45,8 @@ pub(crate) fn delete_segment(received: &Received<'_>) -> Result<Ask, Failure> {
 pub(crate) fn segments(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Segments(page(&received.params)?);
     let tell = tell!(Segments(answer) => {
-        let list = answer.segments.into_iter().map(|segment| object(shown_segment(segment))).collect();
-        Ok::<Done, Refusal>(paged(list, answer.next_after))
+        let list = answer.segments.iter().map(|segment| object(shown_segment(segment))).collect();
+        Ok::<Done, Refusal>(paged(list, answer.next_after.as_deref()))
     });
     Ok(Ask::of_app(received, Lane::Normal, request, tell))
 }
@@ -76,13 +76,11 @@ fn extra(received: &Received<'_>) -> Result<BTreeMap<String, String>, Failure> {
     for (name, text) in received.params.with_prefix("extra.") {
         let text = text?;
         let chars = name.chars().count() + text.chars().count();
-        if chars > EXTRA_CHARS_MAX || extra.len() == TEMPLATE_EXTRAS_MAX {
-            let expected =
-                format!("at most {TEMPLATE_EXTRAS_MAX}, with at most {EXTRA_CHARS_MAX} characters in name and value");
-            return Err(Failure::new(
-                EXTRA.code,
-                format!("the parameters extra.* are too many or too long: expected {expected}"),
-            ));
+        if chars > EXTRA_CHARS_MAX {
+            return Err(TEMPLATE_EXTRA.wrong_because(&format!("extra.{} of {chars} characters", shown(name))));
+        }
+        if extra.len() == TEMPLATE_EXTRAS_MAX {
+            return Err(TEMPLATE_EXTRA.wrong_because("more than that"));
         }
         extra.insert(name.to_owned(), text.to_owned());
     }
@@ -92,7 +90,7 @@ fn extra(received: &Received<'_>) -> Result<BTreeMap<String, String>, Failure> {
 /// One template.
 pub(crate) fn template(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Template(name(received)?);
-    let tell = tell!(Template(template) => Ok::<Done, Refusal>(Done::with(shown_template(template))));
+    let tell = tell!(Template(template) => Ok::<Done, Refusal>(Done::with(shown_template(&template))));
     Ok(Ask::of_app(received, Lane::High, request, tell))
 }
 
@@ -106,8 +104,8 @@ pub(crate) fn delete_template(received: &Received<'_>) -> Result<Ask, Failure> {
 pub(crate) fn templates(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Templates(page(&received.params)?);
     let tell = tell!(Templates(answer) => {
-        let list = answer.templates.into_iter().map(|template| object(shown_template(template))).collect();
-        Ok::<Done, Refusal>(paged(list, answer.next_after))
+        let list = answer.templates.iter().map(|template| object(shown_template(template))).collect();
+        Ok::<Done, Refusal>(paged(list, answer.next_after.as_deref()))
     });
     Ok(Ask::of_app(received, Lane::Normal, request, tell))
 }
@@ -123,7 +121,7 @@ fn replaced(changed: &wire::Changed) -> Result<Done, Refusal> {
     Ok(Done::with([("replaced", json!(changed.existed))]))
 }
 
-fn shown_segment(segment: wire::Segment) -> Vec<(&'static str, Value)> {
+fn shown_segment(segment: &wire::Segment) -> Vec<(&'static str, Value)> {
     vec![
         ("name", json!(segment.name)),
         ("expression", json!(segment.expression)),
@@ -131,13 +129,13 @@ fn shown_segment(segment: wire::Segment) -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn shown_template(template: wire::Template) -> Vec<(&'static str, Value)> {
+fn shown_template(template: &wire::Template) -> Vec<(&'static str, Value)> {
     vec![
         ("name", json!(template.name)),
         ("title", json!(template.title)),
         ("description", json!(template.description)),
         ("payload", json!(template.payload)),
-        ("extra", json!(template.extra.unwrap_or_default())),
+        ("extra", json!(template.extra.clone().unwrap_or_default())),
         ("changed_at_ms", json!(template.changed_at_ms)),
     ]
 }

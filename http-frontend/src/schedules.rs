@@ -22,7 +22,7 @@ pub(crate) fn list(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Schedules(page(&received.params)?);
     let tell = tell!(Schedules(answer) => {
         let list = answer.schedules.into_iter().map(object).collect();
-        Ok::<Done, Refusal>(paged(list, answer.next_after))
+        Ok::<Done, Refusal>(paged(list, answer.next_after.as_deref()))
     });
     Ok(Ask::of_app(received, Lane::Normal, request, tell))
 }

@@ -33,7 +33,7 @@ pub(crate) fn of(
     let (lane, shard) = (target.lane, target.shard(received.secret));
     let send = message::read(&received.params, target, packages, received.now_ms)?;
     let tell = tell!(Accepted(accepted) => Ok::<Done, Refusal>(accepted_one(to, count, accepted)));
-    Ok(Ask { lane, shard, request: wire::AppRequest::Send(send), tell })
+    Ok(Ask::new(received, lane, shard, wire::AppRequest::Send(send), tell))
 }
 
 fn accepted_one(to: To, count: Option<usize>, accepted: wire::Accepted) -> Done {

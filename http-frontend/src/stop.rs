@@ -10,7 +10,7 @@ use crate::params::missing;
 use crate::reply::{Done, Refusal};
 use crate::schedules::shown as shown_schedule;
 use crate::send::target::{Packages, To};
-use crate::vocabulary::{ID, JOB_ID, JOB_KEY, JOB_KEYS, MSG_IDS, NOTIFY_ID};
+use crate::vocabulary::{ID, JOB_ID, JOB_KEYS, MSG_IDS, NOTIFY_ID, SCHEDULE_JOB_KEY};
 
 /// What is asked about a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(crate) enum Schedule {
 /// A schedule, named by its id or by its job key.
 pub(crate) fn schedule(received: &Received<'_>, what: Schedule) -> Result<Ask, Failure> {
     let params = &received.params;
-    let (id, job_key) = (JOB_ID.owned(params)?, JOB_KEY.owned(params)?);
+    let (id, job_key) = (JOB_ID.owned(params)?, SCHEDULE_JOB_KEY.owned(params)?);
     if id.is_none() && job_key.is_none() {
         return Err(missing(JOB_ID.name, "the id of a scheduled message, or its jobkey"));
     }
@@ -105,7 +105,7 @@ pub(crate) fn recall(received: &Received<'_>, to: To) -> Result<Ask, Failure> {
     let request = wire::AppRequest::Recall(wire::Recall { target: target.wire, notify_id, packages });
     // Whether anybody shows such a notification only the devices know.
     let tell = tell!(Changed(_) => Ok::<Done, Refusal>(Done::default()));
-    Ok(Ask { lane, shard, request, tell })
+    Ok(Ask::new(received, lane, shard, request, tell))
 }
 
 /// The messages that `msg_id` and `job_key` name, if any.

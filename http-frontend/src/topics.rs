@@ -28,5 +28,5 @@ pub(crate) fn ask(received: &Received<'_>, subscribe: bool, by: To) -> Result<As
         let bad = by.bad(changed.bad_targets).map(|(member, bad)| (member, Value::from(bad)));
         Ok::<Done, Refusal>(Done { info: info.into(), ..Done::with(bad) })
     });
-    Ok(Ask { lane, shard, request, tell })
+    Ok(Ask::new(received, lane, shard, request, tell))
 }

@@ -260,7 +260,7 @@ parameters! {
         example "Asia/Shanghai";
 
     /// No sending after this: milliseconds since 1970, or a time in `time_zone`.
-    REPEAT_UNTIL = "repeat_until": Bytes(24), BadValue,
+    REPEAT_UNTIL = "repeat_until": Pattern(19, MOMENT_PATTERN, is_moment), BadValue,
         right "milliseconds since 1970, or a time in the time zone of the schedule such as 2026-12-01T09:00",
         example "2026-12-31T00:00";
 
@@ -325,7 +325,7 @@ parameters! {
         example "01KBD2ZQ8M3YV6T4N0R7HXW5PC";
 
     /// All messages with this `extra.jobkey`.
-    JOB_KEY = "job_key" also "jobkey": Pattern(JOB_KEY_CHARS_MAX, JOB_KEY_PATTERN, is_job_key), BadValue,
+    JOB_KEY = "job_key": Pattern(JOB_KEY_CHARS_MAX, JOB_KEY_PATTERN, is_job_key), BadValue,
         right "at most 20 characters of 0-9 A-Z a-z _ -",
         example "match_7-goal_1";
 
@@ -345,6 +345,11 @@ parameters! {
     JOB_ID = "job_id": Bytes(ID_BYTES_MAX), BadValue,
         right "the id of a scheduled message, at most 64 bytes",
         example "01KBD2ZQ8M3YV6T4N0R7HXW5PC";
+
+    /// All schedules whose message has this `extra.jobkey`.
+    SCHEDULE_JOB_KEY = "jobkey" also "job_key": Pattern(JOB_KEY_CHARS_MAX, JOB_KEY_PATTERN, is_job_key), BadValue,
+        right "at most 20 characters of 0-9 A-Z a-z _ -",
+        example "match_7-goal_1";
 
     /// A message.
     ID = "id" also "msg_id": Bytes(ID_BYTES_MAX), BadValue,
@@ -382,6 +387,11 @@ parameters! {
     TEMPLATE_DESCRIPTION = "description": Chars(TEMPLATE_TEXT_CHARS_MAX), DescriptionTooLong,
         right "at most 512 characters, variables included",
         example "{{player}} in the {{minute}}th minute";
+
+    /// Extras that the template gives; variables are written `{{name}}`.
+    TEMPLATE_EXTRA = "extra.*": Chars(EXTRA_CHARS_MAX), BadExtra,
+        right "at most 32 extras, each with at most 1024 characters in name and value",
+        example "goal";
 
     /// What the page before gave as `next`. Absent: from the beginning.
     AFTER = "after": Bytes(CURSOR_BYTES_MAX), BadValue,
@@ -439,7 +449,7 @@ parameters! {
 
     /// The account, by its id or address.
     ACCOUNT = "account" also "jid": Bytes(256), BadValue,
-        right "an account's id, or its address <id>@<domain>",
+        right "an account's id, or its address <id>@<domain>, at most 256 bytes",
         example "01kbd2zq8m3yv6t4n0r7hxw5pc";
 
     /// The account's token, which is replaced by the one that is answered.
@@ -479,6 +489,7 @@ const JOB_KEY_PATTERN: &str = "^[0-9A-Za-z_-]{1,20}$";
 const NAME_BYTES_MAX: usize = 64;
 const NAME_PATTERN: &str = "^[A-Za-z0-9._-]{1,64}$";
 const LOCAL_TIME_PATTERN: &str = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?$";
+const MOMENT_PATTERN: &str = "^([0-9]{1,15}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?)$";
 const REPEAT_PATTERN: &str = r"^\S+( +\S+){4}$";
 const TIME_ZONE_PATTERN: &str = "^[A-Za-z0-9_+/-]+$";
 const URL_BYTES_MAX: usize = 2048;
@@ -520,6 +531,10 @@ pub(crate) fn parse_local_time(text: &str) -> Option<DateTime> {
     if shape && matches!(text.len(), 16 | 19) { text.parse().ok() } else { None }
 }
 
+fn is_moment(text: &str) -> bool {
+    is_local_time(text) || ((1..=15).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Which fields make sense, whoever keeps the schedule says.
 fn is_five_fields(text: &str) -> bool {
     text.split_ascii_whitespace().count() == 5 && !text.contains(char::is_control)
@@ -552,4 +567,93 @@ pub(crate) fn parse_day(text: &str) -> Option<Date> {
 
 fn is_device_text(text: &str) -> bool {
     text.chars().count() <= 128 && !text.contains(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::{BodyFormat, Params};
+
+    /// The largest and the smallest value that a parameter may hold, and values beyond.
+    fn edges(parameter: &Parameter) -> (Vec<String>, Vec<String>) {
+        let x = |count: usize| "x".repeat(count);
+        let many = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        let number = |number: i128| number.to_string();
+        match parameter.holds {
+            Chars(max) => (vec!["ä".repeat(max)], vec![x(max + 1)]),
+            Bytes(max) => (vec![x(max)], vec![x(max + 1), "ä".repeat(max / 2 + 1)]),
+            Integer(min, max) => (
+                vec![min.to_string(), max.to_string()],
+                vec![number(i128::from(min) - 1), number(i128::from(max) + 1), "one".into(), "1.5".into()],
+            ),
+            Flag => (vec!["0".into(), "1".into()], vec!["2".into(), "yes".into()]),
+            OneOf(texts) => (texts.iter().map(|text| (*text).to_owned()).collect(), vec!["neither".into()]),
+            Ids(max) | Names(max) => (vec![many(max)], vec![many(max + 1)]),
+            Pattern(max, ..) => (vec![parameter.example.to_owned()], vec![x(max + 1), "\u{1}".into()]),
+            Json(_) => (vec![parameter.example.to_owned()], vec![]),
+        }
+    }
+
+    #[test]
+    fn every_parameter_holds_its_limit_and_refuses_what_lies_beyond_with_its_code() {
+        for parameter in ALL {
+            let (good, bad) = edges(parameter);
+            let read = |value: String| {
+                let members = serde_json::Map::from_iter([(parameter.name.to_owned(), value.into())]);
+                let params = Params::from_members(members).expect("a text");
+                let list = matches!(parameter.holds, Ids(_) | Names(_));
+                let read = if list { parameter.list(&params).map(drop) } else { parameter.text(&params).map(drop) };
+                read.map_err(|failure| (failure.code, failure.description))
+            };
+            for value in good {
+                assert_eq!(read(value.clone()), Ok(()), "{}: {value}", parameter.name);
+            }
+            for value in bad {
+                let (code, words) = read(value).expect_err(parameter.name);
+                assert_eq!(code, parameter.code, "{words}");
+                assert!(words.starts_with(&format!("the parameter {} ", parameter.name)), "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_parameter_tells_its_limit_its_purpose_and_an_example_that_is_right() {
+        for parameter in ALL {
+            let limit = match parameter.holds {
+                Chars(max) if parameter.right.starts_with("fewer") => max + 1,
+                Chars(max) | Bytes(max) | Ids(max) | Names(max) | Json(max) => max,
+                Integer(_, i64::MAX) | Flag | OneOf(_) | Pattern(..) => 0,
+                Integer(_, max) => usize::try_from(max).expect("a limit"),
+            };
+            let told = limit <= 1 || limit == TIME_TOLD || parameter.right.contains(&limit.to_string());
+            assert!(told, "{}: {limit} is not in {:?}", parameter.name, parameter.right);
+            assert!(parameter.doc.trim().ends_with(['.', ')']), "{}: {:?}", parameter.name, parameter.doc);
+            let form = [parameter.name.as_bytes(), b"=", parameter.example.replace('+', "%2B").as_bytes()].concat();
+            let params = Params::read(None, &BodyFormat::Form, &form).expect("a form");
+            assert!(parameter.text(&params).is_ok_and(|text| text.is_some()), "{}", parameter.name);
+        }
+    }
+
+    /// The year 9999 need not be told.
+    const TIME_TOLD: usize = 253_402_300_799_999;
+
+    #[test]
+    fn a_url_is_http_with_a_host() {
+        for good in ["http://a", "https://example.com:8443/x?y=1", "HTTPS://EXAMPLE.com"] {
+            assert!(is_url(good), "{good}");
+        }
+        for bad in
+            ["", "a", "ftp://a", "https://", "https:///x", "/x", "javascript:alert(1)", "http://a b", "http://a\u{0}"]
+        {
+            assert!(!is_url(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_day_is_one_of_the_calendar() {
+        assert!(is_day("20240229") && is_day("20261231"));
+        for bad in ["20230229", "20261301", "2026120", "202612011", "2026-1-1", "+2026120", "2026120\u{664}"] {
+            assert!(!is_day(bad), "{bad}");
+        }
+    }
 }

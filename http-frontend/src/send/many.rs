@@ -24,16 +24,15 @@ pub(crate) fn ask(received: &Received<'_>, to: To) -> Result<Ask, Refusal> {
     for (index, element) in elements.into_iter().enumerate() {
         match one(element, to, &common, received.now_ms) {
             Ok(send) => sends.push(send),
-            Err(failure) => refused.push((index, named(index, failure))),
+            Err(failure) => refused.push((index, named(index, &failure))),
         }
     }
     if sends.is_empty() {
         return Err(none_accepted(&refused));
     }
-    let shard = received.secret.shard();
     let request = wire::AppRequest::SendMany(wire::SendMany { sends });
     let tell = tell!(AcceptedMany(answer) => accepted_many(to, count, refused, answer));
-    Ok(Ask { lane: Lane::Normal, shard, request, tell })
+    Ok(Ask::of_app(received, Lane::Normal, request, tell))
 }
 
 /// The array in the parameter `messages`.
@@ -85,8 +84,8 @@ fn one(element: Value, to: To, common: &Common, now_ms: u64) -> Result<wire::Sen
 }
 
 /// A failure of one message, saying which.
-fn named(index: usize, failure: Failure) -> Failure {
-    Failure { description: format!("{MESSAGES_NAME}[{index}]: {}", failure.description), ..failure }
+fn named(index: usize, failure: &Failure) -> Failure {
+    Failure::new(failure.code, format!("{MESSAGES_NAME}[{index}]: {}", failure.description))
 }
 
 fn accepted_many(
@@ -103,7 +102,7 @@ fn accepted_many(
         bad.extend(accepted.bad_targets.unwrap_or_default());
         if code != 0 {
             let code = Code::from_number(code).unwrap_or(Code::System);
-            refused.push((index, named(index, Failure::from(code))));
+            refused.push((index, named(index, &Failure::from(code))));
         } else if let Some(count) = accepted.audience {
             total = Some(sum(total, count));
         }
@@ -136,7 +135,7 @@ fn sum(total: Option<wire::AudienceCount>, count: wire::AudienceCount) -> wire::
 
 fn none_accepted(refused: &[(usize, Failure)]) -> Refusal {
     let failure = refused.first().map_or_else(|| MESSAGES.missing(), |(_, failure)| failure.clone());
-    let data = Data::Members(Map::from_iter([("errors".to_owned(), errors(refused))]));
+    let data = Map::from_iter([("errors".to_owned(), errors(refused))]);
     Refusal { data, ..Refusal::from(failure) }
 }
 

@@ -78,7 +78,7 @@ fn read_until(text: &str, time_zone: &str, now_ms: u64) -> Result<i64, Failure> 
         let time = TimeZone::get(time_zone).ok()?.to_ambiguous_timestamp(time).compatible().ok()?;
         Some(time.as_millisecond())
     };
-    let ms = text.trim().parse().ok().or_else(local).ok_or_else(|| REPEAT_UNTIL.wrong(text))?;
+    let ms = text.parse().ok().or_else(local).ok_or_else(|| REPEAT_UNTIL.wrong(text))?;
     if u64::try_from(ms).is_ok_and(|ms| ms > now_ms) {
         return Ok(ms);
     }

@@ -2,6 +2,7 @@
 
 mod conventions;
 mod devices;
+mod documents;
 mod limits;
 mod listeners;
 mod middle;

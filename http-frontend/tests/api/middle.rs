@@ -123,7 +123,7 @@ impl Api {
         let mut asked = self.asked();
         assert_eq!(asked.len(), 1, "{asked:?}");
         match asked.pop().map(|call| call.request) {
-            Some(Request::App(call)) => call,
+            Some(Request::App(call)) => *call,
             other => panic!("{other:?} is no call of an app server"),
         }
     }
@@ -207,12 +207,12 @@ pub(crate) fn secret_sha256() -> Vec<u8> {
 /// The answer to an app server, as the middle gives it.
 pub(crate) fn answered(answer: wire::AppAnswer) -> Reply {
     let status = wire::Status { code: 0, description: None };
-    Reply::App(wire::AppReply { status, answer: Some(answer), rate: None, replayed: None })
+    Reply::App(Box::new(wire::AppReply { status, answer: Some(answer), rate: None, replayed: None }))
 }
 
 /// The refusal of an app server's request, as the middle gives it.
 pub(crate) fn refused(failure: &Failure) -> Reply {
-    Reply::App(wire::AppReply { status: failure.to_status(), answer: None, rate: None, replayed: None })
+    Reply::App(Box::new(wire::AppReply { status: failure.to_status(), answer: None, rate: None, replayed: None }))
 }
 
 /// Accepts everything.
