@@ -44,12 +44,11 @@ impl Lane {
 }
 
 macro_rules! requests {
-    ($($(#[$doc:meta])* $name:ident($body:ident);)*) => {
+    ($($(#[$doc:meta])* $name:ident($body:ty);)*) => {
         /// What the middle tier can be asked. Each variant's struct is described in `idl/thrift/bus.thrift`.
         #[derive(Debug, Clone, PartialEq, Eq)]
-        #[expect(clippy::large_enum_variant, reason = "a request is moved a few times, never kept in bulk")]
         pub enum Request {
-            $($(#[$doc])* $name(wire::$body),)*
+            $($(#[$doc])* $name($body),)*
         }
 
         impl Request {
@@ -67,12 +66,11 @@ pub const REVOCATIONS_MAX: u32 = 1000;
 impl Request {
     /// How many ids in a row the request needs: the one that the bus stamps it with, and those after it.
     pub fn ids(&self) -> u32 {
-        match self {
-            Self::App(wire::AppCall { request: wire::AppRequest::SendMany(many), .. }) => {
-                u32::try_from(many.sends.len()).unwrap_or(u32::MAX).max(1)
-            }
+        let Self::App(call) = self else { return 1 };
+        match &call.request {
+            wire::AppRequest::SendMany(many) => u32::try_from(many.sends.len()).unwrap_or(u32::MAX).max(1),
             // Each message that is taken back gets a revocation with an id of its own.
-            Self::App(wire::AppCall { request: wire::AppRequest::Stop(_), .. }) => REVOCATIONS_MAX,
+            wire::AppRequest::Stop(_) => REVOCATIONS_MAX,
             _ => 1,
         }
     }
@@ -80,49 +78,48 @@ impl Request {
 
 requests! {
     /// Makes a device account → [`Reply::Account`].
-    CreateAccount(CreateAccount);
+    CreateAccount(wire::CreateAccount);
     /// Renews an account's token → [`Reply::Account`].
-    RenewToken(RenewToken);
+    RenewToken(wire::RenewToken);
     /// Does what an app server asks for → [`Reply::App`], also where that failed for the caller's own fault.
-    App(AppCall);
+    App(Box<wire::AppCall>);
     /// Sends what a schedule is due to send → [`Reply::Done`].
-    FireSchedule(FireSchedule);
+    FireSchedule(wire::FireSchedule);
     /// Makes an application → [`Reply::Apps`] with the secret.
-    CreateApp(CreateApp);
+    CreateApp(wire::CreateApp);
     /// Lists applications → [`Reply::Apps`].
-    ListApps(ListApps);
+    ListApps(wire::ListApps);
     /// Gives an application a new secret → [`Reply::Apps`] with the secret.
-    RotateSecret(RotateSecret);
+    RotateSecret(wire::RotateSecret);
     /// Limits what an application may send → [`Reply::Apps`].
-    SetAppLimits(SetAppLimits);
+    SetAppLimits(wire::SetAppLimits);
     /// Tells, or makes anew, the secret that signs an application's receipts → [`Reply::Apps`] with it.
-    WebhookSecret(WebhookSecret);
+    WebhookSecret(wire::WebhookSecret);
     /// Revokes an account's tokens → [`Reply::Done`].
-    RevokeTokens(RevokeTokens);
+    RevokeTokens(wire::RevokeTokens);
     /// Claims an account's route → [`Reply::Connected`].
-    Connect(Connect);
+    Connect(wire::Connect);
     /// Gives a route back → [`Reply::Done`].
-    Disconnect(Disconnect);
+    Disconnect(wire::Disconnect);
     /// Opens a channel → [`Reply::Channel`].
-    OpenChannel(OpenChannel);
+    OpenChannel(wire::OpenChannel);
     /// Carries a channel payload up → [`Reply::Channel`].
-    ChannelUp(ChannelUp);
+    ChannelUp(wire::ChannelUp);
     /// Which tokens are in force → [`Reply::TokenTimes`].
-    TokenTimes(TokenTimes);
+    TokenTimes(wire::TokenTimes);
     /// A front's sign of life → [`Reply::Leased`].
-    FrontLease(FrontLease);
+    FrontLease(wire::FrontLease);
 }
 
 /// What the middle tier answers when nothing failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "a reply is moved a few times, never kept in bulk")]
 pub enum Reply {
     /// It is done.
     Done,
     /// An account and its token.
     Account(wire::AccountGranted),
     /// What an app server asked for, or why it was refused, with its rate.
-    App(wire::AppReply),
+    App(Box<wire::AppReply>),
     /// Applications.
     Apps(wire::Apps),
     /// A route was claimed.

@@ -14,8 +14,9 @@ use crate::{Shared, accept, recall, registry, saved, schedules, server_topics, s
 
 /// Answers one request of an app server. What is the app server's own fault is an answer too; only what keeps the middle
 /// from working on it fails the request.
-pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: AppCall) -> Result<Reply, Failure> {
+pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: Box<AppCall>) -> Result<Reply, Failure> {
     let app = shared.apps.by_secret(&call.secret_sha256).await?;
+    let call = *call;
     let key = Key::of(&app, call.idempotency_key, call.fingerprint)?;
     let (result, replayed) = match key {
         Some(key) => Box::pin(idempotency::once(shared, &app, id, key, call.request)).await,
@@ -29,7 +30,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: AppCall) -
             AppReply { status: failure.to_status(), answer: None, rate, replayed: replayed.then_some(true) }
         }
     };
-    Ok(Reply::App(reply))
+    Ok(Reply::App(Box::new(reply)))
 }
 
 /// Does what is asked. With a key, whatever accepts something stores the answer in the same write. Each request's work is in
