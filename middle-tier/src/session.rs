@@ -25,6 +25,9 @@ use crate::judge;
 const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
 /// Broadcasts of one app that wait for their moment in one session; beyond it judging waits.
 const LATER_MAX: usize = 1024;
+/// Acknowledged broadcasts of one app that no written cursor covers: a judgement is due long before, so a device that says
+/// more is not believed.
+const UNSETTLED_MAX: usize = 4096;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// One session.
@@ -35,6 +38,8 @@ pub(crate) struct Session {
     /// Of the last hand-off. It begins with the id of the request that made the session, so that a later session of the
     /// same connection goes on above it, even when the memory of the earlier one is gone.
     order: u128,
+    /// The request that made it: the front itself paces what was broadcast after it.
+    opened: MessageId,
     held: BTreeMap<AppId, Held>,
     /// Registrations that got a message before the session held them: while the channel was being opened.
     stored_unheld: BTreeSet<RegId>,
@@ -189,6 +194,7 @@ impl Session {
             front,
             epoch,
             order: opened.0,
+            opened,
             held: BTreeMap::new(),
             stored_unheld: BTreeSet::new(),
             driven: false,
@@ -288,9 +294,16 @@ impl Session {
         }
     }
 
-    /// Forgets a registration that is gone.
-    pub(crate) fn release(&mut self, app: &AppId) {
-        self.held.remove(app);
+    /// Forgets a registration that is gone. Returns the broadcasts that it acknowledged and no written cursor covers: they
+    /// don't come again.
+    pub(crate) fn release(&mut self, app: &AppId) -> Vec<MessageId> {
+        self.held.remove(app).map(|held| held.unsettled.into_iter().collect()).unwrap_or_default()
+    }
+
+    /// The acknowledged broadcasts that no written cursor covers, which this session knows of no longer.
+    pub(crate) fn take_unsettled(&mut self) -> Vec<(AppId, Vec<MessageId>)> {
+        let held = self.held.iter_mut().filter(|(_, held)| !held.unsettled.is_empty());
+        held.map(|(app, held)| (app.clone(), std::mem::take(&mut held.unsettled).into_iter().collect())).collect()
     }
 
     /// The registration of an app, as this session knows it.
@@ -305,13 +318,13 @@ impl Session {
     }
 
     /// Takes over what an older session of the same account knew of acknowledged broadcasts: it is not in the store yet.
-    pub(crate) fn inherit(&mut self, older: &Self) {
+    pub(crate) fn inherit(&mut self, older: &mut Self) {
         self.order = self.order.max(older.order);
         for (app, held) in &mut self.held {
-            if let Some(known) = older.held.get(app).filter(|known| known.registration.regid == held.registration.regid)
-            {
+            let regid = held.registration.regid;
+            if let Some(known) = older.held.get_mut(app).filter(|known| known.registration.regid == regid) {
                 held.acked.extend(known.acked.iter().copied());
-                held.unsettled.extend(known.unsettled.iter().copied());
+                held.unsettled.append(&mut known.unsettled);
                 held.recent.clone_from(&known.recent);
                 held.trim_acked();
             }
@@ -332,7 +345,7 @@ impl Session {
             held.in_step = false;
             held.read_to = held.last_queued_single();
         } else if !held.unacked.contains_key(&message.id) {
-            held.enqueue(message.id, Queued::Single(Arc::clone(message)), account, now_ms);
+            held.enqueue(message.id, Queued::Single(Arc::clone(message)), account, now_ms, Duration::ZERO);
         }
     }
 
@@ -370,7 +383,10 @@ impl Session {
                 held.later.remove(id);
                 // A broadcast this old was judged long ago; whoever acknowledges it now did so before.
                 let old = *id < before(held.written.judged_to, config.overlap) && flight.is_none();
-                if held.acked.insert(*id) && !old && !flight.is_some_and(|flight| flight.about.revocation) {
+                let counts = !old
+                    && held.unsettled.len() < UNSETTLED_MAX
+                    && !flight.is_some_and(|flight| flight.about.revocation);
+                if held.acked.insert(*id) && counts {
                     held.unsettled.insert(*id);
                     held.recent.push(RecentBroadcast { id: *id, at_ms: now_ms, front: self.front });
                     new.push(*id);
@@ -393,8 +409,7 @@ impl Session {
             if held.queue.remove(&id).is_some() | held.later.remove(&id).is_some() {
                 held.pending.remove(&id);
             }
-            // Whoever was handed it may acknowledge it or not: it takes no place any more.
-            held.unacked.remove(&id);
+            // What was handed off keeps its place until it is acknowledged: then it was delivered all the same.
         }
         whereabouts
     }
@@ -402,10 +417,13 @@ impl Session {
     /// The device has done with a message without handing it to its app: an ack of it tells of no delivery.
     pub(crate) fn not_delivered(&mut self, app: &AppId, id: MessageId, broadcast: bool) {
         self.take_back(app, id);
-        if let Some(held) = self.held.get_mut(app).filter(|_| broadcast) {
+        let Some(held) = self.held.get_mut(app) else { return };
+        if broadcast {
             held.pending.remove(&id);
             held.acked.insert(id);
             held.trim_acked();
+        } else {
+            held.unacked.remove(&id);
         }
     }
 
@@ -593,7 +611,7 @@ impl Session {
                 continue;
             }
             let cursor = held.cursor(config);
-            if cursor != held.written {
+            if cursor != held.written || !held.unsettled.is_empty() {
                 held.written = cursor.clone();
                 let recent = (!held.recent.is_empty()).then(|| held.recent.clone());
                 all.push(Advance {
@@ -615,7 +633,7 @@ impl Session {
                 continue;
             }
             let cursor = held.cursor(config);
-            let changed = std::mem::take(&mut held.cursor_due) && cursor != held.written;
+            let changed = std::mem::take(&mut held.cursor_due) && cursor != held.written || !held.unsettled.is_empty();
             held.written = cursor.clone();
             let settles = if changed { std::mem::take(&mut held.unsettled) } else { BTreeSet::new() };
             let recent = (held.recent != held.registration.recent).then(|| held.recent.clone());
@@ -691,7 +709,7 @@ impl Session {
         }
         for (id, message) in mailbox {
             if !held.unacked.contains_key(&id) && !acked.contains(&id) {
-                held.enqueue(id, Queued::Single(Arc::new(message)), account, now_ms);
+                held.enqueue(id, Queued::Single(Arc::new(message)), account, now_ms, Duration::ZERO);
             }
         }
         held.in_step = whole && !held.dirty;
@@ -724,7 +742,7 @@ impl Session {
         config: &Config,
         now_ms: u64,
     ) -> usize {
-        let account = self.account;
+        let (account, opened) = (self.account, self.opened);
         let Some(held) = self.held.get_mut(app) else { return 0 };
         let mut missing = 0;
         for row in rows.iter().filter(|row| row.id < to) {
@@ -733,12 +751,14 @@ impl Session {
                 held.collapse(row);
                 held.pending.insert(row.id, Flight::of(row, None));
                 if !self.ending {
-                    held.enqueue(row.id, Queued::Broadcast(Arc::clone(row)), account, now_ms);
+                    // What is paced by the front, too, comes from here only if it has not come from there.
+                    let patience = if row.id > opened { config.judge_lag } else { Duration::ZERO };
+                    held.enqueue(row.id, Queued::Broadcast(Arc::clone(row)), account, now_ms, patience);
                 }
                 missing += 1;
             }
         }
-        held.cursor_due |= rows.iter().any(|row| row.id >= held.written.judged_to);
+        held.cursor_due |= !held.unsettled.is_empty() || rows.iter().any(|row| row.id >= held.written.judged_to);
         held.judged_to = held.judged_to.max(to);
         let keep_from = before(held.lowest_open(), config.overlap);
         held.acked = held.acked.split_off(&keep_from);

@@ -110,13 +110,20 @@ impl Queued {
 }
 
 impl Held {
-    /// To be handed off: at once, or when it is due.
-    pub(super) fn enqueue(&mut self, id: MessageId, queued: Queued, account: AccountId, now_ms: u64) {
+    /// To be handed off: at once, or, if it is paced, when it has been due for so long.
+    pub(super) fn enqueue(
+        &mut self,
+        id: MessageId,
+        queued: Queued,
+        account: AccountId,
+        now_ms: u64,
+        patience: Duration,
+    ) {
         let message = queued.message();
         let handling = &message.handling;
         let due_ms = if handling.is_paced() {
             let pace = Pace { spread_ms: handling.spread_ms, local_time_ms: handling.local_time_ms };
-            pace.due_ms(id, account, Some(&self.registration.attributes))
+            pace.due_ms(id, account, Some(&self.registration.attributes)).saturating_add(millis(patience))
         } else {
             0
         };
