@@ -23,6 +23,10 @@ use crate::resolve::{self, Resolved};
 use crate::session::About;
 use crate::{Shared, audiences, judge, schedules};
 
+/// Registrations that one request sends to, whatever its names stand for.
+pub(crate) const RECIPIENTS_MAX: usize = 100_000;
+/// Whole mailboxes read in one call.
+const MAILBOXES_READ: usize = 32;
 /// How long invalid targets are kept for the app server to ask for.
 pub(crate) const FEEDBACK_KEPT_MS: u64 = 14 * 24 * 3600 * 1000;
 
@@ -66,7 +70,7 @@ pub(crate) async fn many(
     }
     shared.rates.take(shared, app, many.sends.len() as u64).await?;
     let mut outcomes = Outcomes::new(shared);
-    let mut plans = Vec::new();
+    let mut plans = Plans::default();
     let mut results = Vec::new();
     for (at, send) in (0u128..).zip(many.sends) {
         let id = MessageId(id.0.saturating_add(at));
@@ -85,9 +89,7 @@ pub(crate) async fn many(
         key.answered(&mut outcomes.batch, shared, id, AppAnswer::AcceptedMany(answer.clone()));
     }
     outcomes.write().await?;
-    for plan in &plans {
-        plan.written(shared);
-    }
+    plans.written(shared);
     Ok(answer)
 }
 
@@ -98,7 +100,7 @@ async fn one_of_many(
     send: Send,
     asked: Option<Send>,
     outcomes: &mut Outcomes<'_>,
-    plans: &mut Vec<Plan>,
+    plans: &mut Plans,
 ) -> Result<Accepted, Failure> {
     let order = Order::read(shared, app, send).await?;
     if matches!(order.whom, Whom::Audience(_)) {
@@ -109,10 +111,7 @@ async fn one_of_many(
     {
         return Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, None)).await;
     }
-    let plan = singles(shared, app, id, order, None, outcomes).await?;
-    let accepted = plan.accepted.clone();
-    plans.push(plan);
-    Ok(accepted)
+    singles(shared, app, id, order, None, outcomes, plans).await
 }
 
 /// Accepts a message that is due now.
@@ -127,15 +126,15 @@ pub(crate) async fn deliver(
     if matches!(order.whom, Whom::Audience(_)) {
         return Box::pin(broadcast(shared, app, id, order, schedule, key)).await;
     }
-    let mut outcomes = Outcomes::new(shared);
-    match singles(shared, app, id, order, schedule, &mut outcomes).await {
-        Ok(plan) => {
+    let (mut outcomes, mut plans) = (Outcomes::new(shared), Plans::default());
+    match singles(shared, app, id, order, schedule, &mut outcomes, &mut plans).await {
+        Ok(accepted) => {
             if let Some(key) = key {
-                key.answered(&mut outcomes.batch, shared, id, AppAnswer::Accepted(plan.accepted.clone()));
+                key.answered(&mut outcomes.batch, shared, id, AppAnswer::Accepted(accepted.clone()));
             }
             outcomes.write().await?;
-            plan.written(shared);
-            Ok(plan.accepted)
+            plans.written(shared);
+            Ok(accepted)
         }
         Err(failure) => {
             // What was learnt of the targets is kept all the same.
@@ -155,25 +154,54 @@ pub(crate) fn check_packages(app: &App, packages: &[String]) -> Result<(), Failu
 }
 
 /// Messages that are about to be written to mailboxes, and what is to be done once they are.
+#[derive(Default)]
+struct Plans {
+    all: Vec<Plan>,
+    /// Registrations of all of them together.
+    recipients: usize,
+    /// Which of them is a registration's newest with a collapse key.
+    newest: BTreeMap<(RegId, String), usize>,
+}
+
+/// One of them.
 struct Plan {
     app: AppId,
+    id: MessageId,
     kind: i32,
+    recipients: u64,
     deliveries: Vec<(Arc<Message>, Vec<Arc<Registration>>)>,
     /// Older messages that these take the place of.
     collapsed: Vec<(Arc<Registration>, MessageId)>,
-    accepted: Accepted,
+}
+
+impl Plans {
+    /// They are written: those that are connected are told.
+    fn written(&self, shared: &Arc<Shared>) {
+        for plan in &self.all {
+            plan.written(shared);
+        }
+    }
+
+    /// What comes later in a request takes the place of what comes before it under the same collapse key.
+    fn collapse(&mut self, key: &str, registration: &Registration, outcomes: &mut Outcomes<'_>) {
+        let regid = registration.regid;
+        let Some(older) = self.newest.insert((regid, key.to_owned()), self.all.len()) else { return };
+        let Some(older) = self.all.get_mut(older) else { return };
+        for (_, registrations) in &mut older.deliveries {
+            registrations.retain(|registration| registration.regid != regid);
+        }
+        outcomes.dropped(&Whose { app: &older.app, message: older.id, regid }, DropReason::Collapsed);
+        outcomes.batch.acknowledged(regid, older.id);
+    }
 }
 
 impl Plan {
-    /// They are written: those that are connected are told.
     fn written(&self, shared: &Arc<Shared>) {
         shared.metrics.messages.inc();
         for (registration, id) in &self.collapsed {
             shared.sessions.take_back(registration.account, &self.app, *id);
         }
-        let mut recipients = 0;
         for (message, registrations) in &self.deliveries {
-            recipients += registrations.len() as u64;
             for registration in registrations {
                 shared.sessions.stored(shared, registration.account, registration.regid, message);
             }
@@ -181,15 +209,16 @@ impl Plan {
         shared.counts.today(shared.clock.now_ms(), &self.app, |day: &mut DayCounts| {
             day.messages += 1;
             match self.kind {
-                1 => day.regid_recipients += recipients,
-                2 => day.alias_recipients += recipients,
-                _ => day.user_account_recipients += recipients,
+                1 => day.regid_recipients += self.recipients,
+                2 => day.alias_recipients += self.recipients,
+                _ => day.user_account_recipients += self.recipients,
             }
         });
     }
 }
 
-/// One cell in the mailbox of each registration, and the message's record.
+/// One cell in the mailbox of each registration, and the message's record. What may refuse it comes first, so that a message
+/// that was refused leaves nothing but what was learnt of its targets.
 async fn singles(
     shared: &Arc<Shared>,
     app: &Arc<App>,
@@ -197,7 +226,8 @@ async fn singles(
     mut order: Order,
     schedule: Option<MessageId>,
     outcomes: &mut Outcomes<'_>,
-) -> Result<Plan, Failure> {
+    plans: &mut Plans,
+) -> Result<Accepted, Failure> {
     let resolved = match std::mem::replace(&mut order.whom, Whom::Regids(Vec::new())) {
         Whom::Regids(values) => resolve::regids(shared, &app.app, values).await?,
         Whom::Aliases(values) => resolve::aliases(shared, &app.app, values).await?,
@@ -209,10 +239,6 @@ async fn singles(
         order.handling.spread_ms = order.handling.spread_ms.max(paced_over(registrations.len() as u64, per_second));
     }
     let now_ms = outcomes.now_ms();
-    let message = message(app, id, &order, now_ms, None);
-    let about = About::of(&message);
-    let wanted = about.receipts.as_deref();
-
     let keep_feedback = now_ms.saturating_add(FEEDBACK_KEPT_MS);
     for bad in &bad_targets {
         match order.kind {
@@ -227,75 +253,119 @@ async fn singles(
         let text = format!("none of the {} targets is a registration of this application", bad_targets.len());
         return Err(Failure::new(Code::SendFailed, text));
     }
-    if let Some(wanted) = wanted {
-        for bad in &bad_targets {
-            outcomes.receipt(&app.app, id, wanted, kind::INVALID_TARGET, bad, None);
-        }
+    if plans.recipients + registrations.len() > RECIPIENTS_MAX {
+        return Err(resolve::too_many());
     }
-    let invalid_targets = u32::try_from(bad_targets.len()).unwrap_or(u32::MAX);
-    let all_targets: Vec<RegId> = registrations.keys().copied().collect();
-
+    let invalid = bad_targets.clone();
+    let mut left_out = Vec::new();
     registrations.retain(|regid, registration| {
-        let whose = Whose { app: &app.app, message: id, regid: *regid };
-        if let Some(filter) = &order.filter
-            && !judge::holds(filter, registration)
-        {
-            outcomes.dropped(&whose, DropReason::Filtered);
-            if let Some(wanted) = wanted {
-                let target = names.get(regid).cloned().unwrap_or_else(|| target(wanted, *regid));
-                outcomes.receipt(&app.app, id, wanted, kind::FILTERED, &target, Some(*regid));
-            }
-            return false;
-        }
-        if order.handling.only_once && !(registration.enabled && shared.sessions.is_online(registration.account)) {
-            outcomes.dropped(&whose, DropReason::Offline);
-            return false;
-        }
-        if let Some(wanted) = wanted.filter(|_| !registration.enabled) {
-            let target = names.get(regid).cloned().unwrap_or_else(|| target(wanted, *regid));
-            outcomes.receipt(&app.app, id, wanted, kind::DISABLED, &target, Some(*regid));
-        }
-        true
+        let reason = left_out_for(shared, &order, registration);
+        left_out.extend(reason.map(|reason| (*regid, reason)));
+        reason.is_none()
     });
     let concerned: Vec<_> = registrations.keys().copied().collect();
-    let full = shared.rooms.take(shared, &concerned).await?;
-    for regid in &full {
+    for regid in shared.rooms.take(shared, &concerned).await? {
         shared.metrics.mailboxes_full.inc();
-        registrations.remove(regid);
+        registrations.remove(&regid);
         bad_targets.push(regid.to_string());
     }
-    if registrations.is_empty() && !full.is_empty() {
+    if registrations.is_empty() && !concerned.is_empty() {
         let limit = shared.config.mailbox_max;
         let text =
             format!("the mailbox holds {limit} messages that its device has not acknowledged, which is the limit");
         return Err(Failure::new(Code::LimitReached, text));
     }
-    let collapsed = collapse(shared, app, &order, &registrations, outcomes).await?;
+    let collapsed = collapsing(shared, &order, &registrations).await?;
+
+    // It is accepted.
+    let message = message(app, id, &order, now_ms, None);
+    let expires_at_ms = message.expires_at_ms;
+    if let Some(key) = &order.handling.collapse_key {
+        for (registration, older) in &collapsed {
+            let whose = Whose { app: &app.app, message: *older, regid: registration.regid };
+            outcomes.dropped(&whose, DropReason::Collapsed);
+            outcomes.batch.acknowledged(registration.regid, *older);
+        }
+        for registration in registrations.values() {
+            plans.collapse(key, registration, outcomes);
+        }
+    }
+    let mut record = record(shared, app, id, &order, now_ms, expires_at_ms, schedule);
+    record.targets = registrations.keys().copied().chain(left_out.iter().map(|(regid, _)| *regid)).collect();
+    record.targets.sort_unstable();
+    record.invalid_targets = u32::try_from(invalid.len()).unwrap_or(u32::MAX);
+    tell(&message, &invalid, &left_out, &registrations, &names, outcomes);
+    let recipients = registrations.len();
     let deliveries = deliveries(message, registrations, &names);
     for (message, registrations) in &deliveries {
         let regids: Vec<RegId> = registrations.iter().map(|registration| registration.regid).collect();
         outcomes.batch.deliver(message, &regids);
-        let callback = message.handling.callback.as_ref();
-        if let Some(callback) = callback.filter(|callback| callback.types & kind::EXPIRED != 0) {
-            for regid in regids {
-                outcomes.batch.await_expiry(&Expiry {
-                    message: id,
-                    app: app.app.clone(),
-                    regid,
-                    target: message.notification.alias_name.clone().unwrap_or_else(|| regid.to_string()),
-                    expires_at_ms: message.expires_at_ms,
-                    callback: callback.clone(),
-                    job_key: message.notification.job_key.clone(),
-                });
-            }
-        }
+        await_expiry(message, regids, outcomes);
     }
-    let expires_at_ms = deliveries.first().map_or(now_ms, |(message, _)| message.expires_at_ms);
-    let mut record = record(shared, app, id, &order, now_ms, expires_at_ms, schedule);
-    (record.targets, record.invalid_targets) = (all_targets, invalid_targets);
     outcomes.batch.record(&record);
-    let accepted = Accepted { id: Some(id.to_string()), bad_targets: Some(bad_targets), audience: None, due_ms: None };
-    Ok(Plan { app: app.app.clone(), kind: order.kind, deliveries, collapsed, accepted })
+    plans.recipients += recipients;
+    plans.all.push(Plan {
+        app: app.app.clone(),
+        id,
+        kind: order.kind,
+        recipients: recipients as u64,
+        deliveries,
+        collapsed,
+    });
+    Ok(Accepted { id: Some(id.to_string()), bad_targets: Some(bad_targets), audience: None, due_ms: None })
+}
+
+/// Why a message is not for one of its targets, if it isn't.
+fn left_out_for(shared: &Shared, order: &Order, registration: &Registration) -> Option<DropReason> {
+    if order.filter.as_ref().is_some_and(|filter| !judge::holds(filter, registration)) {
+        return Some(DropReason::Filtered);
+    }
+    let here = || registration.enabled && shared.sessions.is_online(registration.account);
+    (order.handling.only_once && !here()).then_some(DropReason::Offline)
+}
+
+/// What is to be told of a message when it is accepted.
+fn tell(
+    message: &Message,
+    invalid: &[String],
+    left_out: &[(RegId, DropReason)],
+    registrations: &BTreeMap<RegId, Arc<Registration>>,
+    names: &BTreeMap<RegId, String>,
+    outcomes: &mut Outcomes<'_>,
+) {
+    let (app, id) = (&message.app, message.id);
+    for (regid, reason) in left_out {
+        outcomes.dropped(&Whose { app, message: id, regid: *regid }, *reason);
+    }
+    let about = About::of(message);
+    let Some(wanted) = about.receipts.as_deref() else { return };
+    for bad in invalid {
+        outcomes.receipt(app, id, wanted, kind::INVALID_TARGET, bad, None);
+    }
+    let named = |regid: &RegId| names.get(regid).cloned().unwrap_or_else(|| target(wanted, *regid));
+    for (regid, _) in left_out.iter().filter(|(_, reason)| *reason == DropReason::Filtered) {
+        outcomes.receipt(app, id, wanted, kind::FILTERED, &named(regid), Some(*regid));
+    }
+    for regid in registrations.values().filter(|found| !found.enabled).map(|found| found.regid) {
+        outcomes.receipt(app, id, wanted, kind::DISABLED, &named(&regid), Some(regid));
+    }
+}
+
+/// Where a receipt of its expiry is wanted, a message is looked at when it expires.
+fn await_expiry(message: &Message, regids: Vec<RegId>, outcomes: &mut Outcomes<'_>) {
+    let callback = message.handling.callback.as_ref();
+    let Some(callback) = callback.filter(|callback| callback.types & kind::EXPIRED != 0) else { return };
+    for regid in regids {
+        outcomes.batch.await_expiry(&Expiry {
+            message: message.id,
+            app: message.app.clone(),
+            regid,
+            target: message.notification.alias_name.clone().unwrap_or_else(|| regid.to_string()),
+            expires_at_ms: message.expires_at_ms,
+            callback: callback.clone(),
+            job_key: message.notification.job_key.clone(),
+        });
+    }
 }
 
 /// Over which time so many deliveries keep to a rate, in milliseconds.
@@ -335,27 +405,23 @@ fn deliveries(
     by_alias.into_iter().flat_map(single).collect()
 }
 
-/// Takes older messages with the same collapse key out of the mailboxes.
-async fn collapse(
+/// Older messages with the same collapse key that wait in the mailboxes.
+async fn collapsing(
     shared: &Arc<Shared>,
-    app: &App,
     order: &Order,
     registrations: &BTreeMap<RegId, Arc<Registration>>,
-    outcomes: &mut Outcomes<'_>,
 ) -> Result<Vec<(Arc<Registration>, MessageId)>, Failure> {
     let Some(key) = &order.handling.collapse_key else { return Ok(Vec::new()) };
-    let regids: Vec<_> = registrations.keys().copied().collect();
-    let older = shared.mailboxes.collapsing(&regids, key, shared.config.mailbox_max).await?;
-    let mut collapsed = Vec::new();
-    for (registration, older) in registrations.values().zip(older) {
-        for message in older {
-            let whose = Whose { app: &app.app, message, regid: registration.regid };
-            outcomes.dropped(&whose, DropReason::Collapsed);
-            outcomes.batch.acknowledged(registration.regid, message);
-            collapsed.push((Arc::clone(registration), message));
+    let registrations: Vec<_> = registrations.values().collect();
+    let mut found = Vec::new();
+    for registrations in registrations.chunks(MAILBOXES_READ) {
+        let regids: Vec<_> = registrations.iter().map(|registration| registration.regid).collect();
+        let older = shared.mailboxes.collapsing(&regids, key, shared.config.mailbox_max).await?;
+        for (registration, older) in registrations.iter().zip(older) {
+            found.extend(older.into_iter().map(|message| (Arc::clone(registration), message)));
         }
     }
-    Ok(collapsed)
+    Ok(found)
 }
 
 /// One row of the timeline, whatever the size of the audience; then every front is told once.

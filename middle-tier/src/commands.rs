@@ -319,7 +319,8 @@ async fn unregister(shared: &Arc<Shared>, account: AccountId, id: MessageId, app
     shared.registrations.delete(&registration).await?;
     gone(shared, &registration).await;
     if let Some(handle) = shared.sessions.find(account) {
-        handle.lock().release(app);
+        let acknowledged = handle.lock().release(app);
+        shared.counts.settled(shared, app, &acknowledged);
     }
     Ok(Outcome {
         index: vec![no_index_entry(app, registration.version + 1)],

@@ -17,6 +17,7 @@ use jiff::tz::Offset;
 use schema::batch::Batch;
 use schema::days::DayCounts;
 use schema::records::Tally;
+use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,9 @@ pub(crate) struct Counts {
     state: Mutex<State>,
     /// Counters that came into being in this life: each has a cell of its own.
     made: AtomicU64,
+    /// Taken for writing: one at a time, since an older count must not be written over a newer one; and not while somebody
+    /// adds what is stored to what is not.
+    writing: RwLock<()>,
 }
 
 #[derive(Default)]
@@ -50,14 +54,20 @@ struct Broadcast {
     /// Acknowledged, but not covered by a written cursor.
     live: u64,
     tally: Tally,
+    /// The tally as it is stored.
+    written: Tally,
     dirty: bool,
-    /// The message exists and is the app's: a device may acknowledge what it likes.
+    /// It is a broadcast of the app: a device may acknowledge what it likes.
     verified: bool,
+    /// Deliveries that the day has to count once it is verified.
+    for_the_day: u64,
 }
 
 #[derive(Default, Clone)]
 struct Day {
     counts: DayCounts,
+    /// The counts as they are stored.
+    written: DayCounts,
     dirty: bool,
 }
 
@@ -86,8 +96,10 @@ impl Counts {
             life: life(),
             live: 0,
             tally: Tally::default(),
+            written: Tally::default(),
             dirty: false,
             verified: false,
+            for_the_day: 0,
         }))
     }
 
@@ -103,15 +115,33 @@ impl Counts {
 
     /// A written cursor covers these acknowledgements.
     pub(crate) fn settled(&self, shared: &Shared, app: &AppId, ids: &[MessageId]) {
-        if ids.is_empty() {
-            return;
-        }
+        let now_ms = shared.clock.now_ms();
         let mut state = self.state();
+        let mut for_the_day = 0;
         for id in ids {
             if let Some(broadcast) = self.broadcast(&mut state, shared, app, *id) {
                 broadcast.live = broadcast.live.saturating_sub(1);
                 broadcast.tally.delivered += 1;
                 broadcast.dirty = true;
+                if broadcast.verified {
+                    for_the_day += 1;
+                } else {
+                    broadcast.for_the_day += 1;
+                }
+            }
+        }
+        if for_the_day > 0 {
+            state.today(now_ms, app, |day| day.delivered += for_the_day);
+        }
+    }
+
+    /// Whoever remembered these acknowledgements is gone before a cursor covered them: the deliveries come again, and so do
+    /// their acknowledgements.
+    pub(crate) fn withdrawn(&self, app: &AppId, ids: &[MessageId]) {
+        let mut state = self.state();
+        for id in ids {
+            if let Some(broadcast) = state.broadcasts.get_mut(&(app.clone(), *id)) {
+                broadcast.live = broadcast.live.saturating_sub(1);
             }
         }
     }
@@ -127,28 +157,36 @@ impl Counts {
 
     /// Adds to what the app did today.
     pub(crate) fn today(&self, now_ms: u64, app: &AppId, with: impl FnOnce(&mut DayCounts)) {
-        let mut state = self.state();
-        let day = state.days.entry((app.clone(), day_of(now_ms))).or_default();
-        with(&mut day.counts);
-        day.dirty = true;
+        self.state().today(now_ms, app, with);
+    }
+
+    /// Nothing is written until this is dropped: hold it while what is stored and what is [unwritten](Self::unwritten) are
+    /// read, so that nothing is counted twice, or not at all.
+    pub(crate) async fn hold_still(&self) -> RwLockReadGuard<'_, ()> {
+        self.writing.read().await
     }
 
     /// What this life counted and has not written yet of a broadcast: to be added to what is stored.
     pub(crate) fn unwritten(&self, app: &AppId, id: MessageId) -> Tally {
         let state = self.state();
         let Some(broadcast) = state.broadcasts.get(&(app.clone(), id)) else { return Tally::default() };
-        Tally { delivered: broadcast.live, clicked: 0 }
+        let Broadcast { live, tally, written, .. } = broadcast;
+        Tally {
+            delivered: live + tally.delivered.saturating_sub(written.delivered),
+            clicked: tally.clicked.saturating_sub(written.clicked),
+        }
     }
 
-    /// Acknowledged broadcasts of an app that no written cursor covers.
-    pub(crate) fn live(&self, app: &AppId) -> u64 {
+    /// The same of an app's day. Deliveries of broadcasts that no written cursor covers are those of today.
+    pub(crate) fn unwritten_day(&self, app: &AppId, day: u32, today: u32) -> DayCounts {
         let state = self.state();
-        state
-            .broadcasts
-            .iter()
-            .filter(|((of, _), counted)| of == app && counted.verified)
-            .map(|(_, counted)| counted.live)
-            .sum()
+        let mut sum =
+            state.days.get(&(app.clone(), day)).map(|day| since(&day.counts, &day.written)).unwrap_or_default();
+        if day == today {
+            let of_app = state.broadcasts.iter().filter(|((of, _), counted)| of == app && counted.verified);
+            sum.delivered += of_app.map(|(_, counted)| counted.live).sum::<u64>();
+        }
+        sum
     }
 
     /// What this life counted on one day, written or not.
@@ -159,6 +197,7 @@ impl Counts {
     /// Writes what has changed. What can't be written is tried again with the next call.
     pub(crate) async fn flush(&self, shared: &Arc<Shared>) -> Result<(), schema::StoreError> {
         self.verify(shared).await?;
+        let _writing = self.writing.write().await;
         let now_ms = shared.clock.now_ms();
         let mut batch = Batch::default();
         let (mut broadcasts, mut days) = (Vec::new(), Vec::new());
@@ -167,36 +206,38 @@ impl Counts {
             for ((app, id), broadcast) in state.broadcasts.iter_mut().filter(|(_, b)| b.dirty && b.verified) {
                 broadcast.dirty = false;
                 batch.tally(app, *id, keep_until(shared, *id), broadcast.life, broadcast.tally);
-                broadcasts.push((app.clone(), *id));
+                broadcasts.push(((app.clone(), *id), broadcast.tally));
             }
             for ((app, day), counted) in state.days.iter_mut().filter(|(_, day)| day.dirty) {
                 counted.dirty = false;
                 let keep_until_ms = now_ms.saturating_add(shared.config.record_retention_ms());
                 batch.day(app, *day, shared.life.0, &counted.counts, keep_until_ms);
-                days.push((app.clone(), *day));
+                days.push(((app.clone(), *day), counted.counts));
             }
             // What is over is forgotten: yesterday may still be added to.
             let yesterday = day_of(now_ms.saturating_sub(24 * 3600 * 1000));
             state.days.retain(|(_, day), counted| *day >= yesterday || counted.dirty);
         }
         let written = batch.write(shared.store.as_ref()).await;
-        if written.is_err() {
-            let mut state = self.state();
-            for key in broadcasts {
-                if let Some(broadcast) = state.broadcasts.get_mut(&key) {
-                    broadcast.dirty = true;
-                }
+        let mut state = self.state();
+        for (key, tally) in broadcasts {
+            match state.broadcasts.get_mut(&key) {
+                Some(broadcast) if written.is_ok() => broadcast.written = tally,
+                Some(broadcast) => broadcast.dirty = true,
+                None => {}
             }
-            for key in days {
-                if let Some(day) = state.days.get_mut(&key) {
-                    day.dirty = true;
-                }
+        }
+        for (key, counts) in days {
+            match state.days.get_mut(&key) {
+                Some(day) if written.is_ok() => day.written = counts,
+                Some(day) => day.dirty = true,
+                None => {}
             }
         }
         written
     }
 
-    /// Drops what is counted of messages that don't exist.
+    /// Drops what is counted of what is no broadcast.
     async fn verify(&self, shared: &Arc<Shared>) -> Result<(), schema::StoreError> {
         let unknown: Vec<(AppId, MessageId)> = {
             let state = self.state();
@@ -210,18 +251,45 @@ impl Counts {
         for (app, ids) in by_app {
             for ids in ids.chunks(CHUNK) {
                 let records = shared.records.get_many(&app, ids).await?;
+                let now_ms = shared.clock.now_ms();
                 let mut state = self.state();
+                let mut for_the_day = 0;
                 for (id, record) in ids.iter().zip(records) {
                     let key = (app.clone(), *id);
-                    if record.is_none() {
+                    if !record.is_some_and(|record| record.broadcast) {
                         state.broadcasts.remove(&key);
                     } else if let Some(broadcast) = state.broadcasts.get_mut(&key) {
                         broadcast.verified = true;
+                        for_the_day += std::mem::take(&mut broadcast.for_the_day);
                     }
+                }
+                if for_the_day > 0 {
+                    state.today(now_ms, &app, |day| day.delivered += for_the_day);
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl State {
+    fn today(&mut self, now_ms: u64, app: &AppId, with: impl FnOnce(&mut DayCounts)) {
+        let day = self.days.entry((app.clone(), day_of(now_ms))).or_default();
+        with(&mut day.counts);
+        day.dirty = true;
+    }
+}
+
+/// What was counted since.
+fn since(counts: &DayCounts, written: &DayCounts) -> DayCounts {
+    DayCounts {
+        alias_recipients: counts.alias_recipients - written.alias_recipients,
+        user_account_recipients: counts.user_account_recipients - written.user_account_recipients,
+        regid_recipients: counts.regid_recipients - written.regid_recipients,
+        broadcast_recipients: counts.broadcast_recipients - written.broadcast_recipients,
+        delivered: counts.delivered - written.delivered,
+        clicked: counts.clicked - written.clicked,
+        messages: counts.messages - written.messages,
     }
 }
 

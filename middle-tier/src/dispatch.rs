@@ -57,6 +57,9 @@ pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
             }
             Step::Ended => {
                 shared.sessions.remove(account, handle);
+                for (app, ids) in handle.lock().take_unsettled() {
+                    shared.counts.withdrawn(&app, &ids);
+                }
                 return;
             }
         }
@@ -159,12 +162,8 @@ async fn write_progress(shared: &Arc<Shared>, handle: &Arc<Handle>, advances: Ve
     let progress: Vec<_> = advances.iter().map(|advance| (advance.regid, advance.progress.clone())).collect();
     match shared.registrations.write_progress(&progress).await {
         Ok(()) => {
-            let now_ms = shared.clock.now_ms();
-            for Advance { app, settles, .. } in &advances {
+            for Advance { app, settles, .. } in advances.iter().filter(|advance| !advance.settles.is_empty()) {
                 shared.counts.settled(shared, app, settles);
-                if !settles.is_empty() {
-                    shared.counts.today(now_ms, app, |day| day.delivered += settles.len() as u64);
-                }
             }
         }
         Err(error) => {

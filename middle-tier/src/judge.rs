@@ -5,13 +5,17 @@ use idl::ids::{Alias, MessageId, TopicName, UserAccount};
 use idl::message::Message;
 use schema::registrations::Registration;
 
+/// True if the broadcast waits for the registration: it is for it, and not only for who was connected.
+pub(crate) fn concerns(message: &Message, registration: &Registration) -> bool {
+    !message.handling.only_once && is_for(message, registration)
+}
+
 /// True if the broadcast is for the registration: it was accepted after the registration was made, and its audience
 /// holds with the topics that were subscribed to before it was accepted.
-pub(crate) fn concerns(message: &Message, registration: &Registration) -> bool {
+pub(crate) fn is_for(message: &Message, registration: &Registration) -> bool {
     // Taking back concerns whom the message that is taken back concerned.
     let at = message.handling.revokes.unwrap_or(message.id);
     message.id > registration.created_at
-        && !message.handling.only_once
         && message.audience.as_ref().is_some_and(|audience| audience.evaluate(&Membership { registration, at }))
 }
 

@@ -9,6 +9,7 @@ use schema::names::Name;
 use schema::registrations::Registration;
 
 use crate::Shared;
+use crate::accept::RECIPIENTS_MAX;
 
 /// Members of a name that are read in one call.
 const PAGE: usize = 500;
@@ -71,8 +72,17 @@ async fn names(
             resolved.names.entry(*regid).or_insert_with(|| target.clone());
         }
         resolved.registrations.extend(members);
+        if resolved.registrations.len() > RECIPIENTS_MAX {
+            return Err(too_many());
+        }
     }
     Ok(resolved)
+}
+
+/// One request can't send to so many.
+pub(crate) fn too_many() -> Failure {
+    let text = format!("the targets stand for more than {RECIPIENTS_MAX} registrations; use a topic for so many");
+    Failure::new(Code::TooManyTargets, text)
 }
 
 /// The registrations that have a name. The index may point at what is gone or has dropped the name: the registration

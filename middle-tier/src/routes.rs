@@ -93,7 +93,13 @@ pub(crate) async fn open_channel(
     let older = shared.sessions.replace(account, epoch, &handle).map_err(|()| superseded())?;
     let regids: Vec<Option<RegId>> = named.iter().map(|regid| regid.parse().ok()).collect();
     let known: Vec<RegId> = regids.iter().flatten().copied().collect();
-    let mut found = shared.mailboxes.open(&known, shared.config.window_max).await?.into_iter();
+    let mut found = match shared.mailboxes.open(&known, shared.config.window_max).await {
+        Ok(found) => found.into_iter(),
+        Err(error) => {
+            forget(shared, older.as_ref());
+            return Err(error.into());
+        }
+    };
     let mut payloads = Vec::new();
     let mut index = Vec::new();
     for (text, regid) in named.into_iter().zip(regids) {
@@ -106,10 +112,11 @@ pub(crate) async fn open_channel(
         index.push(index_entry(&registration));
         handle.lock().open(registration, mailbox, more, shared.clock.now_ms());
     }
-    if let Some(older) = older {
-        let older = older.lock();
-        handle.lock().inherit(&older);
+    if let Some(older) = &older {
+        let mut older = older.lock();
+        handle.lock().inherit(&mut older);
     }
+    forget(shared, older.as_ref());
     dispatch::drive(shared, &handle);
     Ok(Reply::Channel(wire::ChannelReply {
         index: Some(index),
@@ -117,6 +124,14 @@ pub(crate) async fn open_channel(
         generation: generation(shared).await?,
         reopen: None,
     }))
+}
+
+/// A session is gone, and with it what nobody has inherited.
+fn forget(shared: &Shared, session: Option<&Arc<Handle>>) {
+    let lost = session.map(|session| session.lock().take_unsettled()).unwrap_or_default();
+    for (app, ids) in lost {
+        shared.counts.withdrawn(&app, &ids);
+    }
 }
 
 /// Which life of the middle tier's memory this is: the cache's and this process's.

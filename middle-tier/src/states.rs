@@ -12,7 +12,7 @@ use jiff::ToSpan as _;
 use jiff::civil::Date;
 use schema::catalog::{App, Schedule, ScheduleState};
 use schema::records::{Record, Tally};
-use schema::registrations::Registration;
+use schema::registrations::{RECENT_MAX, Registration};
 use schema::traces::{DropReason, Steps};
 
 use crate::accounts::signed;
@@ -118,9 +118,8 @@ async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState
             Some(resolved) => (resolved.registrations, resolved.exact),
             None => count_again(shared, record).await?,
         };
-        let unwritten = shared.counts.unwritten(&record.app, record.id);
-        let Tally { delivered, clicked } = record.tally;
-        (registrations, exact, delivered + unwritten.delivered, clicked + unwritten.clicked, None)
+        let Tally { delivered, clicked } = tally(shared, record).await?;
+        (registrations, exact, delivered, clicked, None)
     } else {
         let traces = shared.traces.of_message(record.id, None, TRACES).await?;
         let count = |of: fn(&Steps) -> bool| traces.iter().filter(|(_, steps)| of(steps)).count() as u64;
@@ -152,6 +151,14 @@ async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState
         messages: None,
         dropped: dropped.map(signed),
     })
+}
+
+/// What is counted of a broadcast, written or not.
+async fn tally(shared: &Arc<Shared>, record: &Record) -> Result<Tally, Failure> {
+    let _still = shared.counts.hold_still().await;
+    let stored = shared.records.get(&record.app, record.id).await?.map(|record| record.tally).unwrap_or_default();
+    let unwritten = shared.counts.unwritten(&record.app, record.id);
+    Ok(Tally { delivered: stored.delivered + unwritten.delivered, clicked: stored.clicked + unwritten.clicked })
 }
 
 /// A broadcast whose audience was not counted when it was accepted: as it is now.
@@ -269,10 +276,15 @@ async fn of_broadcast(
         steps.push(step("dropped", None, Some(DropReason::Unregistered.name())));
         return Ok(());
     };
-    let handle = shared.sessions.find(registration.account);
-    let recent = handle.as_ref().map(|handle| handle.lock().recent(&record.app).to_vec()).unwrap_or_default();
-    let mut acked = recent.iter().chain(&registration.recent);
-    if let Some(acked) = acked.find(|acked| acked.id == record.id) {
+    let recent = match shared.sessions.find(registration.account) {
+        Some(handle) => {
+            let session = handle.lock();
+            session.registration(&record.app).map(|_| session.recent(&record.app).to_vec())
+        }
+        None => None,
+    };
+    let recent = recent.as_ref().unwrap_or(&registration.recent);
+    if let Some(acked) = recent.iter().find(|acked| acked.id == record.id) {
         steps.push(TraceStep { front: Some(acked.front.to_string()), ..step("dispatched", None, None) });
         steps.push(step("delivered", Some(acked.at_ms), None));
         steps.extend(clicked.map(|at_ms| step("clicked", Some(at_ms), None)));
@@ -285,23 +297,32 @@ async fn of_broadcast(
         steps.push(step("dropped", Some(ended.at_ms), Some(reason.name())));
         return Ok(());
     }
-    let concerns = match shared.timelines.get(&record.app, record.id).await? {
-        Some(message) => judge::concerns(&message, registration),
-        None => true,
-    };
     let cursor = &registration.cursor;
-    let covered = cursor.judged_to > record.id || cursor.acked.contains(&record.id);
-    if !concerns {
-        steps.push(step("dropped", None, Some("not in the audience")));
-    } else if covered {
-        // Acknowledged longer ago than details are kept for.
+    let over = cursor.judged_to > record.id || cursor.acked.contains(&record.id);
+    // Of each registration the last acknowledgements are remembered: was one of this message forgotten?
+    let forgotten = recent.len() >= RECENT_MAX && recent.first().is_none_or(|first| first.at_ms > record.created_at_ms);
+    if over && forgotten {
         steps.push(step("delivered", None, None));
         steps.extend(clicked.map(|at_ms| step("clicked", Some(at_ms), None)));
+        return Ok(());
+    }
+    let message = shared.timelines.get(&record.app, record.id).await?;
+    let is_for = message.as_ref().is_none_or(|message| judge::is_for(message, registration));
+    let handling = message.map(|message| message.handling).unwrap_or_default();
+    if !is_for {
+        steps.push(step("dropped", None, Some("not in the audience")));
+    } else if handling.only_once {
+        steps.push(step("dropped", None, Some(DropReason::Offline.name())));
     } else if now_ms >= record.expires_at_ms {
         let reason = if registration.enabled { DropReason::Expired } else { DropReason::Disabled };
         steps.push(step("dropped", Some(record.expires_at_ms), Some(reason.name())));
-    } else {
+    } else if !over {
         waiting(shared, record, registration, steps);
+    } else if handling.collapse_key.is_some() {
+        steps.push(step("dropped", None, Some(DropReason::Collapsed.name())));
+    } else {
+        // It is by now, and was not when it was judged.
+        steps.push(step("dropped", None, Some("not in the audience")));
     }
     Ok(())
 }
@@ -323,14 +344,12 @@ pub(crate) async fn counters(shared: &Arc<Shared>, app: &App, asked: &Counters) 
     if dates.is_empty() {
         return Err(Failure::new(Code::BadValue, "start_date lies after end_date"));
     }
-    // What is counted is written about once a second: whoever asks gets it all.
-    shared.counts.flush(shared).await?;
+    let _still = shared.counts.hold_still().await;
     let stored = shared.day_counts.read(&app.app, number(first), number(last)).await?;
     let today = day_of(shared.clock.now_ms());
-    // Not covered by a written cursor yet: counted, but a crash would deliver and count it again.
-    let live = shared.counts.live(&app.app);
     let day = |date: Date| {
         let counts = stored.iter().find(|(day, _)| *day == number(date)).map(|(_, counts)| *counts).unwrap_or_default();
+        let counts = counts + shared.counts.unwritten_day(&app.app, number(date), today);
         DayCounters {
             day: number(date).to_string(),
             alias_recipients: signed(counts.alias_recipients),
@@ -340,7 +359,7 @@ pub(crate) async fn counters(shared: &Arc<Shared>, app: &App, asked: &Counters) 
                 counts.alias_recipients + counts.user_account_recipients + counts.regid_recipients,
             ),
             broadcast_recipients: signed(counts.broadcast_recipients),
-            delivered: signed(counts.delivered + if number(date) == today { live } else { 0 }),
+            delivered: signed(counts.delivered),
             clicked: signed(counts.clicked),
             messages: signed(counts.messages),
         }

@@ -1,6 +1,10 @@
 //! The middle tier with stores in memory, a front that the test plays, and a clock that the test moves.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+mod asking;
+mod gate;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +16,12 @@ use idl::channel;
 use idl::clock::{Clock, SystemEntropy};
 use idl::contract::bus::{
     Accepted, AppAnswer, AppCall, AppReply, AppRequest, ChangeTopic, ChannelReply, ChannelUp, Connect, CreateAccount,
-    CreateApp, FrontBatchReply, FrontItem, OpenChannel, Send, Target,
+    CreateApp, Disconnect, FrontBatchReply, FrontItem, FrontLease, OpenChannel, Send, Target,
 };
 use idl::contract::message::Notification;
-use idl::contract::push::{Ack, AppAck, FromDevice, Hello, Register, Result as CommandResult, ToDevice};
+use idl::contract::push::{
+    Ack, AppAck, Clicked, FromDevice, Hello, Register, Result as CommandResult, Revoke, ToDevice,
+};
 use idl::error::Failure;
 use idl::ids::{AccountId, AppId, FrontId, MessageId, RegId, Shard};
 use idl::seal::{AgreementKey, registration_proof};
@@ -27,17 +33,29 @@ use schema::cache::in_process::{CacheLimits, InProcessCache};
 use schema::catalog::sqlite::SqliteCatalog;
 use schema::sorted::memory::MemoryStore;
 use schema::sorted::{RowScan, SortedStore, Table};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::asking::*;
+pub(crate) use self::gate::{Fault, Gate};
 
 pub(crate) const APP: &str = "com.example.demo";
 pub(crate) const FRONT: FrontId = FrontId(1);
 
-/// A clock that stands until it is moved.
-pub(crate) struct TestClock(AtomicU64);
+/// When the clock of a test begins.
+pub(crate) const START_MS: u64 = 1_800_000_000_000;
+
+/// A clock that stands until it is moved, or goes with the runtime's besides.
+pub(crate) struct TestClock {
+    at_ms: AtomicU64,
+    goes_since: Option<Instant>,
+}
 
 impl Clock for TestClock {
     fn now_ms(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+        let gone = self.goes_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.at_ms.load(Ordering::SeqCst) + u64::try_from(gone.as_millis()).expect("a test is short")
     }
 }
 
@@ -48,6 +66,8 @@ pub(crate) struct Posts {
     pub(crate) received: Mutex<Vec<Post>>,
     /// While true, nobody answers.
     pub(crate) down: AtomicBool,
+    /// A URL at which nobody answers.
+    pub(crate) dead: Mutex<Option<String>>,
 }
 
 #[async_trait::async_trait]
@@ -57,7 +77,8 @@ impl Poster for Posts {
     }
 
     async fn post(&self, post: Post) -> Result<(), PostError> {
-        if self.down.load(Ordering::SeqCst) {
+        let dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if self.down.load(Ordering::SeqCst) || dead.as_ref() == Some(&post.url) {
             return Err(PostError::Unreachable("nobody answers".into()));
         }
         self.received.lock().unwrap_or_else(PoisonError::into_inner).push(post);
@@ -68,14 +89,20 @@ impl Poster for Posts {
 /// A running middle tier with one application.
 pub(crate) struct Tier {
     pub(crate) bus: Arc<InProcess>,
-    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) store: Arc<Gate>,
+    pub(crate) catalog: Arc<SqliteCatalog>,
     pub(crate) clock: Arc<TestClock>,
     pub(crate) front: FrontInbox,
     /// What was posted to callback URLs.
     pub(crate) posts: Arc<Posts>,
     pub(crate) secret: String,
     pub(crate) app_key: String,
+    /// What the front answers when it is asked how many of its connections an audience has.
+    pub(crate) online: AtomicI64,
+    config: Config,
     registry: Registry,
+    drain: CancellationToken,
+    serving: JoinHandle<()>,
 }
 
 /// A device that the test plays: its account and what the middle told it.
@@ -90,42 +117,103 @@ impl Tier {
         Self::start_with(Config::default()).await
     }
 
+    /// With a clock that stands.
     pub(crate) async fn start_with(config: Config) -> Self {
-        let clock = Arc::new(TestClock(AtomicU64::new(1_800_000_000_000)));
-        let entropy = Arc::new(SystemEntropy);
-        let bus = Arc::new(InProcess::new(Limits::default(), clock.clone(), entropy.clone()));
-        let store = Arc::new(MemoryStore::new(clock.clone()));
-        let posts = Arc::new(Posts::default());
-        let dependencies = Dependencies {
-            bus: bus.clone(),
-            inbox: bus.attach_middle(),
-            sorted: store.clone(),
+        Self::begin(config, None).await
+    }
+
+    /// With a clock that goes with the runtime's, which the test pauses: so jobs do their work while the test sleeps.
+    pub(crate) async fn timed() -> Self {
+        Self::timed_with(Config::default()).await
+    }
+
+    pub(crate) async fn timed_with(config: Config) -> Self {
+        Self::begin(config, Some(Instant::now())).await
+    }
+
+    async fn begin(config: Config, goes_since: Option<Instant>) -> Self {
+        let clock = Arc::new(TestClock { at_ms: AtomicU64::new(START_MS), goes_since });
+        let bus = Arc::new(InProcess::new(Limits::default(), clock.clone(), Arc::new(SystemEntropy)));
+        let mut tier = Self {
+            front: bus.attach_front(FRONT),
+            bus,
+            store: Gate::new(MemoryStore::new(clock.clone())),
             catalog: Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")),
-            poster: posts.clone(),
-            cache: Arc::new(InProcessCache::new(clock.clone(), entropy.clone(), CacheLimits::default())),
-            keys: KeyRing::new(&[(1, [1; 32])]),
-            regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
-            clock: clock.clone(),
-            entropy,
+            clock,
+            posts: Arc::default(),
+            secret: String::new(),
+            app_key: String::new(),
+            online: AtomicI64::new(0),
+            config,
+            registry: Registry::default(),
+            drain: CancellationToken::new(),
+            serving: tokio::spawn(async {}),
         };
-        let mut registry = Registry::default();
-        let middle = Middle::build(config, dependencies, &mut registry);
-        let front = bus.attach_front(FRONT);
-        tokio::spawn(middle.serve(CancellationToken::new()));
-        let mut tier =
-            Self { bus, store, clock, front, posts, secret: String::new(), app_key: String::new(), registry };
-        let Ok(Reply::Apps(apps)) =
-            tier.ask(Request::CreateApp(CreateApp { app: APP.into(), package_name: None })).await
-        else {
-            panic!("an app was expected");
-        };
-        tier.secret = apps.apps[0].secret.clone().expect("a new app has a secret");
-        tier.app_key.clone_from(&apps.apps[0].app_key);
+        tier.serve();
+        (tier.secret, tier.app_key) = tier.create_app(APP).await;
         tier
     }
 
+    /// A new life of the tier, on what is stored.
+    fn serve(&mut self) {
+        let entropy = Arc::new(SystemEntropy);
+        let dependencies = Dependencies {
+            bus: self.bus.clone(),
+            inbox: self.bus.attach_middle(),
+            sorted: self.store.clone(),
+            catalog: self.catalog.clone(),
+            poster: self.posts.clone(),
+            cache: Arc::new(InProcessCache::new(self.clock.clone(), entropy.clone(), CacheLimits::default())),
+            keys: KeyRing::new(&[(1, [1; 32])]),
+            regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
+            clock: self.clock.clone(),
+            entropy,
+        };
+        self.registry = Registry::default();
+        self.drain = CancellationToken::new();
+        let middle = Middle::build(self.config.clone(), dependencies, &mut self.registry);
+        self.serving = tokio::spawn(middle.serve(self.drain.clone()));
+    }
+
+    /// The tier ends as in a crash, in the middle of everything, and a new one begins.
+    pub(crate) async fn crash(&mut self) {
+        self.end().await;
+        self.serve();
+    }
+
+    /// The tier ends as in a crash; [`Tier::crash`] begins a new one.
+    pub(crate) async fn end(&mut self) {
+        self.serving.abort();
+        let ended = (&mut self.serving).await;
+        assert!(ended.is_err_and(|ended| ended.is_cancelled()), "it served until it was cut off");
+        self.store.open();
+        // What it was doing is dropped.
+        tokio::task::yield_now().await;
+        self.serving = tokio::spawn(std::future::pending());
+    }
+
+    /// The tier ends in peace and a new one begins.
+    pub(crate) async fn restart(&mut self) {
+        self.drain.cancel();
+        (&mut self.serving).await.expect("it ends");
+        self.serve();
+    }
+
+    /// Makes an application and gives its secret and its app key.
+    pub(crate) async fn create_app(&self, app: &str) -> (String, String) {
+        let create = CreateApp { app: app.into(), package_name: None };
+        let Ok(Reply::Apps(apps)) = self.ask(Request::CreateApp(create)).await else {
+            panic!("an app was expected");
+        };
+        (apps.apps[0].secret.clone().expect("a new app has a secret"), apps.apps[0].app_key.clone())
+    }
+
     pub(crate) fn advance(&self, by: Duration) {
-        self.clock.0.fetch_add(u64::try_from(by.as_millis()).expect("fits"), Ordering::SeqCst);
+        self.clock.at_ms.fetch_add(u64::try_from(by.as_millis()).expect("fits"), Ordering::SeqCst);
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
     }
 
     pub(crate) async fn ask(&self, request: Request) -> Result<Reply, Failure> {
@@ -193,31 +281,63 @@ impl Tier {
     }
 
     pub(crate) fn register(&self, account: AccountId) -> Register {
-        let app: AppId = APP.parse().expect("an app id");
-        let public = AgreementKey::from_bytes([5; 32]).public();
-        Register {
-            app: APP.into(),
-            package_name: APP.into(),
-            public_key: public.to_vec(),
-            proof: registration_proof(&self.app_key, account, &app, &public).to_vec(),
-            attributes: None,
-        }
+        register(APP, &self.app_key, account)
     }
 
     /// A device that is registered and has the channel open.
     pub(crate) async fn device(&self) -> Device {
+        self.device_with(&[]).await
+    }
+
+    /// One with attributes.
+    pub(crate) async fn device_with(&self, attributes: &[(&str, &str)]) -> Device {
         let (account, _) = self.account().await;
         let epoch = self.connect(account).await.expect("it connects");
         self.open(account, &epoch, &[]).await.expect("it opens");
         let mut device = Device { account, epoch, regid: RegId([0; 24]) };
-        let register = self.register(account);
+        let attributes: BTreeMap<_, _> =
+            attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let register = Register { attributes: Some(attributes), ..self.register(account) };
         let result = self.command(&device, FromDevice { register_app: Some(register), ..FromDevice::default() }).await;
         device.regid = result.registered.expect("it registers").regid.parse().expect("a regid");
         device
     }
 
+    /// The device goes away.
+    pub(crate) async fn disconnect(&self, device: &Device) {
+        let disconnect = Disconnect {
+            account: device.account.to_string(),
+            resource: "push".into(),
+            front: FRONT.to_string(),
+            epoch: device.epoch.clone(),
+        };
+        assert_eq!(self.ask(Request::Disconnect(disconnect)).await, Ok(Reply::Done));
+        // Its session judges once more and writes how far it is.
+        self.tick().await;
+    }
+
+    /// Time goes on by so little that nothing becomes due; where the clock stands, it does not.
+    async fn tick(&self) {
+        if self.clock.goes_since.is_some() {
+            sleep(Duration::from_millis(2)).await;
+        } else {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// The user taps on the notification.
+    pub(crate) async fn click(&self, device: &Device, message: MessageId) {
+        let clicked = Clicked { app: APP.into(), message: message.to_bytes().to_vec() };
+        let command = FromDevice { clicked: Some(clicked), ..FromDevice::default() };
+        self.up(device.account, &device.epoch, encode(&command)).await.expect("the middle answers");
+    }
+
     /// The device loses its connection and comes back.
     pub(crate) async fn reconnect(&self, device: &mut Device) -> ChannelReply {
+        // What was broadcast within the same millisecond its front would give it.
+        self.tick().await;
         device.epoch = self.connect(device.account).await.expect("it connects");
         self.open(device.account, &device.epoch, &[device.regid.to_string()]).await.expect("it opens")
     }
@@ -231,6 +351,12 @@ impl Tier {
 
     // ------------------------------------------------------------------------------------------------------ as a front
 
+    /// The front says that it lives.
+    pub(crate) async fn lease(&self) {
+        let leased = self.ask(Request::FrontLease(FrontLease { front: FRONT.to_string() })).await;
+        assert!(matches!(leased, Ok(Reply::Leased(_))), "{leased:?}");
+    }
+
     /// The next item that the middle hands to the front.
     pub(crate) async fn item(&mut self) -> FrontItem {
         let mut incoming = tokio::time::timeout(Duration::from_secs(10), self.front.batches.recv())
@@ -240,6 +366,33 @@ impl Tier {
         let item = incoming.batch.items.remove(0);
         incoming.answer.send(Ok(FrontBatchReply { gone: None, online: None }));
         item
+    }
+
+    /// Plays the front for so long, and gives the payloads that it was handed, in order.
+    pub(crate) async fn during(&mut self, time: Duration) -> Vec<ToDevice> {
+        self.while_doing(sleep(time)).await.1
+    }
+
+    /// Plays the front while something is done, which may wait for it, and gives what came of that and the payloads.
+    pub(crate) async fn while_doing<T>(&mut self, doing: impl Future<Output = T>) -> (T, Vec<ToDevice>) {
+        let mut payloads = Vec::new();
+        tokio::pin!(doing);
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                incoming = self.front.batches.recv() => incoming.expect("the bus is there"),
+                done = &mut doing => return (done, payloads),
+            };
+            let items = incoming.batch.items.iter();
+            payloads.extend(items.flat_map(|item| item.payloads.iter().flatten()).map(|payload| to_device(payload)));
+            let online = incoming.batch.count.map(|_| self.online.load(Ordering::SeqCst));
+            incoming.answer.send(Ok(FrontBatchReply { gone: None, online }));
+        }
+    }
+
+    /// All events that wait for the front.
+    pub(crate) fn events(&mut self) -> Vec<FrontEvent> {
+        std::iter::from_fn(|| self.front.events.try_recv().ok()).collect()
     }
 
     /// The ids of the next deliveries, which come in one or more batches.
@@ -263,24 +416,7 @@ impl Tier {
 
     /// A send, to be changed as a test needs it.
     pub(crate) fn send_to(&self, target: Target) -> Send {
-        Send {
-            target,
-            notification: notification("hello"),
-            ttl_ms: 60_000,
-            packages: None,
-            filter: None,
-            send_at_ms: None,
-            local_time: None,
-            repeat: None,
-            spread_ms: None,
-            flow_control: None,
-            only_once: None,
-            collapse_key: None,
-            callback: None,
-            template_name: None,
-            variables: None,
-            dry_run: None,
-        }
+        send_to(target)
     }
 
     /// A request of the app's server.
@@ -288,21 +424,35 @@ impl Tier {
         AppCall { secret_sha256: sha256(&self.secret), request, idempotency_key: None, fingerprint: None }
     }
 
-    /// Asks as the app's server, and gives the whole reply.
-    pub(crate) async fn reply(&self, call: AppCall) -> Result<AppReply, Failure> {
-        match self.ask(Request::App(call)).await? {
-            Reply::App(reply) => Ok(reply),
-            other => panic!("{other:?}"),
+    /// Asks as the app's server, and gives the whole reply. The future borrows nothing, so that the test can do something
+    /// meanwhile.
+    pub(crate) fn reply(
+        &self,
+        call: AppCall,
+    ) -> impl Future<Output = Result<AppReply, Failure>> + std::marker::Send + use<> {
+        let bus = Arc::clone(&self.bus);
+        async move {
+            let call = Call::high(Shard(0), Duration::from_secs(10), Request::App(Box::new(call)));
+            match bus.request(call).await? {
+                Reply::App(reply) => Ok(*reply),
+                other => panic!("{other:?}"),
+            }
         }
     }
 
     /// Asks as the app's server.
-    pub(crate) async fn app(&self, request: AppRequest) -> Result<AppAnswer, Failure> {
-        let reply = self.reply(self.call(request)).await?;
-        if reply.status.code == 0 {
-            Ok(reply.answer.expect("an answer comes with success"))
-        } else {
-            Err(Failure::from_status(reply.status))
+    pub(crate) fn app(
+        &self,
+        request: AppRequest,
+    ) -> impl Future<Output = Result<AppAnswer, Failure>> + std::marker::Send + use<> {
+        let reply = self.reply(self.call(request));
+        async move {
+            let reply = reply.await?;
+            if reply.status.code == 0 {
+                Ok(reply.answer.expect("an answer comes with success"))
+            } else {
+                Err(Failure::from_status(reply.status))
+            }
         }
     }
 
@@ -335,15 +485,8 @@ impl Tier {
             values: vec![device.regid.to_string()],
             packages: None,
         };
-        let call = Request::App(self.call(AppRequest::ChangeTopic(change)));
-        let bus = Arc::clone(&self.bus);
-        async move {
-            match bus.request(Call::high(Shard(0), Duration::from_secs(10), call)).await? {
-                Reply::App(reply) if reply.status.code == 0 => Ok(()),
-                Reply::App(reply) => Err(Failure::from_status(reply.status)),
-                other => panic!("{other:?}"),
-            }
-        }
+        let changed = self.app(AppRequest::ChangeTopic(change));
+        async move { changed.await.map(drop) }
     }
 
     /// What a counter has counted.
@@ -358,6 +501,28 @@ impl Tier {
     pub(crate) async fn cells(&self, table: Table) -> usize {
         let scan = RowScan { table, from: Vec::new(), to: None, rows_max: 100_000 };
         self.store.scan(scan).await.expect("memory").iter().map(|row| row.cells.len()).sum()
+    }
+}
+
+/// A send, to be changed as a test needs it.
+pub(crate) fn send_to(target: Target) -> Send {
+    Send {
+        target,
+        notification: notification("hello"),
+        ttl_ms: 60_000,
+        packages: None,
+        filter: None,
+        send_at_ms: None,
+        local_time: None,
+        repeat: None,
+        spread_ms: None,
+        flow_control: None,
+        only_once: None,
+        collapse_key: None,
+        callback: None,
+        template_name: None,
+        variables: None,
+        dry_run: None,
     }
 }
 
@@ -389,7 +554,34 @@ pub(crate) fn to_device(payload: &[u8]) -> ToDevice {
 }
 
 fn delivery(payload: &[u8]) -> Option<MessageId> {
-    to_device(payload).deliver.map(|deliver| MessageId::from_bytes(&deliver.id).expect("an id"))
+    delivered(&to_device(payload))
+}
+
+fn delivered(payload: &ToDevice) -> Option<MessageId> {
+    payload.deliver.as_ref().map(|deliver| MessageId::from_bytes(&deliver.id).expect("an id"))
+}
+
+/// The messages that are delivered in what a front was handed.
+pub(crate) fn deliveries(payloads: &[ToDevice]) -> Vec<MessageId> {
+    payloads.iter().filter_map(delivered).collect()
+}
+
+/// What is taken back in what a front was handed.
+pub(crate) fn revocations(payloads: &[ToDevice]) -> Vec<Revoke> {
+    payloads.iter().filter_map(|payload| payload.revoke.clone()).collect()
+}
+
+/// A registration for an app on an account.
+pub(crate) fn register(app: &str, app_key: &str, account: AccountId) -> Register {
+    let public = AgreementKey::from_bytes([5; 32]).public();
+    let id: AppId = app.parse().expect("an app id");
+    Register {
+        app: app.into(),
+        package_name: app.into(),
+        public_key: public.to_vec(),
+        proof: registration_proof(app_key, account, &id, &public).to_vec(),
+        attributes: None,
+    }
 }
 
 fn sha256(secret: &str) -> Vec<u8> {

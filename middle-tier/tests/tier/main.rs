@@ -1,6 +1,7 @@
 //! The middle tier over the in-process bus, with stores in memory.
 
 mod harness;
+mod sends;
 
 use std::time::Duration;
 
@@ -8,32 +9,15 @@ use campanile_middle_tier::Config;
 use idl::audience::Audience;
 use idl::bus::{Reply, Request};
 use idl::contract::bus::{AppRequest, CreateApp, RenewToken, RevokeTokens, RotateSecret, TokenTimes};
-use idl::contract::push::{FromDevice, SetAlias, SetEnabled, Subscribe, Unregister, Unsubscribe};
+use idl::contract::push::{FromDevice, Unregister};
 use idl::error::Code;
 use idl::wire::encode;
 use schema::sorted::Table;
 
-use crate::harness::{APP, Device, Tier, aliases, audience, regids, result_of, to_device, topic};
-
-fn set_alias(alias: &str) -> FromDevice {
-    FromDevice { set_alias: Some(SetAlias { app: APP.into(), alias_name: alias.into() }), ..FromDevice::default() }
-}
-
-fn subscribe(topic: &str) -> FromDevice {
-    FromDevice { subscribe: Some(Subscribe { app: APP.into(), topic: topic.into() }), ..FromDevice::default() }
-}
-
-fn unsubscribe(topic: &str) -> FromDevice {
-    FromDevice { unsubscribe: Some(Unsubscribe { app: APP.into(), topic: topic.into() }), ..FromDevice::default() }
-}
-
-fn set_enabled(enabled: bool) -> FromDevice {
-    FromDevice { set_enabled: Some(SetEnabled { app: APP.into(), enabled }), ..FromDevice::default() }
-}
-
-fn to(device: &Device) -> idl::contract::bus::Target {
-    regids(&[device.regid.to_string()])
-}
+use crate::harness::{
+    APP, Tier, aliases, audience, regids, result_of, set_alias, set_enabled, subscribe, to, to_device, topic,
+    unsubscribe,
+};
 
 #[tokio::test]
 async fn a_message_reaches_a_connected_device_and_its_ack_empties_the_mailbox() {
