@@ -7,6 +7,7 @@ use std::sync::Arc;
 use idl::contract::push::{Ack, Clicked, Report};
 use idl::error::{Code, Failure};
 use idl::ids::{AccountId, AppId, MessageId, RegId};
+use schema::records::Record;
 use schema::registrations::Registration;
 use schema::traces::DropReason;
 
@@ -41,6 +42,8 @@ pub(crate) async fn acknowledge(shared: &Arc<Shared>, account: AccountId, ack: A
         let (singles, broadcasts) = (ids(app_ack.messages)?, ids(app_ack.broadcasts)?);
         all.push(Acked { app: parse(&app_ack.app)?, singles, broadcasts });
     }
+    // What comes twice at once is one delivery: the second finds what the first has written.
+    let _turn = shared.turns.take(account).await;
     let mut outcomes = Outcomes::new(shared);
     let mut delivered: BTreeMap<AppId, u64> = BTreeMap::new();
     for Acked { app, singles, .. } in all.iter().filter(|acked| !acked.singles.is_empty()) {
@@ -132,10 +135,23 @@ pub(crate) async fn clicked(shared: &Arc<Shared>, account: AccountId, clicked: &
     let id = message_id(&clicked.message)?;
     let Some(registration) = registration_of(shared, account, &app).await? else { return Ok(()) };
     let regid = registration.regid;
-    // A device may say what it likes: the message must exist, and have been for it.
-    let Some(record) = shared.records.get(&app, id).await? else { return Ok(()) };
-    if !record.broadcast && !record.targets.contains(&regid) {
+    let Some(record) = record_of(shared, &app, id, regid).await? else { return Ok(()) };
+    let _turn = shared.turns.take(account).await;
+    if shared.traces.get(id, regid).await?.clicked.is_some() {
         return Ok(());
+    }
+    // The receipt first: should the click itself not be written, it comes again.
+    if record.has_callback {
+        // A click may come before the acknowledgement: then the delivery itself is still there.
+        let kept = match shared.traces.click_wanted(id, regid).await? {
+            Some(kept) => Some(kept),
+            None => shared.mailboxes.get(&[(regid, id)]).await?.pop().flatten(),
+        };
+        if let Some(wanted) = kept.and_then(|message| About::of(&message).receipts) {
+            let mut outcomes = Outcomes::new(shared);
+            outcomes.receipt(&app, id, &wanted, kind::CLICKED, &target(&wanted, regid), Some(regid));
+            outcomes.write().await?;
+        }
     }
     let now_ms = shared.clock.now_ms();
     if !shared.traces.clicked(id, regid, now_ms, keep_until(shared, id)).await? {
@@ -145,20 +161,13 @@ pub(crate) async fn clicked(shared: &Arc<Shared>, account: AccountId, clicked: &
     if record.broadcast {
         shared.counts.clicked(shared, &app, id);
     }
-    if !record.has_callback {
-        return Ok(());
-    }
-    // A click may come before the acknowledgement: then the delivery itself is still there.
-    let kept = match shared.traces.click_wanted(id, regid).await? {
-        Some(kept) => Some(kept),
-        None => shared.mailboxes.get(&[(regid, id)]).await?.pop().flatten(),
-    };
-    if let Some(wanted) = kept.and_then(|message| About::of(&message).receipts) {
-        let mut outcomes = Outcomes::new(shared);
-        outcomes.receipt(&app, id, &wanted, kind::CLICKED, &target(&wanted, regid), Some(regid));
-        outcomes.write().await?;
-    }
     Ok(())
+}
+
+/// The record of a message, if it may have been for this registration: a device may say what it likes.
+async fn record_of(shared: &Shared, app: &AppId, id: MessageId, regid: RegId) -> Result<Option<Record>, Failure> {
+    let record = shared.records.get(app, id).await?;
+    Ok(record.filter(|record| record.broadcast || record.targets.binary_search(&regid).is_ok()))
 }
 
 /// The device could not hand a delivery to its app, or dropped it as a duplicate.
@@ -173,7 +182,7 @@ pub(crate) async fn report(shared: &Arc<Shared>, account: AccountId, report: &Re
     let app: AppId = parse(&report.app)?;
     let id = message_id(&report.message)?;
     let Some(registration) = registration_of(shared, account, &app).await? else { return Ok(()) };
-    let Some(record) = shared.records.get(&app, id).await? else { return Ok(()) };
+    let Some(record) = record_of(shared, &app, id, registration.regid).await? else { return Ok(()) };
     let mut outcomes = Outcomes::new(shared);
     outcomes.dropped(&Whose { app: &app, message: id, regid: registration.regid }, reason);
     let duplicate = reason == DropReason::Duplicate;

@@ -238,7 +238,7 @@ impl Counts {
     }
 
     /// Drops what is counted of what is no broadcast.
-    async fn verify(&self, shared: &Arc<Shared>) -> Result<(), schema::StoreError> {
+    pub(crate) async fn verify(&self, shared: &Arc<Shared>) -> Result<(), schema::StoreError> {
         let unknown: Vec<(AppId, MessageId)> = {
             let state = self.state();
             let unverified = state.broadcasts.iter().filter(|(_, broadcast)| !broadcast.verified);

@@ -405,11 +405,11 @@ impl Session {
     /// Takes a message back that is stopped: it is not handed off any more. Returns where it was.
     pub(crate) fn take_back(&mut self, app: &AppId, id: MessageId) -> Whereabouts {
         let whereabouts = self.whereabouts(app, id);
-        if let Some(held) = self.held.get_mut(app) {
-            if held.queue.remove(&id).is_some() | held.later.remove(&id).is_some() {
-                held.pending.remove(&id);
-            }
-            // What was handed off keeps its place until it is acknowledged: then it was delivered all the same.
+        // What was handed off keeps its place until it is acknowledged: then it was delivered all the same.
+        if let Some(held) = self.held.get_mut(app)
+            && held.queue.remove(&id).is_some() | held.later.remove(&id).is_some()
+        {
+            held.pending.remove(&id);
         }
         whereabouts
     }

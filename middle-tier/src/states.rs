@@ -121,11 +121,21 @@ async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState
         let Tally { delivered, clicked } = tally(shared, record).await?;
         (registrations, exact, delivered, clicked, None)
     } else {
-        let traces = shared.traces.of_message(record.id, None, TRACES).await?;
-        let count = |of: fn(&Steps) -> bool| traces.iter().filter(|(_, steps)| of(steps)).count() as u64;
-        let delivered = count(|steps| steps.delivered.is_some());
-        let dropped = count(|steps| steps.dropped.is_some() && steps.delivered.is_none());
-        (record.targets.len() as u64, true, delivered, count(|steps| steps.clicked.is_some()), Some(dropped))
+        let (mut delivered, mut clicked, mut dropped) = (0, 0, 0);
+        let mut after = None;
+        loop {
+            let traces = shared.traces.of_message(record.id, after, TRACES).await?;
+            for (_, Steps { delivered: has, clicked: tapped, dropped: given_up }) in &traces {
+                delivered += u64::from(has.is_some());
+                clicked += u64::from(tapped.is_some());
+                dropped += u64::from(given_up.is_some() && has.is_none());
+            }
+            after = traces.last().map(|(regid, _)| *regid);
+            if traces.len() < TRACES {
+                break;
+            }
+        }
+        (record.targets.len() as u64, true, delivered, clicked, Some(dropped))
     };
     let over = now_ms >= record.expires_at_ms || (!record.broadcast && delivered + dropped.unwrap_or(0) >= resolved);
     let state = match record.ended {
@@ -344,6 +354,7 @@ pub(crate) async fn counters(shared: &Arc<Shared>, app: &App, asked: &Counters) 
     if dates.is_empty() {
         return Err(Failure::new(Code::BadValue, "start_date lies after end_date"));
     }
+    shared.counts.verify(shared).await?;
     let _still = shared.counts.hold_still().await;
     let stored = shared.day_counts.read(&app.app, number(first), number(last)).await?;
     let today = day_of(shared.clock.now_ms());

@@ -1,7 +1,9 @@
 //! The middle tier over the in-process bus, with stores in memory.
 
 mod harness;
+mod registry;
 mod sends;
+mod states;
 
 use std::time::Duration;
 
