@@ -105,7 +105,7 @@ fn sends_whole_messages(town: &Town, sdk: &mut Driver) {
     }
     assert_eq!((&push["extra"]["own"], &push["extra"]["ticker"]), (&json!("value"), &json!("rolling")), "{push}");
 
-    // For another kind of device, and with more packages than the app has none of which it sends but the last.
+    // For another kind of device, and with two packages, of which it sends the last alone.
     let package = town.server.demo().package;
     let message = with(
         simple(town, "for another kind"),
