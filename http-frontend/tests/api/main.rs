@@ -3,8 +3,15 @@
 mod conventions;
 mod devices;
 mod documents;
+mod hostile;
 mod limits;
 mod listeners;
+mod many;
 mod middle;
+mod own;
+mod parameters;
+mod queries;
+mod repeats;
 mod send;
+mod stopping;
 mod topics;

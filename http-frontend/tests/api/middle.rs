@@ -112,6 +112,18 @@ impl Api {
         Answer { status: parts.status, headers: parts.headers, envelope: serde_json::from_slice(&bytes).expect("JSON") }
     }
 
+    /// The HTTP status alone.
+    pub(crate) async fn status(&self, request: HttpRequest<Body>) -> StatusCode {
+        self.router.clone().call(request).await.expect("infallible").status()
+    }
+
+    /// The body, where it is JSON but no envelope.
+    pub(crate) async fn json_of(&self, request: HttpRequest<Body>) -> Value {
+        let response = self.router.clone().call(request).await.expect("infallible");
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 22).await.expect("a body");
+        serde_json::from_slice(&bytes).expect("JSON")
+    }
+
     /// What the middle was asked since the last time.
     pub(crate) fn asked(&self) -> Vec<Call> {
         std::mem::take(&mut *self.asked.lock().expect("not poisoned"))
