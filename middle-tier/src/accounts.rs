@@ -10,17 +10,20 @@ use tokio::time::Instant;
 use crate::Shared;
 use crate::apps::parse;
 
-const DEVICE_BYTES_MAX: usize = 128;
-const TEXT_BYTES_MAX: usize = 128;
+/// Longest digest of a device, model and platform, in characters.
+const CHARS_MAX: usize = 128;
 
 /// Makes an account. Each request makes a new one: knowing a device's digest must not open that device's account.
 pub(crate) async fn create(shared: &Shared, request: wire::CreateAccount) -> Result<Reply, Failure> {
-    if request.device.is_empty() || request.device.len() > DEVICE_BYTES_MAX {
-        return Err(Failure::new(Code::BadValue, "parameter 'device' must be a digest of 1 to 128 characters"));
+    let too_long = |text: &str| text.chars().count() > CHARS_MAX;
+    if request.device.is_empty() || too_long(&request.device) {
+        let text = format!("the parameter device must be a digest of 1 to {CHARS_MAX} characters");
+        return Err(Failure::new(Code::BadValue, text));
     }
     for (name, text) in [("model", &request.model), ("platform", &request.platform)] {
-        if text.as_ref().is_some_and(|text| text.len() > TEXT_BYTES_MAX) {
-            return Err(Failure::new(Code::BadValue, format!("parameter '{name}' has more than 128 bytes")));
+        if text.as_deref().is_some_and(too_long) {
+            let text = format!("the parameter {name} has more than {CHARS_MAX} characters");
+            return Err(Failure::new(Code::BadValue, text));
         }
     }
     let account = AccountId::random(&*shared.entropy);

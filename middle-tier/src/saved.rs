@@ -14,8 +14,8 @@ use crate::Shared;
 use crate::accounts::signed;
 use crate::app_calls::{page_limit, short};
 
-/// Most characters in a template's names and values of extras.
-const EXTRAS_MAX: usize = 20;
+/// Most extras of a template.
+const EXTRAS_MAX: usize = 32;
 
 fn check_name(name: &str) -> Result<(), Failure> {
     let fits = (1..=64).contains(&name.len())
