@@ -7,7 +7,7 @@ use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, Send, SendMany};
 use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
 use idl::message::Message;
-use schema::catalog::App;
+use schema::catalog::{App, Schedule};
 use schema::days::DayCounts;
 use schema::expiries::Expiry;
 use schema::feedback::InvalidKind;
@@ -16,7 +16,7 @@ use schema::registrations::Registration;
 use schema::traces::DropReason;
 
 use crate::accounts::signed;
-use crate::idempotency::Key;
+use crate::idempotency::{self, Key};
 use crate::order::{Order, TARGETS_MAX, Whom};
 use crate::outcomes::{Outcomes, Whose, kind, target};
 use crate::resolve::{self, Resolved};
@@ -68,28 +68,86 @@ pub(crate) async fn many(
         let text = format!("{} messages were given; expected 1 to {TARGETS_MAX} in one request", many.sends.len());
         return Err(Failure::new(Code::TooManyTargets, text));
     }
-    shared.rates.take(shared, app, many.sends.len() as u64).await?;
+    let real = many.sends.iter().filter(|send| send.dry_run != Some(true)).count();
+    if real > 0 {
+        shared.rates.take(shared, app, real as u64).await?;
+    }
     let mut outcomes = Outcomes::new(shared);
     let mut plans = Plans::default();
     let mut results = Vec::new();
     for (at, send) in (0u128..).zip(many.sends) {
-        let id = MessageId(id.0.saturating_add(at));
-        let asked = schedules::wanted(&send).then(|| send.clone());
-        let result = one_of_many(shared, app, id, send, asked, &mut outcomes, &mut plans).await;
+        let result = if let Some(fired) = key.and_then(|key| key.fired(at)) {
+            Ok(One::Accepted(fired.clone()))
+        } else {
+            let id = MessageId(id.0.saturating_add(at));
+            one_of_many(shared, app, id, send, &mut outcomes, &mut plans).await
+        };
         match result {
             Err(failure) if failure.code.retryable() => return Err(failure),
             result => results.push(result),
         }
     }
-    let none = || Accepted { id: None, bad_targets: None, audience: None, due_ms: None };
-    let codes = results.iter().map(|result| result.as_ref().err().map_or(0, |failure| failure.code.number())).collect();
-    let accepted = results.into_iter().map(|result| result.unwrap_or_else(|_| none())).collect();
-    let answer = AcceptedMany { accepted, codes };
+    // Nothing is durable so far. Schedules are made first: should the rest not be written, they are taken away again.
+    let mut made = Vec::new();
+    match write_many(shared, id, results, outcomes, key, &mut made).await {
+        Ok(answer) => {
+            plans.written(shared);
+            Ok(answer)
+        }
+        Err(failure) => {
+            // After a time-out it may all have happened.
+            for schedule in made.into_iter().filter(|_| failure.code != Code::TimedOut) {
+                if let Err(error) = shared.catalog.delete_schedule(&app.app, schedule).await {
+                    tracing::warn!(%schedule, %error, "a schedule of a request that failed could not be taken away");
+                }
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// What is to become of one message of many.
+enum One {
+    Accepted(Accepted),
+    Later(Box<Schedule>),
+}
+
+async fn write_many(
+    shared: &Arc<Shared>,
+    id: MessageId,
+    results: Vec<Result<One, Failure>>,
+    mut outcomes: Outcomes<'_>,
+    key: Option<&Key>,
+    made: &mut Vec<MessageId>,
+) -> Result<AcceptedMany, Failure> {
+    let mut answer = AcceptedMany { accepted: Vec::new(), codes: Vec::new() };
+    for result in results {
+        let result = match result {
+            Ok(One::Later(schedule)) => {
+                let id = schedule.id;
+                let result = schedules::make(shared, *schedule).await;
+                made.extend(result.is_ok().then_some(id));
+                result
+            }
+            Ok(One::Accepted(accepted)) => Ok(accepted),
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Err(failure) if failure.code.retryable() => return Err(failure),
+            Err(failure) => {
+                answer.codes.push(failure.code.number());
+                answer.accepted.push(idempotency::none());
+            }
+            Ok(accepted) => {
+                answer.codes.push(0);
+                answer.accepted.push(accepted);
+            }
+        }
+    }
     if let Some(key) = key {
         key.answered(&mut outcomes.batch, shared, id, AppAnswer::AcceptedMany(answer.clone()));
     }
     outcomes.write().await?;
-    plans.written(shared);
     Ok(answer)
 }
 
@@ -98,20 +156,25 @@ async fn one_of_many(
     app: &Arc<App>,
     id: MessageId,
     send: Send,
-    asked: Option<Send>,
     outcomes: &mut Outcomes<'_>,
     plans: &mut Plans,
-) -> Result<Accepted, Failure> {
+) -> Result<One, Failure> {
+    // What a schedule keeps is what was asked for.
+    let asked = schedules::wanted(&send).then(|| send.clone());
     let order = Order::read(shared, app, send).await?;
     if matches!(order.whom, Whom::Audience(_)) {
         return Err(Failure::new(Code::BadValue, "a message of many is for regids, aliases or user accounts"));
     }
+    if order.dry_run {
+        return Box::pin(audiences::dry_run(shared, app, &order)).await.map(One::Accepted);
+    }
     if let Some(asked) = asked
         && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
     {
-        return Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, None)).await;
+        let schedule = schedules::schedule_of(shared, app, id, &order, &asked, due_ms)?;
+        return Ok(One::Later(Box::new(schedule)));
     }
-    singles(shared, app, id, order, None, outcomes, plans).await
+    singles(shared, app, id, order, None, outcomes, plans).await.map(One::Accepted)
 }
 
 /// Accepts a message that is due now.

@@ -3,11 +3,14 @@
 //!
 //! A key is claimed durably before anything is done, with the id that the message will have; what is accepted is written
 //! together with the answer. So a claim without an answer was cut off before it accepted anything, unless a backend
-//! writes a batch row by row: then the message's record, which is written before the answer, tells.
+//! writes a batch row by row: then the message's record, which is written before the answer, tells. Schedules are rows of
+//! the catalog, made before the answer is written: those that a request which was cut off has made are taken away before it
+//! is carried out again, but for those that have fired.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, AppReply, AppRequest, Status};
+use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, AppReply, AppRequest, SendMany, Status};
 use idl::error::{Code, Failure};
 use idl::ids::MessageId;
 use idl::wire;
@@ -15,7 +18,8 @@ use schema::batch::Batch;
 use schema::catalog::App;
 use schema::idempotency::Claim;
 
-use crate::{Shared, app_calls};
+use crate::accounts::signed;
+use crate::{Shared, app_calls, schedules};
 
 /// How long the first answer is given again.
 const KEPT_MS: u64 = 24 * 3600 * 1000;
@@ -25,6 +29,9 @@ pub(crate) struct Key {
     app: Arc<App>,
     text: String,
     fingerprint: [u8; 32],
+    /// Of many messages: the schedules that were made for those at these places before the request was cut off, and that
+    /// have fired.
+    fired: BTreeMap<u128, Accepted>,
 }
 
 impl Key {
@@ -42,7 +49,12 @@ impl Key {
         let fingerprint = fingerprint.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         let fingerprint = fingerprint
             .ok_or_else(|| Failure::new(Code::BadRequest, "an idempotency key comes with a fingerprint of 32 bytes"))?;
-        Ok(Some(Self { app: Arc::clone(app), text: key, fingerprint }))
+        Ok(Some(Self { app: Arc::clone(app), text: key, fingerprint, fired: BTreeMap::new() }))
+    }
+
+    /// What became of the message at this place of many when the request was carried out before.
+    pub(crate) fn fired(&self, at: u128) -> Option<&Accepted> {
+        self.fired.get(&at)
     }
 
     /// Adds the answer to what is written.
@@ -71,12 +83,12 @@ pub(crate) async fn once(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    key: Key,
+    mut key: Key,
     request: AppRequest,
 ) -> (Result<AppAnswer, Failure>, bool) {
     // A twin of the request waits here until this one is answered.
     let _turn = shared.keys_under_way.take_text(&format!("{} {}", app.app, key.text)).await;
-    let claimed = match claim(shared, app, id, &key, &request).await {
+    let claimed = match claim(shared, app, id, &mut key, &request).await {
         Ok(Claimed::New(id)) => id,
         Ok(Claimed::Answered(reply)) => {
             shared.metrics.replayed.inc();
@@ -86,19 +98,29 @@ pub(crate) async fn once(
         }
         Err(failure) => return (Err(failure), false),
     };
+    let accepts = match &request {
+        AppRequest::Send(send) => send.dry_run != Some(true),
+        AppRequest::SendMany(_) => true,
+        _ => false,
+    };
     let result = app_calls::carry_out(shared, app, claimed, request, Some(&key)).await;
-    if let Err(failure) = &result
-        && !failure.code.retryable()
-    {
-        // What was refused for good stays refused. What may succeed later may be tried again under the same key.
-        let reply = AppReply { status: failure.to_status(), answer: None, rate: None, replayed: None };
-        let mut batch = Batch::default();
-        key.write(&mut batch, shared, claimed, &reply);
-        if let Err(error) = batch.write(shared.store.as_ref()).await {
-            return (Err(error.into()), false);
+    let mut batch = Batch::default();
+    match &result {
+        // It was written with what was accepted.
+        Ok(_) if accepts => return (result, false),
+        Ok(answer) => key.answered(&mut batch, shared, claimed, answer.clone()),
+        // What may succeed later may be tried again under the same key.
+        Err(failure) if failure.code.retryable() => return (result, false),
+        // What was refused for good stays refused.
+        Err(failure) => {
+            let reply = AppReply { status: failure.to_status(), answer: None, rate: None, replayed: None };
+            key.write(&mut batch, shared, claimed, &reply);
         }
     }
-    (result, false)
+    match batch.write(shared.store.as_ref()).await {
+        Ok(()) => (result, false),
+        Err(error) => (Err(error.into()), false),
+    }
 }
 
 enum Claimed {
@@ -112,7 +134,7 @@ async fn claim(
     shared: &Arc<Shared>,
     app: &App,
     id: MessageId,
-    key: &Key,
+    key: &mut Key,
     request: &AppRequest,
 ) -> Result<Claimed, Failure> {
     let until = shared.clock.now_ms().saturating_add(KEPT_MS);
@@ -131,21 +153,11 @@ async fn claim(
         return Ok(Claimed::Answered(Box::new(reply)));
     }
     // The first request was cut off. Did it accept something?
-    let accepted = Accepted { id: Some(claimed.to_string()), bad_targets: None, audience: None, due_ms: None };
-    let found = shared.records.get(&app.app, claimed).await?.is_some()
-        || shared.catalog.schedule(&app.app, claimed).await?.is_some();
-    if found {
-        let answer = match request {
-            AppRequest::SendMany(many) => {
-                let codes = vec![0; many.sends.len()];
-                let accepted = (0..).zip(&many.sends).map(|(at, _)| Accepted {
-                    id: Some(MessageId(claimed.0.saturating_add(at)).to_string()),
-                    ..accepted.clone()
-                });
-                AppAnswer::AcceptedMany(AcceptedMany { accepted: accepted.collect(), codes })
-            }
-            _ => AppAnswer::Accepted(accepted),
-        };
+    let answer = match request {
+        AppRequest::SendMany(many) => many_accepted(shared, app, claimed, many, key).await?,
+        _ => accepted(shared, app, claimed).await?.map(AppAnswer::Accepted),
+    };
+    if let Some(answer) = answer {
         let status = Status { code: 0, description: None };
         let reply = AppReply { status, answer: Some(answer), rate: None, replayed: None };
         return Ok(Claimed::Answered(Box::new(reply)));
@@ -155,4 +167,51 @@ async fn claim(
     batch.reclaim(&app.app, &key.text, key.fingerprint, id, until);
     batch.write(shared.store.as_ref()).await?;
     Ok(Claimed::New(id))
+}
+
+/// What was accepted under an id, if anything was.
+async fn accepted(shared: &Arc<Shared>, app: &App, id: MessageId) -> Result<Option<Accepted>, Failure> {
+    let accepted = |due_ms| Accepted { id: Some(id.to_string()), bad_targets: None, audience: None, due_ms };
+    if let Some(schedule) = shared.catalog.schedule(&app.app, id).await? {
+        return Ok(Some(accepted(Some(signed(schedule.due_ms)))));
+    }
+    Ok(shared.records.get(&app.app, id).await?.map(|_| accepted(None)))
+}
+
+/// The same of many. Schedules that wait are taken away, to be made again.
+async fn many_accepted(
+    shared: &Arc<Shared>,
+    app: &App,
+    first: MessageId,
+    many: &SendMany,
+    key: &mut Key,
+) -> Result<Option<AppAnswer>, Failure> {
+    let id = |at: u128| MessageId(first.0.saturating_add(at));
+    let ids: Vec<_> = (0..).zip(&many.sends).map(|(at, _)| id(at)).collect();
+    let sent = shared.records.get_many(&app.app, &ids).await?;
+    let sent_any = sent.iter().any(Option::is_some);
+    for (at, _) in (0..).zip(&many.sends).filter(|(_, send)| schedules::wanted(send)) {
+        if (sent_any || !shared.catalog.delete_schedule(&app.app, id(at)).await?)
+            && let Some(made) = accepted(shared, app, id(at)).await?
+        {
+            key.fired.insert(at, made);
+        }
+    }
+    if !sent_any {
+        return Ok(None);
+    }
+    // A backend that writes row by row was cut off between two of them.
+    let (mut all, mut codes) = (Vec::new(), Vec::new());
+    for (at, record) in (0..).zip(&sent) {
+        let made = key.fired.get(&at).cloned();
+        let found = record.as_ref().map(|record| Accepted { id: Some(record.id.to_string()), ..none() }).or(made);
+        codes.push(if found.is_some() { 0 } else { Code::System.number() });
+        all.push(found.unwrap_or_else(none));
+    }
+    Ok(Some(AppAnswer::AcceptedMany(AcceptedMany { accepted: all, codes })))
+}
+
+/// Of a message that was not accepted.
+pub(crate) fn none() -> Accepted {
+    Accepted { id: None, bad_targets: None, audience: None, due_ms: None }
 }

@@ -68,7 +68,7 @@ pub(crate) fn first_due(order: &Order, now_ms: u64) -> Result<Option<u64>, Failu
     }
 }
 
-/// Makes a schedule of a send.
+/// Makes a schedule of a send. With a key the answer is written too.
 pub(crate) async fn create(
     shared: &Arc<Shared>,
     app: &App,
@@ -78,12 +78,30 @@ pub(crate) async fn create(
     due_ms: u64,
     key: Option<&Key>,
 ) -> Result<Accepted, Failure> {
+    let accepted = make(shared, schedule_of(shared, app, id, order, &asked, due_ms)?).await?;
+    if let Some(key) = key {
+        let mut batch = Batch::default();
+        key.answered(&mut batch, shared, id, AppAnswer::Accepted(accepted.clone()));
+        batch.write(shared.store.as_ref()).await?;
+    }
+    Ok(accepted)
+}
+
+/// What a send that goes out later is kept as.
+pub(crate) fn schedule_of(
+    shared: &Arc<Shared>,
+    app: &App,
+    id: MessageId,
+    order: &Order,
+    asked: &Send,
+    due_ms: u64,
+) -> Result<Schedule, Failure> {
     let (local_time, repeat) = match &order.when {
         When::LocalTime(text, _) => (Some(text.clone()), None),
         When::Repeat(repeat, _) => (None, Some(repeat_of(repeat)?)),
         When::Now | When::At(_) => (None, None),
     };
-    let schedule = Schedule {
+    Ok(Schedule {
         id,
         app: app.app.clone(),
         job_key: order.notification.job_key.clone(),
@@ -91,25 +109,23 @@ pub(crate) async fn create(
         due_ms,
         local_time,
         repeat,
-        send: encode(&asked),
+        send: encode(asked),
         state: ScheduleState::Waiting,
         firing: None,
         last_message: None,
         fired: 0,
-    };
+    })
+}
+
+/// Stores a schedule; it fires from now on.
+pub(crate) async fn make(shared: &Arc<Shared>, schedule: Schedule) -> Result<Accepted, Failure> {
+    let (id, due_ms) = (schedule.id, schedule.due_ms);
     let max = shared.config.schedules_max;
     if shared.catalog.create_schedule(schedule, max).await? == Created::Full {
         return Err(Failure::new(Code::LimitReached, format!("{max} schedules wait already, which is the limit")));
     }
-    let accepted =
-        Accepted { id: Some(id.to_string()), bad_targets: None, audience: None, due_ms: Some(signed(due_ms)) };
-    if let Some(key) = key {
-        let mut batch = Batch::default();
-        key.answered(&mut batch, shared, id, AppAnswer::Accepted(accepted.clone()));
-        batch.write(shared.store.as_ref()).await?;
-    }
     shared.schedules.0.notify_one();
-    Ok(accepted)
+    Ok(Accepted { id: Some(id.to_string()), bad_targets: None, audience: None, due_ms: Some(signed(due_ms)) })
 }
 
 fn repeat_of(repeat: &wire::Repeat) -> Result<Repeat, Failure> {

@@ -10,8 +10,9 @@ use idl::error::{Code, Failure};
 use idl::ids::{MessageId, RegId};
 use jiff::ToSpan as _;
 use jiff::civil::Date;
+use schema::batch::Batch;
 use schema::catalog::{App, Schedule, ScheduleState};
-use schema::records::{Record, Tally};
+use schema::records::{Record, Resolved, Tally};
 use schema::registrations::{RECENT_MAX, Registration};
 use schema::traces::{DropReason, Steps};
 
@@ -25,6 +26,8 @@ use crate::{Shared, audiences, judge};
 const DAYS_MAX: usize = 31;
 /// Messages with one job key that are told of.
 const WITH_JOB_KEY_MAX: usize = 100;
+/// A broadcast that was not counted within this time is counted when somebody asks.
+const COUNTED_WITHIN_MS: u64 = 60_000;
 /// Registrations whose traces are read in one call.
 const TRACES: usize = 1000;
 
@@ -171,12 +174,19 @@ async fn tally(shared: &Arc<Shared>, record: &Record) -> Result<Tally, Failure> 
     Ok(Tally { delivered: stored.delivered + unwritten.delivered, clicked: stored.clicked + unwritten.clicked })
 }
 
-/// A broadcast whose audience was not counted when it was accepted: as it is now.
+/// A broadcast whose audience was not counted when it was accepted: as it is now. That is kept, unless the count of then may
+/// still come.
 async fn count_again(shared: &Arc<Shared>, record: &Record) -> Result<(u64, bool), Failure> {
     let Some(message) = shared.timelines.get(&record.app, record.id).await? else { return Ok((0, false)) };
     let Some(audience) = &message.audience else { return Ok((0, false)) };
-    let count = audiences::count(shared, &record.app, audience).await?;
-    Ok((count.registrations, false))
+    let registrations = audiences::count(shared, &record.app, audience).await?.registrations;
+    if shared.clock.now_ms() >= record.created_at_ms.saturating_add(COUNTED_WITHIN_MS) {
+        let mut batch = Batch::default();
+        let resolved = Resolved { registrations, exact: false };
+        batch.resolved(&record.app, record.id, record.keep_until_ms, resolved);
+        batch.write(shared.store.as_ref()).await?;
+    }
+    Ok((registrations, false))
 }
 
 // ------------------------------------------------------------------------------------------------------------------ trace

@@ -497,6 +497,12 @@ impl Tier {
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
+    /// How many rows a table holds.
+    pub(crate) async fn rows(&self, table: Table) -> usize {
+        let scan = RowScan { table, from: Vec::new(), to: None, rows_max: 100_000 };
+        self.store.scan(scan).await.expect("memory").len()
+    }
+
     /// How many cells a table holds.
     pub(crate) async fn cells(&self, table: Table) -> usize {
         let scan = RowScan { table, from: Vec::new(), to: None, rows_max: 100_000 };

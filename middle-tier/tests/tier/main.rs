@@ -1,6 +1,8 @@
 //! The middle tier over the in-process bus, with stores in memory.
 
+mod audiences;
 mod harness;
+mod idempotency;
 mod registry;
 mod sends;
 mod states;
