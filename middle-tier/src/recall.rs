@@ -23,7 +23,7 @@ use crate::accept::check_packages;
 use crate::app_calls::message_id;
 use crate::order::{TARGETS_MAX, Whom};
 use crate::outcomes::{Outcomes, Whose};
-use crate::{Shared, order, resolve};
+use crate::{Shared, order, resolve, schedules};
 
 /// Messages with one job key that are stopped in one request.
 const WITH_JOB_KEY_MAX: usize = 1000;
@@ -53,33 +53,32 @@ async fn one(
     recall: bool,
     ids: &mut impl Iterator<Item = MessageId>,
 ) -> Result<(String, bool), Failure> {
-    let (shown, records, schedules) = match (&name.id, &name.job_key) {
+    // Schedules first: one that is firing becomes a message meanwhile.
+    let (shown, mut records, schedules) = match (&name.id, &name.job_key) {
         (Some(text), None) => {
             // What can't be an id is the id of nothing.
             let Ok(id) = message_id(text) else { return Ok((text.clone(), false)) };
             let schedule = shared.catalog.schedule(&app.app, id).await?;
             let sent = match &schedule {
-                Some(schedule) => schedule.last_message.or(schedule.firing.as_ref().map(|firing| firing.message)),
-                None => Some(id),
+                Some(schedule) => schedules::stop(shared, &app.app, schedule.id).await?,
+                None => vec![id],
             };
-            let record = match sent {
-                Some(sent) => shared.records.get(&app.app, sent).await?,
-                None => None,
-            };
-            (text.clone(), Vec::from_iter(record), Vec::from_iter(schedule))
+            let records = shared.records.get_many(&app.app, &sent).await?.into_iter().flatten().collect();
+            (text.clone(), records, usize::from(schedule.is_some()))
         }
         (None, Some(key)) => {
+            let schedules = shared.catalog.schedules_by_job_key(&app.app, key, usize::MAX).await?;
+            let waiting = schedules.iter().filter(|schedule| schedule.state == ScheduleState::Waiting);
+            for schedule in waiting {
+                schedules::stop(shared, &app.app, schedule.id).await?;
+            }
             let records = shared.records.by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await?;
-            (key.clone(), records, shared.catalog.schedules_by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await?)
+            (key.clone(), records, schedules.len())
         }
         _ => return Err(Failure::new(Code::Missing, "a message is named by its id or by its job key, one of them")),
     };
-    let found = !records.is_empty() || !schedules.is_empty();
-    for schedule in schedules {
-        if schedule.state == ScheduleState::Waiting {
-            shared.catalog.delete_schedule(&app.app, schedule.id).await?;
-        }
-    }
+    records.dedup_by_key(|record| record.id);
+    let found = !records.is_empty() || schedules > 0;
     for record in records {
         let Some(id) = ids.next() else {
             return Err(Failure::new(

@@ -19,7 +19,7 @@ use idl::ids::{AppId, MessageId, Shard};
 use idl::wire::{decode_trusted, encode};
 use schema::batch::Batch;
 use schema::catalog::{App, Created, Repeat, Schedule, ScheduleState};
-use tokio::sync::Notify;
+use tokio::sync::{MutexGuard, Notify};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,7 @@ use crate::app_calls::{message_id, page_limit, short};
 use crate::apps::parse;
 use crate::idempotency::Key;
 use crate::order::{self, Order, When};
+use crate::turns::Turns;
 use crate::{Shared, accept};
 
 /// Longest rest of the job: a schedule that another process made is seen within it.
@@ -41,9 +42,18 @@ const KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 /// How often those that are older are forgotten.
 const FORGET_INTERVAL_MS: u64 = 3600 * 1000;
 
-/// Wakes the job.
+/// Wakes the job, and keeps who fires a schedule and who stops it apart.
 #[derive(Default)]
-pub(crate) struct Schedules(Notify);
+pub(crate) struct Schedules {
+    changed: Notify,
+    turns: Turns,
+}
+
+impl Schedules {
+    async fn turn(&self, id: MessageId) -> MutexGuard<'_, ()> {
+        self.turns.take_text(&id.to_string()).await
+    }
+}
 
 /// True if a send says that it goes out later, or again.
 pub(crate) fn wanted(send: &Send) -> bool {
@@ -124,7 +134,7 @@ pub(crate) async fn make(shared: &Arc<Shared>, schedule: Schedule) -> Result<Acc
     if shared.catalog.create_schedule(schedule, max).await? == Created::Full {
         return Err(Failure::new(Code::LimitReached, format!("{max} schedules wait already, which is the limit")));
     }
-    shared.schedules.0.notify_one();
+    shared.schedules.changed.notify_one();
     Ok(Accepted { id: Some(id.to_string()), bad_targets: None, audience: None, due_ms: Some(signed(due_ms)) })
 }
 
@@ -180,7 +190,7 @@ async fn find(shared: &Arc<Shared>, app: &App, name: &MessageName) -> Result<Sch
             (id, found)
         }
         (None, Some(key)) => {
-            let all = shared.catalog.schedules_by_job_key(&app.app, key, FIRED_AT_ONCE).await?;
+            let all = shared.catalog.schedules_by_job_key(&app.app, key, usize::MAX).await?;
             let waiting = all.iter().position(|schedule| schedule.state == ScheduleState::Waiting);
             (key, all.into_iter().nth(waiting.unwrap_or(0)))
         }
@@ -230,6 +240,21 @@ pub(crate) async fn delete(shared: &Arc<Shared>, app: &App, name: &MessageName) 
     Ok(Changed { existed })
 }
 
+/// Sees to it that a schedule fires no more, after a firing that is under way. Returns the messages that it may have become.
+pub(crate) async fn stop(shared: &Arc<Shared>, app: &AppId, id: MessageId) -> Result<Vec<MessageId>, Failure> {
+    let _turn = shared.schedules.turn(id).await;
+    let Some(schedule) = shared.catalog.schedule(app, id).await? else { return Ok(Vec::new()) };
+    if schedule.state == ScheduleState::Waiting
+        && !shared.catalog.delete_schedule(app, id).await?
+        && let Some(begun) = &schedule.firing
+    {
+        // A firing that was cut off begins no more.
+        shared.catalog.fired(id, begun.due_ms, None).await?;
+    }
+    let begun = schedule.firing.map(|firing| firing.message);
+    Ok(schedule.last_message.into_iter().chain(begun).collect())
+}
+
 fn no_longer(schedule: &Schedule) -> Failure {
     let text = format!("schedule {} does not wait any more: stop or revoke the message it became", schedule.id);
     Failure::new(Code::WrongState, text)
@@ -266,7 +291,7 @@ pub(crate) async fn change(
     if !shared.catalog.change_schedule(&app.app, schedule.id, due_ms, local_time, repeat, encoded).await? {
         return Err(no_longer(&schedule));
     }
-    shared.schedules.0.notify_one();
+    shared.schedules.changed.notify_one();
     show(shared, app, &name).await
 }
 
@@ -300,21 +325,21 @@ pub(crate) async fn fire(shared: &Arc<Shared>, id: MessageId, request: FireSched
     let app: AppId = parse(&request.app)?;
     let schedule = MessageId::from_bytes(&request.id).map_err(|error| bad(error.to_string()))?;
     let due_ms = u64::try_from(request.due_ms).unwrap_or(0);
-    let _turn = shared.keys_under_way.take_text(&format!("schedule {schedule}")).await;
+    let _turn = shared.schedules.turn(schedule).await;
     let Some(found) = shared.catalog.schedule(&app, schedule).await? else { return Ok(Reply::Done) };
     if found.state != ScheduleState::Waiting || found.due_ms != due_ms {
         return Ok(Reply::Done);
     }
-    let next_ms = match &found.repeat {
+    let next_of = |schedule: &Schedule| {
         // What was missed meanwhile is not made up for: it fires once, then as usual.
-        Some(repeat) => next(repeat, shared.clock.now_ms().max(due_ms)).unwrap_or_default(),
-        None => None,
+        let repeat = schedule.repeat.as_ref()?;
+        next(repeat, shared.clock.now_ms().max(due_ms)).unwrap_or_default()
     };
     if let Some(begun) = &found.firing
         && shared.records.get(&app, begun.message).await?.is_some()
     {
         // A crash came between the message and this.
-        shared.catalog.fired(schedule, due_ms, next_ms).await?;
+        shared.catalog.fired(schedule, due_ms, next_of(&found)).await?;
         return Ok(Reply::Done);
     }
     if !shared.catalog.begin_firing(schedule, due_ms, id).await? {
@@ -338,7 +363,7 @@ pub(crate) async fn fire(shared: &Arc<Shared>, id: MessageId, request: FireSched
             tracing::info!(%app, %schedule, %failure, "a schedule fired and its send was refused");
         }
     }
-    shared.catalog.fired(schedule, due_ms, next_ms).await?;
+    shared.catalog.fired(schedule, due_ms, next_of(&found)).await?;
     Ok(Reply::Done)
 }
 
@@ -368,7 +393,7 @@ pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
         shared.metrics.ran("schedules", now_ms);
         tokio::select! {
             () = drain.cancelled() => return,
-            () = shared.schedules.0.notified() => {}
+            () = shared.schedules.changed.notified() => {}
             () = sleep(rest) => {}
         }
     }

@@ -44,10 +44,10 @@ pub(crate) async fn of(shared: &Arc<Shared>, app: &App, name: &MessageName) -> R
             }
         }
         (None, Some(key)) => {
-            for schedule in shared.catalog.schedules_by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await? {
-                if schedule.state == ScheduleState::Waiting {
-                    messages.push(of_schedule(shared, &schedule).await?);
-                }
+            let schedules = shared.catalog.schedules_by_job_key(&app.app, key, usize::MAX).await?;
+            let waiting = schedules.iter().filter(|schedule| schedule.state == ScheduleState::Waiting);
+            for schedule in waiting.take(WITH_JOB_KEY_MAX) {
+                messages.push(of_schedule(shared, schedule).await?);
             }
             for record in shared.records.by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await? {
                 messages.push(of_record(shared, &record).await?);

@@ -4,6 +4,7 @@ mod audiences;
 mod harness;
 mod idempotency;
 mod registry;
+mod schedules;
 mod sends;
 mod states;
 
