@@ -25,8 +25,8 @@ use crate::{Shared, audiences, judge, schedules};
 
 /// Registrations that one request sends to, whatever its names stand for.
 pub(crate) const RECIPIENTS_MAX: usize = 100_000;
-/// Whole mailboxes read in one call.
-const MAILBOXES_READ: usize = 32;
+/// Whole mailboxes read in one call: they may hold megabytes each.
+pub(crate) const MAILBOXES_READ: usize = 32;
 /// How long invalid targets are kept for the app server to ask for.
 pub(crate) const FEEDBACK_KEPT_MS: u64 = 14 * 24 * 3600 * 1000;
 

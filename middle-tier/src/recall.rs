@@ -19,7 +19,7 @@ use schema::records::{Ended, Record};
 use schema::registrations::Registration;
 use schema::traces::DropReason;
 
-use crate::accept::check_packages;
+use crate::accept::{MAILBOXES_READ, check_packages};
 use crate::app_calls::message_id;
 use crate::order::{TARGETS_MAX, Whom};
 use crate::outcomes::{Outcomes, Whose};
@@ -27,6 +27,8 @@ use crate::{Shared, order, resolve, schedules};
 
 /// Messages with one job key that are stopped in one request.
 const WITH_JOB_KEY_MAX: usize = 1000;
+/// Deliveries of one message read in one call.
+const TARGETS_READ: usize = 1000;
 /// Broadcasts of a topic that are looked through for one notify_id.
 const LOOKED_THROUGH_MAX: usize = 10_000;
 
@@ -104,12 +106,10 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
     let revoke = revocation_of(record, revocation, now_ms);
     if record.broadcast {
         let message = shared.timelines.get(&record.app, record.id).await?;
-        let audience = message.and_then(|message| message.audience);
         outcomes.batch.remove_broadcast(&record.app, record.id);
-        let revoke = audience.filter(|_| recall).map(|audience| {
-            let audience = Some(audience);
-            Arc::new(Message { audience, ..revoke })
-        });
+        // Of one that has expired, or was stopped before, nobody knows any more whom it was for: who never had it ignores it.
+        let audience = message.and_then(|message| message.audience).unwrap_or(Audience::Everyone);
+        let revoke = recall.then(|| Arc::new(Message { audience: Some(audience), ..revoke }));
         if let Some(revoke) = &revoke {
             outcomes.batch.broadcast(revoke);
         }
@@ -122,17 +122,18 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
         }
         return Ok(());
     }
-    let registrations = shared.registrations.read(&record.targets).await?;
-    let cells: Vec<_> = record.targets.iter().map(|regid| (*regid, record.id)).collect();
-    let waiting = shared.mailboxes.get(&cells).await?;
-    for (regid, waits) in record.targets.iter().zip(&waiting) {
-        if waits.is_some() {
+    let mut registrations = Vec::new();
+    for targets in record.targets.chunks(TARGETS_READ) {
+        registrations.extend(shared.registrations.read(targets).await?.into_iter().flatten());
+        let cells: Vec<_> = targets.iter().map(|regid| (*regid, record.id)).collect();
+        let waiting = shared.mailboxes.get(&cells).await?;
+        for (regid, _) in targets.iter().zip(&waiting).filter(|(_, waits)| waits.is_some()) {
             outcomes.dropped(&Whose { app: &record.app, message: record.id, regid: *regid }, reason);
             outcomes.batch.acknowledged(*regid, record.id);
         }
     }
     let revoke = Arc::new(revoke);
-    let concerned: Vec<&Registration> = registrations.iter().flatten().collect();
+    let concerned: Vec<&Registration> = registrations.iter().collect();
     if recall {
         let regids: Vec<RegId> = concerned.iter().map(|registration| registration.regid).collect();
         outcomes.batch.deliver(&revoke, &regids);
@@ -207,20 +208,35 @@ pub(crate) async fn by_notify_id(
     }
     let mut outcomes = Outcomes::new(shared);
     let regids: Vec<RegId> = resolved.registrations.keys().copied().collect();
-    let mailboxes = shared.mailboxes.read(&regids, None, shared.config.mailbox_max).await?;
-    let mut dropped: BTreeMap<RegId, Vec<MessageId>> = BTreeMap::new();
-    for (regid, mailbox) in regids.iter().zip(mailboxes) {
-        for (message, _) in mailbox.iter().filter(|(_, held)| held.notification.notify_id == Some(recall.notify_id)) {
-            outcomes.dropped(&Whose { app: &app.app, message: *message, regid: *regid }, DropReason::Revoked);
-            outcomes.batch.acknowledged(*regid, *message);
-            dropped.entry(*regid).or_default().push(*message);
+    let mut replaced: BTreeMap<RegId, Vec<MessageId>> = BTreeMap::new();
+    for regids in regids.chunks(MAILBOXES_READ) {
+        let mailboxes = shared.mailboxes.read(regids, None, shared.config.mailbox_max).await?;
+        for (regid, mailbox) in regids.iter().zip(mailboxes) {
+            for (message, held) in mailbox {
+                if held.notification.notify_id == Some(recall.notify_id) {
+                    let whose = Whose { app: &app.app, message, regid: *regid };
+                    outcomes.dropped(&whose, DropReason::Revoked);
+                } else if held.handling.revokes_notify_id != Some(recall.notify_id) {
+                    continue;
+                }
+                outcomes.batch.acknowledged(*regid, message);
+                replaced.entry(*regid).or_default().push(message);
+            }
         }
+    }
+    // It takes a place in the mailbox as a message does.
+    let more: Vec<RegId> = regids.iter().filter(|regid| !replaced.contains_key(regid)).copied().collect();
+    let full = shared.rooms.take(shared, &more).await?;
+    if !full.is_empty() {
+        let limit = shared.config.mailbox_max;
+        let text = format!("the mailboxes of {} targets hold {limit} messages, which is the limit", full.len());
+        return Err(Failure::new(Code::LimitReached, text));
     }
     let revoke = Arc::new(revoke);
     outcomes.batch.deliver(&revoke, &regids);
     outcomes.write().await?;
     for (regid, registration) in &resolved.registrations {
-        for message in dropped.get(regid).into_iter().flatten() {
+        for message in replaced.get(regid).into_iter().flatten() {
             shared.sessions.take_back(registration.account, &app.app, *message);
         }
         shared.sessions.stored(shared, registration.account, *regid, &revoke);

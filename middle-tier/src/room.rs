@@ -7,6 +7,7 @@ use idl::error::Failure;
 use idl::ids::RegId;
 
 use crate::Shared;
+use crate::accept::MAILBOXES_READ;
 
 /// Lengths that are remembered; beyond it all are forgotten and read again as they are needed.
 const LENGTHS_MAX: usize = 65_536;
@@ -31,7 +32,10 @@ impl Rooms {
             known.filter(|(_, length)| *length < limit).collect()
         };
         let doubtful: Vec<RegId> = regids.iter().filter(|regid| !known.contains_key(regid)).copied().collect();
-        let read = shared.mailboxes.lengths(&doubtful, limit).await?;
+        let mut read = Vec::with_capacity(doubtful.len());
+        for doubtful in doubtful.chunks(MAILBOXES_READ) {
+            read.extend(shared.mailboxes.lengths(doubtful, limit).await?);
+        }
         let mut lengths = self.lengths();
         if lengths.len() + doubtful.len() > LENGTHS_MAX {
             lengths.clear();
