@@ -57,10 +57,12 @@ pub(crate) const VALUES_MAX: usize = 5000;
 
 /// The parameters of one request. Values that need no decoding stay where they came.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Params<'a>(
+pub(crate) struct Params<'a> {
     /// In order of their names, and for one name in the order in which they came.
-    Vec<Item<'a>>,
-);
+    items: Vec<Item<'a>>,
+    /// A bit for each name, by [`bit_of`]: most parameters of a path are absent, and this tells so at once.
+    names: u64,
+}
 
 /// One value of a parameter; neither name nor text is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,9 +91,10 @@ impl<'a> Params<'a> {
         if let Some(query) = query {
             let mut from_query = Self::default();
             from_query.read_form(query.as_bytes(), "query")?;
-            from_query.0.retain(|item| params.items(&item.name).is_empty());
-            if !from_query.0.is_empty() {
-                params.0.append(&mut from_query.0);
+            from_query.items.retain(|item| params.items(&item.name).is_empty());
+            if !from_query.items.is_empty() {
+                params.items.append(&mut from_query.items);
+                params.names |= from_query.names;
                 params.sort();
             }
         }
@@ -108,7 +111,7 @@ impl<'a> Params<'a> {
 
     /// The order in which the values of one name came is kept.
     fn sort(&mut self) {
-        self.0.sort_by(|a, b| a.name.cmp(&b.name));
+        self.items.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
     fn read_form(&mut self, form: &'a [u8], place: &str) -> Result<(), Failure> {
@@ -173,17 +176,21 @@ impl<'a> Params<'a> {
         if name.is_empty() || text.is_empty() {
             return Ok(());
         }
-        if self.0.len() == VALUES_MAX {
+        if self.items.len() == VALUES_MAX {
             return Err(bad_request(format!("the request has more than {VALUES_MAX} values")));
         }
-        self.0.push(Item { name, text, whole });
+        self.names |= bit_of(&name);
+        self.items.push(Item { name, text, whole });
         Ok(())
     }
 
     /// The values of one name.
     fn items(&self, name: &str) -> &[Item<'a>] {
-        let begin = self.0.partition_point(|item| *item.name < *name);
-        let rest = self.0.get(begin..).unwrap_or_default();
+        if self.names & bit_of(name) == 0 {
+            return &[];
+        }
+        let begin = self.items.partition_point(|item| *item.name < *name);
+        let rest = self.items.get(begin..).unwrap_or_default();
         let count = rest.iter().take_while(|item| item.name == name).count();
         rest.get(..count).unwrap_or_default()
     }
@@ -210,8 +217,8 @@ impl<'a> Params<'a> {
         &self,
         prefix: &'static str,
     ) -> impl Iterator<Item = (&str, Result<&str, Failure>)> + use<'_, 'a> {
-        let begin = self.0.partition_point(|item| *item.name < *prefix);
-        let rest = self.0.get(begin..).unwrap_or_default();
+        let begin = self.items.partition_point(|item| *item.name < *prefix);
+        let rest = self.items.get(begin..).unwrap_or_default();
         let items = rest.get(..rest.partition_point(|item| item.name.starts_with(prefix))).unwrap_or_default();
         items.chunk_by(|a, b| a.name == b.name).filter_map(move |items| {
             let name = &*items.first()?.name;
@@ -223,7 +230,7 @@ impl<'a> Params<'a> {
     /// Feeds all names and values to `sink`, in an order that doesn't depend on the one in which different names came. No two
     /// different requests feed the same.
     pub(crate) fn canonical(&self, mut sink: impl FnMut(&[u8])) {
-        for item in &self.0 {
+        for item in &self.items {
             for part in [&*item.name, &*item.text] {
                 sink(&(part.len() as u64).to_be_bytes());
                 sink(part.as_bytes());
@@ -231,6 +238,13 @@ impl<'a> Params<'a> {
             sink(&[u8::from(item.whole)]);
         }
     }
+}
+
+/// One of 64 bits for a name, from its length, its first byte and its last.
+fn bit_of(name: &str) -> u64 {
+    let byte = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or_default());
+    let bytes = name.as_bytes();
+    1 << ((bytes.len() * 7 + byte(bytes.first()) * 3 + byte(bytes.last())) % 64)
 }
 
 fn one<'s>(name: &str, items: &'s [Item<'_>]) -> Result<Option<&'s str>, Failure> {
@@ -282,11 +296,19 @@ fn scalar(name: &str, value: Value) -> Result<String, Failure> {
 
 /// Decodes a name or value of a form; `None` if it isn't UTF-8.
 fn decode(encoded: &[u8]) -> Option<Cow<'_, str>> {
-    if !encoded.contains(&b'+') {
-        return percent_decode(encoded).decode_utf8().ok();
+    let (mut plus, mut percent) = (false, false);
+    for byte in encoded {
+        plus |= *byte == b'+';
+        percent |= *byte == b'%';
     }
-    let spaced: Vec<u8> = encoded.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    percent_decode(&spaced).decode_utf8().ok().map(|text| Cow::Owned(text.into_owned()))
+    match (plus, percent) {
+        (false, false) => str::from_utf8(encoded).ok().map(Cow::Borrowed),
+        (false, true) => percent_decode(encoded).decode_utf8().ok(),
+        (true, _) => {
+            let spaced: Vec<u8> = encoded.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+            percent_decode(&spaced).decode_utf8().ok().map(|text| Cow::Owned(text.into_owned()))
+        }
+    }
 }
 
 #[cfg(test)]

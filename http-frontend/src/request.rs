@@ -76,7 +76,8 @@ struct Routed<'p> {
 fn wrong_method(route: &Route, method: &Method) -> Refusal {
     let allow = route.allow();
     let shown: String = method.as_str().chars().take(32).collect();
-    let description = format!("{} takes {allow}, not {shown}", route.path);
+    let verbs: Vec<&str> = route.operations().map(|(verb, _)| verb.name()).collect();
+    let description = format!("{} takes {}, not {shown}", route.path, verbs.join(" or "));
     let status = match route.manner() {
         Manner::MiPush => None,
         Manner::Campanile => Some(StatusCode::METHOD_NOT_ALLOWED),
