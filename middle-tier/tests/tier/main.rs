@@ -3,6 +3,7 @@
 mod audiences;
 mod harness;
 mod idempotency;
+mod paced;
 mod recall;
 mod registry;
 mod schedules;
