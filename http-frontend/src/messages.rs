@@ -18,13 +18,13 @@ use crate::vocabulary::{AUDIENCE, MESSAGE_ID, REGISTRATION_ID, SEGMENT};
 /// Sends to those for whom an expression holds.
 pub(crate) fn send(received: &Received<'_>) -> Result<Ask, Failure> {
     let params = &received.params;
-    let target = match (AUDIENCE.text(params)?, SEGMENT.text(params)?) {
-        (Some(text), None) => Target::broadcast(&expression(&AUDIENCE, text)?),
-        (None, Some(name)) => Target::segment(name),
+    let (name, target) = match (AUDIENCE.text(params)?, SEGMENT.text(params)?) {
+        (Some(text), None) => ("AUDIENCE", Target::broadcast(&expression(&AUDIENCE, text)?)),
+        (None, Some(name)) => ("SEGMENT", Target::segment(name)),
         (None, None) => return Err(missing(AUDIENCE.name, "an expression, or the name of a segment in segment")),
         (Some(_), Some(_)) => return Err(bad_value(AUDIENCE.name, "given beside segment", "one of them")),
     };
-    send::of(received, To::Everyone, target, Packages::Several.read(params)?)
+    send::of(received, To::Everyone, name, target, Packages::Several.read(params)?)
 }
 
 /// Reads an expression; the failure says where it stops being one.

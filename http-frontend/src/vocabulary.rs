@@ -3,7 +3,7 @@
 use axum::http::Uri;
 use idl::audience::{EXPRESSION_BYTES_MAX, VALUES_MAX};
 use idl::error::Code;
-use idl::ids::TopicName;
+use idl::ids::{MessageId, RegId, TopicName};
 use idl::message::{DESCRIPTION_CHARS_BELOW, PAYLOAD_BYTES_MAX, TITLE_CHARS_BELOW, TTL_MS_MAX};
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
@@ -411,12 +411,12 @@ parameters! {
     // --------------------------------------------------------------------------------------------------------- in paths
 
     /// The message.
-    MESSAGE_ID = "id": Pattern(ID_BYTES_MAX, ID_PATTERN, is_id), BadValue,
+    MESSAGE_ID = "id": Pattern(26, MESSAGE_ID_PATTERN, is_message_id), BadValue,
         right "the id of a message, 26 characters of 0-9 A-Z",
         example "01KBD2ZQ8M3YV6T4N0R7HXW5PC";
 
     /// The schedule: the id that its send answered.
-    SCHEDULE_ID = "id": Pattern(ID_BYTES_MAX, ID_PATTERN, is_id), BadValue,
+    SCHEDULE_ID = "id": Pattern(26, MESSAGE_ID_PATTERN, is_message_id), BadValue,
         right "the id of a scheduled message, 26 characters of 0-9 A-Z",
         example "01KBD2ZQ8M3YV6T4N0R7HXW5PC";
 
@@ -426,7 +426,7 @@ parameters! {
         example "goal";
 
     /// The registration id.
-    REGID = "regid": Pattern(ID_BYTES_MAX, ID_PATTERN, is_id), BadValue,
+    REGID = "regid": Pattern(32, "^[A-Za-z0-9_-]{32}$", is_regid), BadValue,
         right "a registration id, 32 characters of A-Z a-z 0-9 _ -",
         example "mVqGxW0bN3uZcK1yR8sTtA5hJ2dLfP4e";
 
@@ -495,7 +495,7 @@ const TIME_ZONE_PATTERN: &str = "^[A-Za-z0-9_+/-]+$";
 const URL_BYTES_MAX: usize = 2048;
 const ID_BYTES_MAX: usize = 64;
 const DEVICE_PATTERN: &str = r"^[^\u0000-\u001f\u007f-\u009f]{1,128}$";
-const ID_PATTERN: &str = "^[A-Za-z0-9_-]{1,64}$";
+const MESSAGE_ID_PATTERN: &str = "^[0-7][0-9A-HJKMNP-TV-Z]{25}$";
 const CURSOR_BYTES_MAX: usize = 256;
 const TEMPLATE_TEXT_CHARS_MAX: usize = 512;
 const TEMPLATE_PAYLOAD_BYTES_MAX: usize = 2 * PAYLOAD_BYTES_MAX;
@@ -506,8 +506,12 @@ fn is_job_key(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
-fn is_id(text: &str) -> bool {
-    !text.is_empty() && is_job_key(text)
+fn is_message_id(text: &str) -> bool {
+    text.parse::<MessageId>().is_ok()
+}
+
+fn is_regid(text: &str) -> bool {
+    text.parse::<RegId>().is_ok()
 }
 
 /// The name of a segment or template.

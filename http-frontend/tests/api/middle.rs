@@ -241,6 +241,9 @@ pub(crate) fn accept(request: &Request) -> Reply {
     }
 }
 
+/// The id of a message that the fake middle doesn't know.
+pub(crate) const UNKNOWN: &str = "01ZZZZZZZZZZZZZZZZZZZZZZZZ";
+
 /// The id that the fake middle gives to the n-th message of a request.
 pub(crate) fn message_id(n: usize) -> String {
     format!("01HF7YAT0000000000000000{n:02}")
@@ -275,7 +278,7 @@ fn answer(request: &wire::AppRequest) -> wire::AppAnswer {
         Ask::Messages(_) => wire::AppAnswer::Messages(wire::MessageStates { messages: vec![message(3)] }),
         Ask::Stop(stop) => {
             let names = stop.names.iter().filter_map(|name| name.id.clone().or_else(|| name.job_key.clone()));
-            let (unknown, found) = names.partition(|name| name == "unknown");
+            let (unknown, found) = names.partition(|name| name == "unknown" || name == UNKNOWN);
             wire::AppAnswer::Stopped(wire::Stopped { found, unknown })
         }
         Ask::Trace(_) => wire::AppAnswer::Traced(wire::Traced {
@@ -343,7 +346,7 @@ fn accepted(send: &wire::Send, n: usize) -> wire::Accepted {
 }
 
 fn changed(name: Option<&str>) -> wire::AppAnswer {
-    wire::AppAnswer::Changed(wire::Changed { existed: name != Some("unknown") })
+    wire::AppAnswer::Changed(wire::Changed { existed: !matches!(name, Some("unknown" | UNKNOWN)) })
 }
 
 /// A message that was accepted at `n` s.

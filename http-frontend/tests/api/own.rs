@@ -7,9 +7,10 @@ use idl::error::Code;
 use idl::ids::{RegId, Shard};
 use serde_json::{Value, json};
 
-use crate::middle::{Api, NOW_MS, message_id};
+use crate::middle::{Api, NOW_MS, UNKNOWN, message_id};
 
 const MESSAGES: &str = "/campanile/v1/messages";
+const ID: &str = "01KBD2ZQ8M3YV6T4N0R7HXW5PC";
 
 #[tokio::test]
 async fn a_message_goes_to_an_expression_or_to_a_segment() {
@@ -61,31 +62,31 @@ async fn own_paths_answer_with_the_status_of_the_table() {
 #[tokio::test]
 async fn a_message_is_shown_traced_and_recalled() {
     let api = Api::new();
-    let shown = api.ask("GET", &format!("{MESSAGES}/01M2")).await;
+    let shown = api.ask("GET", &format!("{MESSAGES}/{ID}")).await;
     let expected = json!({
         "id": "01M2", "target": "registration_id", "state": "sending", "created_at_ms": 2000, "time_to_live": 3_600_000,
         "resolved": 7, "resolved_method": "exact", "delivered": 4, "clicked": 1, "invalid_targets": 2, "dropped": 2,
         "job_key": "k", "topic": null, "due_ms": null, "messages": [],
     });
     assert_eq!(shown.accepted(), &expected);
-    let named = wire::MessageName { id: Some("01M2".into()), job_key: None };
+    let named = wire::MessageName { id: Some(ID.into()), job_key: None };
     assert_eq!(api.one_ask(), wire::AppRequest::MessageStatus(named.clone()));
     let regid = RegId([9; 24]);
-    let traced = api.ask("GET", &format!("{MESSAGES}/01M2/trace?registration_id={regid}")).await;
+    let traced = api.ask("GET", &format!("{MESSAGES}/{ID}/trace?registration_id={regid}")).await;
     let steps = json!([
         {"what": "accepted", "at_ms": 1},
         {"what": "dispatched", "front": "f"},
         {"what": "dropped", "at_ms": 3, "reason": "expired"},
     ]);
-    assert_eq!(traced.accepted(), &json!({"id": "01M2", "registration_id": regid.to_string(), "steps": steps}));
+    assert_eq!(traced.accepted(), &json!({"id": ID, "registration_id": regid.to_string(), "steps": steps}));
     let asked = api.asked();
     assert_eq!(asked[0].shard, Shard::of_registration(regid));
-    let missing = api.ask("GET", &format!("{MESSAGES}/01M2/trace")).await;
+    let missing = api.ask("GET", &format!("{MESSAGES}/{ID}/trace")).await;
     missing.refused(Code::Missing, 400, "the parameter registration_id is missing");
-    api.ask("DELETE", &format!("{MESSAGES}/01M2")).await.accepted();
+    api.ask("DELETE", &format!("{MESSAGES}/{ID}")).await.accepted();
     let stop = wire::Stop { names: vec![named], recall: true };
     assert_eq!(api.one_ask(), wire::AppRequest::Stop(stop));
-    api.ask("DELETE", &format!("{MESSAGES}/unknown")).await.refused(Code::NotFound, 404, "unknown");
+    api.ask("DELETE", &format!("{MESSAGES}/{UNKNOWN}")).await.refused(Code::NotFound, 404, UNKNOWN);
     api.ask("GET", &format!("{MESSAGES}/a%20b")).await.refused(Code::BadValue, 400, "the id of a message");
 }
 
@@ -127,7 +128,7 @@ async fn names_in_paths_are_checked() {
             api.json(method, &path, &json!({"expression": "all", "payload": "p"})).await.accepted();
         }
     }
-    for path in ["registrations/a.b", "schedules/%00", &format!("messages/{long}")] {
+    for path in ["registrations/a.b", "schedules/%00", &format!("messages/{long}"), "messages/01M", "registrations/x"] {
         api.ask("GET", &format!("/campanile/v1/{path}")).await.refused(Code::BadValue, 400, "expected");
     }
 }
@@ -192,12 +193,12 @@ async fn lists_come_in_pages() {
 #[tokio::test]
 async fn a_schedule_is_shown_changed_and_deleted() {
     let api = Api::new();
-    let path = "/campanile/v1/schedules/s1";
-    assert_eq!(api.ask("GET", path).await.accepted()["id"], "s1");
-    let named = wire::MessageName { id: Some("s1".into()), job_key: None };
+    let path = &format!("/campanile/v1/schedules/{ID}");
+    assert_eq!(api.ask("GET", path).await.accepted()["id"], ID);
+    let named = wire::MessageName { id: Some(ID.into()), job_key: None };
     assert_eq!(api.one_ask(), wire::AppRequest::Schedule(named.clone()));
     let later = i64::try_from(NOW_MS).expect("a time") + 1000;
-    let nothing = wire::ChangeSchedule { id: "s1".into(), send_at_ms: None, local_time: None, repeat: None };
+    let nothing = wire::ChangeSchedule { id: ID.into(), send_at_ms: None, local_time: None, repeat: None };
     for (body, expected) in [
         (json!({"time_to_send": later}), wire::ChangeSchedule { send_at_ms: Some(later), ..nothing.clone() }),
         (
@@ -216,7 +217,7 @@ async fn a_schedule_is_shown_changed_and_deleted() {
             },
         ),
     ] {
-        assert_eq!(api.json("PATCH", path, &body).await.accepted()["id"], "s1");
+        assert_eq!(api.json("PATCH", path, &body).await.accepted()["id"], ID);
         assert_eq!(api.one_ask(), wire::AppRequest::ChangeSchedule(expected));
     }
     for body in [json!({}), json!({"time_to_send": 0})] {
@@ -224,7 +225,7 @@ async fn a_schedule_is_shown_changed_and_deleted() {
     }
     assert_eq!(api.ask("DELETE", path).await.accepted(), &json!({}));
     assert_eq!(api.one_ask(), wire::AppRequest::DeleteSchedule(named));
-    api.ask("DELETE", "/campanile/v1/schedules/unknown").await.refused(Code::NotFound, 404, "");
+    api.ask("DELETE", &format!("/campanile/v1/schedules/{UNKNOWN}")).await.refused(Code::NotFound, 404, "");
 }
 
 #[tokio::test]

@@ -180,7 +180,7 @@ async fn a_message_that_nobody_knows_is_not_found() {
         Some(Ok(answered(wire::AppAnswer::Messages(wire::MessageStates { messages: vec![] }))))
     });
     api.ask("GET", "/v1/trace/message/status?msg_id=x").await.refused(Code::NotFound, 200, "");
-    api.ask("GET", "/campanile/v1/messages/x").await.refused(Code::NotFound, 404, "");
+    api.ask("GET", "/campanile/v1/messages/01KBD2ZQ8M3YV6T4N0R7HXW5PC").await.refused(Code::NotFound, 404, "");
 }
 
 #[tokio::test]

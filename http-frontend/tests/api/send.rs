@@ -257,3 +257,40 @@ async fn parameters_may_come_in_the_query_of_a_post() {
     assert_eq!(api.call(both).await.code(), 0);
     assert_eq!(api.one_send().notification.payload.as_deref(), Some("from body"));
 }
+
+#[tokio::test]
+async fn what_published_clients_send_is_taken_as_they_send_it() {
+    let api = Api::new();
+    for (path, form, accepted) in [
+        // xiaomipush: an iOS message has neither title nor package, and extras named by digits; a package list of commas alone.
+        (
+            "/v2/message/user_account",
+            "description=d&extra.0=4&extra.payload=pay&extra.default=default&user_account=u&user_account=v",
+            true,
+        ),
+        ("/v3/message/regid", "payload=p&restricted_package_name=,,&registration_id=a,b,", true),
+        ("/v3/message/multi_topic", "payload=p&topics=x&topic_op=UNION", true),
+        ("/v3/message/regid", "payload=p&refgistration_id=a", false),
+        // push-xiaomi: empty extras, and a notify_id of 13 digits.
+        (
+            "/v3/message/regid",
+            "extra.notify_effect=&extra.intent_uri=&extra.callback=&extra.callback.type=&payload=&registration_id=a&title=t&\
+             description=d&notify_id=1700000000000&notify_type=-1&pass_through=0",
+            true,
+        ),
+        // xiaomi-push and xmpush-python: targets of earlier sends, and what is for other makers' devices.
+        (
+            "/v2/message/topic",
+            "title=t&registration_id=r&alias=a&topics=t1&topic=t2&aps_proper_fields.badge=1&category=&extra.flow_control=1",
+            true,
+        ),
+    ] {
+        let answer = api.post(path, form).await;
+        if accepted {
+            answer.accepted();
+            assert_eq!(api.asked().len(), 1, "{form}");
+        } else {
+            answer.refused(Code::Missing, 200, "the parameter registration_id is missing");
+        }
+    }
+}
