@@ -38,7 +38,7 @@ pub(crate) fn segment(received: &Received<'_>) -> Result<Ask, Failure> {
 /// Deletes a saved expression.
 pub(crate) fn delete_segment(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::DeleteSegment(name(received)?);
-    Ok(Ask::of_app(received, Lane::Normal, request, tell!(Changed(changed) => existed(&changed))))
+    Ok(Ask::of_app(received, Lane::Normal, request, tell!(Changed(changed) => existed(&changed, "segment"))))
 }
 
 /// All saved expressions, in pages.
@@ -97,7 +97,7 @@ pub(crate) fn template(received: &Received<'_>) -> Result<Ask, Failure> {
 /// Deletes a template.
 pub(crate) fn delete_template(received: &Received<'_>) -> Result<Ask, Failure> {
     let request = wire::AppRequest::DeleteTemplate(name(received)?);
-    Ok(Ask::of_app(received, Lane::Normal, request, tell!(Changed(changed) => existed(&changed))))
+    Ok(Ask::of_app(received, Lane::Normal, request, tell!(Changed(changed) => existed(&changed, "template"))))
 }
 
 /// All templates, in pages.

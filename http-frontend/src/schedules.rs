@@ -53,7 +53,7 @@ pub(crate) fn change(received: &Received<'_>) -> Result<Ask, Failure> {
 pub(crate) fn delete(received: &Received<'_>) -> Result<Ask, Failure> {
     SCHEDULE_ID.check(received.argument)?;
     let name = wire::MessageName { id: Some(received.argument.to_owned()), job_key: None };
-    let tell = tell!(Changed(changed) => existed(&changed));
+    let tell = tell!(Changed(changed) => existed(&changed, "schedule"));
     Ok(Ask::of_app(received, Lane::High, wire::AppRequest::DeleteSchedule(name), tell))
 }
 

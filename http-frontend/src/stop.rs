@@ -30,7 +30,9 @@ pub(crate) fn schedule(received: &Received<'_>, what: Schedule) -> Result<Ask, F
     let job_key = job_key.filter(|_| id.is_none());
     let name = wire::MessageName { id, job_key };
     let (request, tell): (_, Tell) = match what {
-        Schedule::Delete => (wire::AppRequest::DeleteSchedule(name), tell!(Changed(changed) => existed(&changed))),
+        Schedule::Delete => {
+            (wire::AppRequest::DeleteSchedule(name), tell!(Changed(changed) => existed(&changed, "schedule")))
+        }
         Schedule::Exists => (
             wire::AppRequest::Schedule(name),
             tell!(Schedule(state) => match state.state.as_str() {
@@ -46,9 +48,12 @@ pub(crate) fn schedule(received: &Received<'_>, what: Schedule) -> Result<Ask, F
     Ok(Ask::of_app(received, Lane::High, request, tell))
 }
 
-/// Fails where there was nothing to change.
-pub(crate) fn existed(changed: &wire::Changed) -> Result<Done, Refusal> {
-    if changed.existed { Ok(Done::default()) } else { Err(Failure::from(Code::NotFound).into()) }
+/// Fails where there was no such thing to change.
+pub(crate) fn existed(changed: &wire::Changed, what: &str) -> Result<Done, Refusal> {
+    if changed.existed {
+        return Ok(Done::default());
+    }
+    Err(Failure::new(Code::NotFound, format!("there is no {what} of that name in this application")).into())
 }
 
 /// Which messages a path stops.

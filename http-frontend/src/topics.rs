@@ -8,11 +8,13 @@ use crate::call::{Ask, Received, tell};
 use crate::params::shown;
 use crate::reply::{Done, Refusal};
 use crate::send::target::{Packages, To, topic};
+use crate::vocabulary::CATEGORY;
 
 /// Subscribes or unsubscribes up to 1,000 targets. Doing it again changes nothing.
 pub(crate) fn ask(received: &Received<'_>, subscribe: bool, by: To) -> Result<Ask, Failure> {
     let params = &received.params;
     let topic = topic(params)?.to_string();
+    CATEGORY.text(params)?;
     let target = by.read(params)?;
     let (lane, shard) = (target.lane, target.shard(received.secret));
     let verb = if subscribe { "Subscribed to" } else { "Unsubscribed from" };

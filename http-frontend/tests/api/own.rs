@@ -55,7 +55,10 @@ async fn own_paths_answer_with_the_status_of_the_table() {
     let bare = axum::http::Request::get("/campanile/v1/segments").body(axum::body::Body::empty()).expect("a request");
     api.call(bare).await.refused(Code::Unauthorized, 401, "Authorization is missing");
     api.ask("GET", "/campanile/v1/nothing").await.refused(Code::Illegal, 404, "is not served");
-    api.ask("DELETE", "/campanile/v1/segments/unknown").await.refused(Code::NotFound, 404, "");
+    for (path, what) in [("segments/unknown", "segment"), ("templates/unknown", "template")] {
+        let answer = api.ask("DELETE", &format!("/campanile/v1/{path}")).await;
+        answer.refused(Code::NotFound, 404, &format!("there is no {what} of that name"));
+    }
     api.ask("GET", "/campanile/v1/segments?limit=0").await.refused(Code::BadValue, 400, "from 1 to 100");
 }
 

@@ -66,7 +66,10 @@ async fn what_is_missing_or_wrong_is_named() {
     api.post(path, "topic=t&aliases=a").await.refused(Code::Missing, 200, "the parameter registration_id is missing");
     let long = format!("registration_id=r&topic={}", "ä".repeat(65));
     api.post(path, &long).await.refused(Code::BadTopic, 200, "130-byte name");
+    let category = |count: usize| format!("registration_id=r&topic=t&category={}", "x".repeat(count));
+    api.post(path, &category(129)).await.refused(Code::BadValue, 200, "the parameter category has 129 characters");
     let path = "/v2/topic/unsubscribe/alias";
     api.post(path, "topic=t&registration_id=r").await.refused(Code::Missing, 200, "the parameter alias is missing");
     assert!(api.asked().is_empty());
+    api.post("/v2/topic/subscribe", &category(128)).await.accepted();
 }
