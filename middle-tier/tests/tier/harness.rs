@@ -343,10 +343,19 @@ impl Tier {
     }
 
     pub(crate) async fn ack(&self, device: &Device, messages: &[MessageId], broadcasts: &[MessageId]) {
+        self.try_ack(device, messages, broadcasts).await.expect("the middle answers");
+    }
+
+    pub(crate) async fn try_ack(
+        &self,
+        device: &Device,
+        messages: &[MessageId],
+        broadcasts: &[MessageId],
+    ) -> Result<ChannelReply, Failure> {
         let join = |ids: &[MessageId]| Some(ids.iter().flat_map(|id| id.to_bytes()).collect::<Vec<u8>>());
         let app = AppAck { app: APP.into(), messages: join(messages), broadcasts: join(broadcasts) };
         let ack = FromDevice { ack: Some(Ack { apps: vec![app] }), ..FromDevice::default() };
-        self.up(device.account, &device.epoch, encode(&ack)).await.expect("the middle answers");
+        self.up(device.account, &device.epoch, encode(&ack)).await
     }
 
     // ------------------------------------------------------------------------------------------------------ as a front

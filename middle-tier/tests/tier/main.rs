@@ -5,6 +5,7 @@ mod harness;
 mod idempotency;
 mod paced;
 mod recall;
+mod receipts;
 mod registry;
 mod schedules;
 mod sends;

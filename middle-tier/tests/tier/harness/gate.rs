@@ -28,6 +28,8 @@ struct Rule {
     table: Option<Table>,
     /// So many of them pass before.
     pass: usize,
+    /// Only the next one.
+    once: bool,
     fault: Fault,
 }
 
@@ -63,12 +65,17 @@ impl Gate {
 
     /// From now on every write to the table, but the first `pass`, meets the fault.
     pub(crate) fn fault(&self, table: Table, pass: usize, fault: Fault) {
-        *self.rule() = Some(Rule { table: Some(table), pass, fault });
+        *self.rule() = Some(Rule { table: Some(table), pass, once: false, fault });
+    }
+
+    /// The next write to the table meets the fault, and no other.
+    pub(crate) fn fault_once(&self, table: Table, fault: Fault) {
+        *self.rule() = Some(Rule { table: Some(table), pass: 0, once: true, fault });
     }
 
     /// From now on every write, but the first `pass`, meets the fault.
     pub(crate) fn fault_all(&self, pass: usize, fault: Fault) {
-        *self.rule() = Some(Rule { table: None, pass, fault });
+        *self.rule() = Some(Rule { table: None, pass, once: false, fault });
     }
 
     /// Waits until a write has met its fault.
@@ -111,7 +118,13 @@ impl Gate {
                     rule.pass -= 1;
                     None
                 }
-                Some(rule) => Some(rule.fault),
+                Some(Rule { fault, once, .. }) => {
+                    let (fault, once) = (*fault, *once);
+                    if once {
+                        *rule = None;
+                    }
+                    Some(fault)
+                }
                 None => None,
             }
         };
