@@ -91,15 +91,17 @@ impl Parameter {
         let mut values: Vec<String> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         let names = std::iter::once(&self.name).chain(self.also);
-        for piece in names.flat_map(|name| params.split(name, ",")) {
-            let piece = if trimmed { piece.trim() } else { piece };
-            // A list of one is by far the most common case.
-            let new = match values.first() {
-                None => true,
-                Some(first) => first != piece && seen.insert(piece),
-            };
-            if new && !piece.is_empty() {
-                values.push(piece.to_owned());
+        for name in names {
+            for piece in params.split(name, ",")? {
+                let piece = if trimmed { piece.trim() } else { piece };
+                // A list of one is by far the most common case.
+                let new = match values.first() {
+                    None => true,
+                    Some(first) => first != piece && seen.insert(piece),
+                };
+                if new && !piece.is_empty() {
+                    values.push(piece.to_owned());
+                }
             }
         }
         self.check_count(values.len())?;

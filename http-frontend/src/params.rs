@@ -69,8 +69,33 @@ pub(crate) struct Params<'a> {
 struct Item<'a> {
     name: Cow<'a, str>,
     text: Cow<'a, str>,
+    kind: Kind,
+}
+
+/// How a value came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// As text, in which commas may stand between several values.
+    Text,
     /// An element of a JSON array: commas in it are its own.
-    whole: bool,
+    Element,
+    /// As JSON that is no value of any parameter. It is an error only where it is looked at: what is not known is ignored.
+    Object,
+    Nested,
+    WithNull,
+}
+
+impl Kind {
+    /// Why there is no value.
+    fn unreadable(self, name: &str) -> Option<Failure> {
+        let (found, expected) = match self {
+            Self::Text | Self::Element => return None,
+            Self::Object => ("an object", "a text or a number"),
+            Self::Nested => ("an array within another value", "a text or a number"),
+            Self::WithNull => ("an array with null in it", "texts or numbers"),
+        };
+        Some(bad_value(name, found, expected))
+    }
 }
 
 impl<'a> Params<'a> {
@@ -123,7 +148,7 @@ impl<'a> Params<'a> {
             let value = decode(value.strip_prefix(b"=").unwrap_or_default()).ok_or_else(|| {
                 bad_request(format!("the parameter {} in the {place} is not valid UTF-8", shown(&name)))
             })?;
-            self.push(name, value, false)?;
+            self.push(name, value, Kind::Text)?;
         }
         Ok(())
     }
@@ -141,7 +166,9 @@ impl<'a> Params<'a> {
         for (name, value) in members {
             match value {
                 // What is an array of objects in JSON is the same array as text in a form.
-                Value::Array(_) if name == MESSAGES => self.push(name.into(), value.to_string().into(), true)?,
+                Value::Array(_) if name == MESSAGES => {
+                    self.push(name.into(), value.to_string().into(), Kind::Element)?;
+                }
                 Value::Object(members) if MAPS.contains(&name.as_str()) => {
                     for (key, value) in members {
                         self.push_value(format!("{name}.{key}"), value)?;
@@ -159,20 +186,23 @@ impl<'a> Params<'a> {
 
     fn push_value(&mut self, name: String, value: Value) -> Result<(), Failure> {
         let Value::Array(elements) = value else {
-            let text = scalar(&name, value)?;
-            return self.push(name.into(), text.into(), false);
+            let (text, kind) = scalar(value).unwrap_or_else(|(value, kind)| (value.to_string(), kind));
+            return self.push(name.into(), text.into(), kind);
         };
         for element in elements {
-            if element.is_null() {
-                return Err(bad_value(&name, "an array with null in it", "texts or numbers"));
-            }
-            let text = scalar(&name, element)?;
-            self.push(name.clone().into(), text.into(), true)?;
+            let (text, kind) = match element {
+                Value::Null => ("null".to_owned(), Kind::WithNull),
+                element => match scalar(element) {
+                    Ok((text, _)) => (text, Kind::Element),
+                    Err((value, kind)) => (value.to_string(), kind),
+                },
+            };
+            self.push(name.clone().into(), text.into(), kind)?;
         }
         Ok(())
     }
 
-    fn push(&mut self, name: Cow<'a, str>, text: Cow<'a, str>, whole: bool) -> Result<(), Failure> {
+    fn push(&mut self, name: Cow<'a, str>, text: Cow<'a, str>, kind: Kind) -> Result<(), Failure> {
         if name.is_empty() || text.is_empty() {
             return Ok(());
         }
@@ -180,7 +210,7 @@ impl<'a> Params<'a> {
             return Err(bad_request(format!("the request has more than {VALUES_MAX} values")));
         }
         self.names |= bit_of(&name);
-        self.items.push(Item { name, text, whole });
+        self.items.push(Item { name, text, kind });
         Ok(())
     }
 
@@ -201,14 +231,21 @@ impl<'a> Params<'a> {
     }
 
     /// A list that is joined by `separator` or repeated, in its order, with what came twice.
-    pub(crate) fn split<'s>(&'s self, name: &str, separator: &'s str) -> impl Iterator<Item = &'s str> {
-        self.items(name)
-            .iter()
-            .flat_map(move |item| {
-                let whole = item.whole.then_some(&*item.text);
-                whole.into_iter().chain((!item.whole).then(|| item.text.split(separator)).into_iter().flatten())
-            })
-            .filter(|piece| !piece.is_empty())
+    pub(crate) fn split<'s>(
+        &'s self,
+        name: &str,
+        separator: &'s str,
+    ) -> Result<impl Iterator<Item = &'s str> + use<'s, 'a>, Failure> {
+        let items = self.items(name);
+        if let Some(failure) = items.iter().find_map(|item| item.kind.unreadable(name)) {
+            return Err(failure);
+        }
+        let pieces = items.iter().flat_map(move |item| {
+            let whole = item.kind == Kind::Element;
+            let element = whole.then_some(&*item.text);
+            element.into_iter().chain((!whole).then(|| item.text.split(separator)).into_iter().flatten())
+        });
+        Ok(pieces.filter(|piece| !piece.is_empty()))
     }
 
     /// The parameters whose names begin with `prefix`, by the rest of their names, in the order of those; each with its one
@@ -235,7 +272,7 @@ impl<'a> Params<'a> {
                 sink(&(part.len() as u64).to_be_bytes());
                 sink(part.as_bytes());
             }
-            sink(&[u8::from(item.whole)]);
+            sink(&[item.kind as u8]);
         }
     }
 }
@@ -249,6 +286,9 @@ fn bit_of(name: &str) -> u64 {
 
 fn one<'s>(name: &str, items: &'s [Item<'_>]) -> Result<Option<&'s str>, Failure> {
     let Some((first, others)) = items.split_first() else { return Ok(None) };
+    if let Some(failure) = items.iter().find_map(|item| item.kind.unreadable(name)) {
+        return Err(failure);
+    }
     if let Some(other) = others.iter().find(|other| other.text != first.text) {
         let (first, other) = (shown(&first.text), shown(&other.text));
         return Err(bad_value(name, &format!("given as {first} and as {other}"), "one value"));
@@ -283,14 +323,15 @@ fn bad_request(description: String) -> Failure {
     Failure::new(Code::BadRequest, description)
 }
 
-fn scalar(name: &str, value: Value) -> Result<String, Failure> {
+/// A value as text; what has no text comes back, with what it is.
+fn scalar(value: Value) -> Result<(String, Kind), (Value, Kind)> {
     match value {
-        Value::Null => Ok(String::new()),
-        Value::Bool(value) => Ok(value.to_string()),
-        Value::Number(number) => Ok(number.to_string()),
-        Value::String(text) => Ok(text),
-        Value::Array(_) => Err(bad_value(name, "an array within another value", "a text or a number")),
-        Value::Object(_) => Err(bad_value(name, "an object", "a text or a number")),
+        Value::Null => Ok((String::new(), Kind::Text)),
+        Value::Bool(value) => Ok((value.to_string(), Kind::Text)),
+        Value::Number(number) => Ok((number.to_string(), Kind::Text)),
+        Value::String(text) => Ok((text, Kind::Text)),
+        Value::Array(_) => Err((value, Kind::Nested)),
+        Value::Object(_) => Err((value, Kind::Object)),
     }
 }
 
@@ -326,7 +367,7 @@ mod tests {
     }
 
     fn list<'p>(params: &'p Params<'_>, name: &str) -> Vec<&'p str> {
-        params.split(name, ",").collect()
+        params.split(name, ",").expect("values").collect()
     }
 
     #[test]
@@ -337,7 +378,7 @@ mod tests {
         }
         assert!(list(&form(""), "l").is_empty());
         assert!(list(&form("l=,"), "l").is_empty());
-        assert_eq!(form("l=a;$;b&l=c").split("l", ";$;").collect::<Vec<_>>(), expected);
+        assert_eq!(form("l=a;$;b&l=c").split("l", ";$;").expect("values").collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -409,19 +450,36 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_object_of_values_is_refused_with_its_place() {
+    fn json_that_is_no_object_of_parameters_is_refused_with_its_place() {
         for (text, code, named) in [
             ("[]", Code::BadRequest, "not an object"),
             ("{", Code::BadRequest, "line 1 column"),
-            (r#"{"a":{}}"#, Code::BadValue, "the parameter a is an object"),
-            (r#"{"a":[[1]]}"#, Code::BadValue, "the parameter a is an array"),
-            (r#"{"a":["x",null]}"#, Code::BadValue, "the parameter a is an array with null"),
-            (r#"{"extra":{"k":{}}}"#, Code::BadValue, "the parameter extra.k is an object"),
             (r#"{"extra":["k"]}"#, Code::BadValue, "the parameter extra is an array"),
         ] {
             let failure = json(text).expect_err("refused");
             assert_eq!(failure.code, code);
             assert!(failure.description.contains(named), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_neither_text_nor_number_is_refused_where_it_is_looked_at_and_ignored_where_not() {
+        for (text, name, named) in [
+            (r#"{"a":{},"b":1}"#, "a", "the parameter a is an object"),
+            (r#"{"a":[[1]],"b":1}"#, "a", "the parameter a is an array"),
+            (r#"{"a":["x",null],"b":1}"#, "a", "the parameter a is an array with null"),
+            (r#"{"a":["x",{}],"b":1}"#, "a", "the parameter a is an object"),
+            (r#"{"extra":{"k":{}},"b":1}"#, "extra.k", "the parameter extra.k is an object"),
+        ] {
+            let params = json(text).expect("parameters");
+            assert_eq!(params.text("b"), Ok(Some("1")), "{text}");
+            let of_list = params.split(name, ",").map(Iterator::count).expect_err(text);
+            let with_prefix = params.with_prefix("extra.").find_map(|(_, text)| text.err());
+            let failures = [params.text(name).expect_err(text), of_list].into_iter().chain(with_prefix);
+            for failure in failures {
+                assert_eq!(failure.code, Code::BadValue);
+                assert!(failure.description.contains(named), "{failure}");
+            }
         }
     }
 

@@ -171,7 +171,7 @@ pub(crate) fn topic(params: &Params<'_>) -> Result<TopicName, Failure> {
 /// The parameters `topics` and `topic_op`.
 fn topics(params: &Params<'_>) -> Result<Audience, Failure> {
     let mut names: Vec<&str> = Vec::new();
-    for name in params.split(TOPICS.name, ";$;") {
+    for name in params.split(TOPICS.name, ";$;")? {
         if !names.contains(&name) {
             names.push(name);
         }
