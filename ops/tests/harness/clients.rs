@@ -43,6 +43,16 @@ pub(crate) fn xmpush_python() -> Option<Command> {
     })
 }
 
+/// PyPI's schemathesis; `None` where it is absent and may be.
+pub(crate) fn schemathesis() -> Option<Command> {
+    let python = python("schemathesis");
+    present(python.exists(), "PyPI's schemathesis").then(|| {
+        let mut command = Command::new(python);
+        command.args(["-m", "schemathesis.cli"]);
+        command
+    })
+}
+
 /// The Python of a client's own, in the target folder.
 fn python(name: &str) -> PathBuf {
     // Beside the folder that cargo gives to tests.
