@@ -44,10 +44,13 @@ pub(crate) async fn send(
     if order.dry_run {
         return Box::pin(audiences::dry_run(shared, app, &order)).await;
     }
-    if let Err(failure) = shared.rates.take(shared, app, 1).await {
-        Box::pin(refused(shared, app, id, &order, &failure)).await?;
-        return Err(failure);
-    }
+    let _taken = match shared.rates.take(shared, app, 1).await {
+        Ok(taken) => taken,
+        Err(failure) => {
+            Box::pin(refused(shared, app, id, &order, &failure)).await?;
+            return Err(failure);
+        }
+    };
     if let Some(asked) = asked
         && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
     {
@@ -69,9 +72,7 @@ pub(crate) async fn many(
         return Err(Failure::new(Code::TooManyTargets, text));
     }
     let real = many.sends.iter().filter(|send| send.dry_run != Some(true)).count();
-    if real > 0 {
-        shared.rates.take(shared, app, real as u64).await?;
-    }
+    let _taken = shared.rates.take(shared, app, real as u64).await?;
     let mut outcomes = Outcomes::new(shared);
     let mut plans = Plans::default();
     let mut results = Vec::new();

@@ -23,7 +23,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: Box<AppCal
         None => (carry_out(shared, &app, id, call.request, None).await, false),
     };
     let refused = result.as_ref().err().map(|failure| failure.code);
-    let rate = Some(shared.rates.left(shared, &app, refused));
+    let rate = Some(shared.rates.left(shared, &app, refused).await);
     let reply = match result {
         Ok(answer) => AppReply { status: ok(), answer: Some(answer), rate, replayed: replayed.then_some(true) },
         Err(failure) => {

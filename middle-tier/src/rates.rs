@@ -1,7 +1,7 @@
 //! How much an app may send: so many messages in a second, so many in a day. The limits are in the catalog.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use idl::contract::bus::Rate;
 use idl::error::{Code, Failure};
@@ -27,21 +27,43 @@ struct Used {
     day: u32,
     /// Messages that earlier lives of this process, and other processes, had counted on that day when it was read.
     earlier: u64,
+    /// Messages that were allowed and are neither counted nor refused yet.
+    under_way: u64,
+}
+
+/// The right to send so many messages. Drop it when they are counted, or will not be.
+pub(crate) struct Taken<'a> {
+    rates: &'a Rates,
+    app: AppId,
+    messages: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(used) = self.rates.all().get_mut(&self.app) {
+            used.under_way = used.under_way.saturating_sub(self.messages);
+        }
+    }
 }
 
 impl Rates {
+    fn all(&self) -> MutexGuard<'_, HashMap<AppId, Used>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the right to send so many messages now, all or none. More than a second's worth at once passes when the whole
     /// second is free, and is paid off afterwards.
-    pub(crate) async fn take(&self, shared: &Shared, app: &App, messages: u64) -> Result<(), Failure> {
-        if app.sends_per_second_max == 0 && app.sends_per_day_max == 0 {
-            return Ok(());
+    pub(crate) async fn take(&self, shared: &Shared, app: &App, messages: u64) -> Result<Option<Taken<'_>>, Failure> {
+        if messages == 0 || app.sends_per_second_max == 0 && app.sends_per_day_max == 0 {
+            return Ok(None);
         }
         self.learn(shared, app).await?;
         let today = day_of(shared.clock.now_ms());
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(used) = all.get_mut(&app.app) else { return Ok(()) };
+        let mut all = self.all();
+        let Some(used) = all.get_mut(&app.app) else { return Ok(None) };
         if app.sends_per_day_max > 0 {
-            let sent = used.earlier.saturating_add(shared.counts.day(&app.app, today).messages);
+            let counted = shared.counts.day(&app.app, today).messages;
+            let sent = used.earlier.saturating_add(counted).saturating_add(used.under_way);
             if sent.saturating_add(messages) > app.sends_per_day_max {
                 let text = format!(
                     "{} messages may be sent in a day and {sent} were; the day ends at midnight UTC",
@@ -61,14 +83,20 @@ impl Rates {
             }
             used.left -= wanted;
         }
-        Ok(())
+        used.under_way = used.under_way.saturating_add(messages);
+        Ok(Some(Taken { rates: self, app: app.app.clone(), messages }))
     }
 
     /// What the app may still send.
-    pub(crate) fn left(&self, shared: &Shared, app: &App, refused: Option<Code>) -> Rate {
+    pub(crate) async fn left(&self, shared: &Shared, app: &App, refused: Option<Code>) -> Rate {
+        if app.sends_per_day_max > 0
+            && let Err(failure) = self.learn(shared, app).await
+        {
+            tracing::debug!(app = %app.app, %failure, "how much an app has sent today is not known");
+        }
         let now_ms = shared.clock.now_ms();
         let day_ends_in_ms = DAY_MS - now_ms % DAY_MS;
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all();
         let max = f64::from(app.sends_per_second_max);
         let used = all.get_mut(&app.app);
         let (second_left, earlier) = used.map_or((max, 0), |used| {
@@ -100,7 +128,7 @@ impl Rates {
     async fn learn(&self, shared: &Shared, app: &App) -> Result<(), Failure> {
         let today = day_of(shared.clock.now_ms());
         let known = {
-            let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = self.all();
             all.get(&app.app).is_some_and(|used| used.day == today)
         };
         if known {
@@ -111,12 +139,13 @@ impl Rates {
         } else {
             0
         };
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all();
         let used = all.entry(app.app.clone()).or_insert_with(|| Used {
             left: f64::from(app.sends_per_second_max),
             at: Instant::now(),
             day: today,
             earlier,
+            under_way: 0,
         });
         (used.day, used.earlier) = (today, earlier);
         Ok(())
@@ -124,7 +153,7 @@ impl Rates {
 
     /// The limits of an app were changed: what is known of it begins anew.
     pub(crate) fn forget(&self, app: &AppId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(app);
+        self.all().remove(app);
     }
 }
 

@@ -16,6 +16,22 @@ use crate::app_calls::{page_limit, short};
 
 /// Most extras of a template.
 const EXTRAS_MAX: usize = 32;
+/// Most extras of the app's own in one message.
+const OWN_EXTRAS_MAX: usize = 10;
+/// Most characters in the names and values of all those, and in the value of any other.
+const EXTRA_CHARS_MAX: usize = 1024;
+/// Extras that mean something to every device. All others are the app's own.
+const KNOWN_EXTRAS: &[&str] = &[
+    "channel_id",
+    "connpt",
+    "intent_uri",
+    "jobkey",
+    "notify_effect",
+    "notify_foreground",
+    "sound_uri",
+    "ticker",
+    "web_uri",
+];
 
 fn check_name(name: &str) -> Result<(), Failure> {
     let fits = (1..=64).contains(&name.len())
@@ -185,11 +201,36 @@ pub(crate) async fn fill_in(
         }
     }
     if missing.is_empty() {
-        return Ok(());
+        return check_extras(notification.extra.as_ref());
     }
     let names: Vec<_> = missing.into_iter().collect();
     let text = format!("template {name:?} needs the variables {}: give each as var.<name>", names.join(", "));
     Err(Failure::new(Code::MissingVariables, text))
+}
+
+/// Extras have limits, which those of a template and those of a send keep together.
+fn check_extras(extra: Option<&BTreeMap<String, String>>) -> Result<(), Failure> {
+    let (mut own, mut own_chars) = (0, 0);
+    for (name, value) in extra.into_iter().flatten() {
+        let chars = value.chars().count();
+        if KNOWN_EXTRAS.contains(&name.as_str()) {
+            if chars > EXTRA_CHARS_MAX {
+                let text = format!("with its template, the parameter extra.{name} has {chars} characters");
+                return Err(Failure::new(Code::BadExtra, format!("{text}: expected at most {EXTRA_CHARS_MAX}")));
+            }
+        } else {
+            own += 1;
+            own_chars += name.chars().count() + chars;
+        }
+    }
+    if own > OWN_EXTRAS_MAX || own_chars > EXTRA_CHARS_MAX {
+        let text =
+            format!("with its template, the message has {own} extras of the app's own of {own_chars} characters");
+        let expected =
+            format!("expected at most {OWN_EXTRAS_MAX} of at most {EXTRA_CHARS_MAX}, names and values together");
+        return Err(Failure::new(Code::BadExtra, format!("{text}: {expected}")));
+    }
+    Ok(())
 }
 
 /// A piece of a template's text.

@@ -110,6 +110,8 @@ pub(crate) struct Device {
     pub(crate) account: AccountId,
     pub(crate) epoch: Vec<u8>,
     pub(crate) regid: RegId,
+    /// With which the app opens what is sealed for it.
+    pub(crate) server_key: [u8; 32],
 }
 
 impl Tier {
@@ -294,12 +296,14 @@ impl Tier {
         let (account, _) = self.account().await;
         let epoch = self.connect(account).await.expect("it connects");
         self.open(account, &epoch, &[]).await.expect("it opens");
-        let mut device = Device { account, epoch, regid: RegId([0; 24]) };
+        let mut device = Device { account, epoch, regid: RegId([0; 24]), server_key: [0; 32] };
         let attributes: BTreeMap<_, _> =
             attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let register = Register { attributes: Some(attributes), ..self.register(account) };
         let result = self.command(&device, FromDevice { register_app: Some(register), ..FromDevice::default() }).await;
-        device.regid = result.registered.expect("it registers").regid.parse().expect("a regid");
+        let registered = result.registered.expect("it registers");
+        device.regid = registered.regid.parse().expect("a regid");
+        device.server_key.copy_from_slice(&registered.server_key);
         device
     }
 
