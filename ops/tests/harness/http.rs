@@ -25,6 +25,8 @@ pub(crate) struct Http {
 /// An answer of the API.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
+    /// The path that was asked.
+    pub(crate) path: String,
     pub(crate) status: u16,
     /// By their names in lower case.
     pub(crate) headers: BTreeMap<String, String>,
@@ -85,7 +87,13 @@ impl Http {
         let headers = headers.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()));
         let headers = headers.collect();
         let body = response.body_mut().read_to_vec().unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        Answer { status: response.status().as_u16(), headers, body: serde_json::from_slice(&body).unwrap_or_default() }
+        let path = path.split('?').next().unwrap_or_default().to_owned();
+        Answer {
+            path,
+            status: response.status().as_u16(),
+            headers,
+            body: serde_json::from_slice(&body).unwrap_or_default(),
+        }
     }
 }
 
