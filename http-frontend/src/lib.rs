@@ -122,7 +122,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            body_bytes_max: 1 << 20,
+            // A thousand messages of the longest payload.
+            body_bytes_max: 8 << 20,
             bodies_bytes_max: 128 << 20,
             requests_max: 8192,
             connections_max: 16_384,

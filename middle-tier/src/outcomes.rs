@@ -57,6 +57,11 @@ impl<'a> Outcomes<'a> {
         self.now_ms
     }
 
+    /// True if an app server is told of something.
+    pub(crate) fn tells(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
     /// The device has it.
     pub(crate) fn delivered(
         &mut self,

@@ -157,8 +157,8 @@ fn a_body_that_can_not_be_read_is_refused_with_why() {
         (json, b"\xff\xfe", 10008, "JSON"),
         (json, b"[]", 10008, "not an object"),
         (json, b"{\"alias\": {\"honest\": 1}}", 10017, "alias"),
-        (json, b"{\"payload\": [[\"p\"]]}", 10017, "payload"),
-        (json, b"{\"extra\": {\"own\": {}}}", 10017, "extra.own"),
+        (json, b"{\"alias\": \"honest\", \"payload\": [[\"p\"]]}", 10017, "payload"),
+        (json, b"{\"alias\": \"honest\", \"payload\": \"p\", \"extra\": {\"own\": {}}}", 10017, "extra.own"),
         (FORM, b"alias=honest&payload=%FF", 10008, "payload"),
         (FORM, b"alias=honest&payload=\xc3", 10008, "payload"),
         (FORM, b"alias=honest&%ff=1", 10008, "name"),
@@ -185,15 +185,15 @@ fn a_body_that_can_not_be_read_is_refused_with_why() {
 #[test]
 fn a_body_over_its_limit_is_refused_with_the_limit_however_it_comes() {
     let tower = Tower::start_with(&[PLAIN]);
-    let body = format!("alias=honest&payload={}", "x".repeat(1 << 20));
-    post_as_demo(&tower.server, SEND, FORM, body.as_bytes()).refuses(413, 10008, "1048576 bytes", "a long body");
+    let body = format!("alias=honest&payload={}", "x".repeat(8 << 20));
+    post_as_demo(&tower.server, SEND, FORM, body.as_bytes()).refuses(413, 10008, "8388608 bytes", "a long body");
     tower.goes_on_after("a long body");
     let head = format!(
         "POST {SEND} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{}\r\ntransfer-encoding: chunked\r\n\r\n",
         authorization(&tower.server)
     );
     let chunks = format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-    raw(&tower.server, chunks.as_bytes()).refuses(413, 10008, "1048576 bytes", "a long body in chunks");
+    raw(&tower.server, chunks.as_bytes()).refuses(413, 10008, "8388608 bytes", "a long body in chunks");
     tower.goes_on_after("a long body in chunks");
     let refused = tower.server.post(SEND, &[("alias", "honest"), ("payload", &body)]);
     assert_eq!(refused.code, 10008, "over TLS: {refused:?}");
@@ -214,7 +214,7 @@ fn a_path_that_is_not_served_is_named() {
     ask("POST", "/v3/message/alias/").refuses(200, 10012, "/v3/message/alias/", "a path with more behind it");
     ask("POST", "/../../etc/passwd").refuses(404, 10012, "/../../etc/passwd", "a path that climbs");
     ask("GET", SEND).refuses(200, 10012, "POST, not GET", "another method");
-    ask("DELETE", "/device/v1/account").refuses(404, 10012, "POST, not DELETE", "another method");
+    ask("DELETE", "/device/v1/account").refuses(405, 10012, "POST, not DELETE", "another method");
     tower.goes_on_after("paths that aren't served");
 }
 
