@@ -20,7 +20,7 @@ use api_docs::world::World;
 #[test]
 fn the_page_shows_what_the_server_answers() {
     let page = Page::read();
-    let mut world = World::start();
+    let mut world = World::start(page.block("devices"));
     let made: Vec<String> = page.blocks.iter().map(|block| world.make(block)).collect();
     page.compare(&made);
 }

@@ -22,20 +22,19 @@ pub(crate) struct Block {
 impl Page {
     pub(crate) fn read() -> Self {
         let text = std::fs::read_to_string(path()).expect("docs/api.md");
-        let mut blocks = Vec::new();
-        for rest in text.split("<!-- ").skip(1) {
-            let Some((name, rest)) = rest.split_once(": begin -->\n") else {
-                assert!(rest.contains(": end -->"), "a mark that is none: {rest:.40}");
-                continue;
-            };
-            blocks.push(Block { name: name.to_owned(), text: rest.to_owned() });
-        }
-        for Block { name, text: block } in &blocks {
-            let end = end(name);
-            assert_eq!(text.matches(&end).count(), 1, "{end}");
-            assert!(text.contains(&format!("{block}{end}")), "between the marks of {name} is another mark");
+        let (mut blocks, mut rest) = (Vec::new(), &*text);
+        while let Some((_, after)) = rest.split_once("<!-- ") {
+            let (name, after) = after.split_once(": begin -->\n").expect("the mark where a block begins");
+            let (block, after) = after.split_once(&end(name)).unwrap_or_else(|| panic!("the block {name} has no end"));
+            blocks.push(Block { name: name.to_owned(), text: block.to_owned() });
+            rest = after;
         }
         Self { text, blocks }
+    }
+
+    /// The block of that name.
+    pub(crate) fn block(&self, name: &str) -> &Block {
+        self.blocks.iter().find(|block| block.name == name).unwrap_or_else(|| panic!("no block {name}"))
     }
 
     /// Compares the blocks with what was made of them, in their order; with `UPDATE=1` it writes those that differ.
@@ -91,7 +90,9 @@ impl Block {
             } else {
                 continue;
             }
-            goes_on = line.ends_with('\\');
+            // A quote that is open goes on, too.
+            let open = commands.last().is_some_and(|command| command.matches('\'').count() % 2 == 1);
+            goes_on = open || line.ends_with('\\');
         }
         commands
     }

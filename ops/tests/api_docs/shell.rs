@@ -28,6 +28,8 @@ pub(crate) struct Request {
     pub(crate) method: String,
     /// With the query.
     pub(crate) path: String,
+    /// True if the headers of `api.curl` are there, which has the app secret.
+    pub(crate) authorized: bool,
     /// By names in lower case.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
@@ -36,17 +38,19 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Reads a command that begins `curl -K api.curl`.
+    /// Reads a command that begins with `curl`.
     pub(crate) fn read(command: &str) -> Self {
         let words = words(command);
         let mut words = words.iter().map(String::as_str);
-        let start = [words.next(), words.next(), words.next()];
-        assert_eq!(start, [Some("curl"), Some("-K"), Some("api.curl")], "{command}");
+        assert_eq!(words.next(), Some("curl"), "{command}");
         let (mut method, mut path, mut headers, mut data) = (None, None, Vec::new(), Vec::new());
-        let (mut in_query, mut with_headers) = (false, false);
+        let (mut authorized, mut in_query, mut with_headers) = (false, false, false);
         while let Some(word) = words.next() {
             let mut value = || words.next().unwrap_or_else(|| panic!("{word} without a value: {command}"));
             match word {
+                "-K" => authorized = value() == "api.curl",
+                "--cacert" => assert_eq!(value(), "campanile-data/tls/ca.pem", "{command}"),
+                "-s" => {}
                 "-X" => method = Some(value().to_owned()),
                 "-G" => in_query = true,
                 "-i" => with_headers = true,
@@ -75,7 +79,7 @@ impl Request {
                 headers.push(("content-type".to_owned(), crate::harness::http::FORM.to_owned()));
             }
         }
-        Self { method: method.unwrap_or_else(|| default.to_owned()), path, headers, body, with_headers }
+        Self { method: method.unwrap_or_else(|| default.to_owned()), path, authorized, headers, body, with_headers }
     }
 }
 
@@ -86,6 +90,7 @@ fn a_command_is_read_as_a_shell_and_curl_read_it() {
     assert_eq!((&*request.method, &*request.path), ("POST", "/v3/message/alias"));
     assert_eq!(request.body, "alias=alice&title=Goal%20%26%20more");
     assert!(request.with_headers && request.headers.contains(&("idempotency-key".to_owned(), "a".to_owned())));
+    assert!(request.authorized && !Request::read("curl -s $API/docs").authorized);
     let request = Request::read("curl -K api.curl -G $API/v1/topic/all -d registration_id=x");
     assert_eq!((&*request.method, &*request.path, &*request.body), ("GET", "/v1/topic/all?registration_id=x", ""));
     assert_eq!(Request::read("curl -K api.curl -X DELETE $API/a").method, "DELETE");

@@ -9,6 +9,7 @@ const NOW: &str = "2026-11-21 09:49:15";
 const NEXT_MS: i64 = 1_795_395_600_000;
 /// 2026-12-31T00:00 in Shanghai.
 const UNTIL_MS: i64 = 1_798_646_400_000;
+const FRONT: &str = "01M7YR4H2N8QF5W3XJ6T0VBKCD";
 const TRACE_ID: &str = "1a1fd828d02-3d6e-00000001";
 /// Ids are this and two more characters, so that ids that differ do so on the page.
 const ID: &str = "01M7YR554Z92ESJFF27ER9X0";
@@ -79,6 +80,7 @@ impl Stable {
     fn member(&mut self, name: String, value: Json) -> (String, Json) {
         let value = match (&*name, value) {
             ("trace_id", _) => Json::Text(TRACE_ID.to_owned()),
+            ("front", Json::Text(_)) => Json::Text(FRONT.to_owned()),
             ("create_time", Json::Text(time)) => {
                 assert_eq!(time.len(), NOW.len(), "{time}");
                 Json::Text(NOW.to_owned())

@@ -1,10 +1,12 @@
 //! The server, the devices and the receiver of receipts that the page is about.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use idl::clock::{Clock as _, SystemClock};
+use idl::due::EARLIEST_ZONE_MS;
 use ring::hmac;
 use serde_json::Value;
 use ureq::Agent;
@@ -16,7 +18,7 @@ use crate::api_docs::json::Json;
 use crate::api_docs::page::Block;
 use crate::api_docs::shell::{Request, words};
 use crate::api_docs::stable::{NOW_MS, Stable};
-use crate::harness::http::escaped;
+use crate::harness::http::{decoded, escaped};
 use crate::harness::receiver::{ALLOWED, Post, Receiver};
 use crate::harness::server::{Server, text};
 use crate::harness::terminal::TerminalDevice;
@@ -25,16 +27,21 @@ use crate::harness::{PATIENCE, wait_for};
 const HOUR_MS: u64 = 3600 * 1000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 /// The longest that the page takes to make.
-const A_WHILE_MS: u64 = 5 * 60 * 1000;
+const A_WHILE_MS: u64 = 2 * 60 * 1000;
 /// Headers of answers that the page shows, in this order.
 const HEADERS: &[&str] = &["idempotent-replayed", "retry-after", "ratelimit-policy", "ratelimit"];
 /// Alice's phone on the page.
 const ALICE: &str = "XsTuVNiXYUsp-NyiqtgMSdD8pijt7W3c";
 /// Bob's.
 const BOB: &str = "mVqGxW0bN3uZcK1yR8sTtA5hJ2dLfP4e";
+/// The day of [`NOW_MS`].
+const DAY: &str = "20261121";
+const POST_ID: &str = "receipts_Nl1vSrIkrVEpYcCMzdSBWg";
+const APP_KEY: &str = "CqeBgglemcC04nv1X42qUyUJsQNYqSdZUbGd45R5v34";
 const CALLBACK: &str = "https://www.example.com/receipts";
 const WEBHOOK_SECRET: &str = "whsec_Q2FtcGFuaWxlIHNpZ25zIGl0cyByZWNlaXB0cy4=";
 
+/// A server with the page's two devices, which asks in turn what the page's blocks say.
 pub(crate) struct World {
     server: Server,
     agent: Agent,
@@ -42,29 +49,28 @@ pub(crate) struct World {
     stable: Stable,
     /// It is online and clicks on everything.
     alice: TerminalDevice,
-    /// It was online once.
-    _bob: TerminalDevice,
-    bob_regid: String,
+    /// Messages that were accepted for her, each once.
+    sent: Vec<String>,
     receiver: Receiver,
     webhook_secret: String,
 }
 
 impl World {
-    pub(crate) fn start() -> Self {
-        // The page is about one day.
-        wait_for_after_midnight();
+    /// With the devices of that block.
+    pub(crate) fn start(devices: &Block) -> Self {
+        // The page is about one day, on which nothing repeated is due meanwhile.
+        wait_until_nothing_is_near();
         let server = Server::start_with(&[ALLOWED]);
-        let person = |name: &str, attributes: &[&str]| {
-            let attributes: Vec<&str> = attributes.iter().flat_map(|attribute| ["--attribute", attribute]).collect();
-            let user = format!("{name}@example.com");
-            let names = ["--alias", name, "--user-account", &user, "--topic", "news"];
-            TerminalDevice::start(&server, &[&names[..], &attributes, &["--click-all"]].concat())
+        let device = |command: &String| {
+            let words = words(command);
+            let (start, arguments) = words.split_at(4);
+            assert_eq!(start, ["campanile", "device", "--app", "com.example.demo"], "{command}");
+            TerminalDevice::start(&server, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
         };
-        let alice =
-            person("alice", &["platform=android", "app_version=3.10.1", "locale=zh_CN", "time_zone=Asia/Shanghai"]);
-        let mut bob = person("bob", &["platform=android", "app_version=3.2.0", "locale=en", "time_zone=Europe/Berlin"]);
+        let devices: Vec<_> = devices.commands().iter().map(device).collect();
+        let [alice, bob] = <[_; 2]>::try_from(devices).unwrap_or_else(|_| panic!("two devices"));
         let (regid, bob_regid) = (alice.regid(), bob.regid());
-        bob.kill();
+        bob.stop();
         let receiver = Receiver::listen();
         let told = server.json(&["app", "webhook-secret", "com.example.demo"]);
         let webhook_secret = told[0]["webhook_secret"].as_str().expect("a secret").to_owned();
@@ -75,6 +81,7 @@ impl World {
         stable.pair(&bob_regid, BOB);
         stable.pair(&receiver.url, CALLBACK);
         stable.pair(&webhook_secret, WEBHOOK_SECRET);
+        stable.pair(server.demo().app_key, APP_KEY);
         let now_ms = SystemClock.now_ms();
         for (ahead, shown) in [(HOUR_MS, "1795258200000"), (2 * HOUR_MS, "1795261800000")] {
             stable.pair((now_ms + ahead).to_string(), shown);
@@ -82,9 +89,17 @@ impl World {
         for (days, shown) in [(3, "2026-11-24"), (40, "2026-12-31")] {
             stable.pair(day(now_ms + days * DAY_MS), shown);
         }
-        stable.pair(day(now_ms).replace('-', ""), "20261121");
+        // The schedule for 9:00 local time is due where that comes first.
+        let local_ms = (now_ms / DAY_MS + 3) * DAY_MS + 9 * HOUR_MS - EARLIEST_ZONE_MS;
+        stable.pair(local_ms.to_string(), "1795460400000");
+        stable.pair(day(now_ms).replace('-', ""), DAY);
         let agent = agent(&server);
-        Self { server, agent, secret, stable, alice, _bob: bob, bob_regid, receiver, webhook_secret }
+        let world = Self { server, agent, secret, stable, alice, sent: Vec::new(), receiver, webhook_secret };
+        wait_for("Bob is offline", || {
+            let bob = world.get(&format!("/campanile/v1/registrations/{bob_regid}"));
+            (bob["data"]["online"] == false).then_some(())
+        });
+        world
     }
 
     /// What is to stand in a block.
@@ -94,13 +109,15 @@ impl World {
             "codes" => return codes::that_come(),
             "codes that never come" => return codes::that_never_come(),
             "receipt" => return self.receipt(),
+            "data of a receipt" => return self.data_of_receipt(),
+            "devices" => return block.text.clone(),
             _ => {}
         }
         let commands = block.commands();
         assert!(!commands.is_empty(), "{} has no command", block.name);
         let mut text = "```console\n".to_owned();
         for command in commands {
-            self.wait_before(&block.name, &command);
+            self.wait_before(&block.name);
             let output = if command.starts_with("curl ") { self.curl(&command) } else { self.campanile(&command) };
             text.push_str(&format!("$ {command}\n{output}\n"));
         }
@@ -110,6 +127,7 @@ impl World {
     fn curl(&mut self, command: &str) -> String {
         let request = Request::read(&self.stable.real(command));
         let (status, headers, body) = self.ask(&request);
+        self.note(&request, &body);
         let mut shown = String::new();
         if request.with_headers {
             shown.push_str(&format!("HTTP/2 {status}\n"));
@@ -127,7 +145,7 @@ impl World {
     fn ask(&self, request: &Request) -> (u16, Vec<(String, String)>, String) {
         let url = format!("{}{}", self.server.https(), request.path);
         let mut made = http::Request::builder().method(&*request.method).uri(url);
-        if !request.headers.iter().any(|(name, _)| name == "authorization") {
+        if request.authorized {
             made = made.header("authorization", format!("key={}", self.secret));
         }
         for (name, value) in &request.headers {
@@ -147,9 +165,10 @@ impl World {
 
     fn get(&self, path: &str) -> Value {
         let request = Request {
-            method: "GET".into(),
-            path: path.into(),
-            headers: vec![],
+            method: "GET".to_owned(),
+            path: path.to_owned(),
+            authorized: true,
+            headers: Vec::new(),
             body: String::new(),
             with_headers: false,
         };
@@ -166,36 +185,103 @@ impl World {
         self.stable.text(text(&output.stdout).trim_end())
     }
 
-    /// Waits for what the command is going to show.
-    fn wait_before(&self, _block: &str, command: &str) {
-        let command = self.stable.real(command);
-        let has = |part: &str| command.contains(part);
-        let path = command.split_whitespace().find_map(|word| word.strip_prefix("$API")).unwrap_or_default();
-        if path.ends_with("/trace") && has(&self.alice.regid()) {
-            let path = format!("{path}?registration_id={}", self.alice.regid());
-            wait_for("a click in the trace", || {
-                let steps = self.get(&path)["data"]["steps"].clone();
-                steps.as_array()?.iter().any(|step| step["what"] == "clicked").then_some(())
-            });
+    /// Waits for what the block is going to show: devices and jobs take their time.
+    fn wait_before(&self, block: &str) {
+        match block {
+            "trace" => self.sent.iter().for_each(|id| {
+                let path = format!("/campanile/v1/messages/{id}/trace?registration_id={}", self.alice.regid());
+                let clicked = |steps: &Value| steps.as_array()?.iter().find(|step| step["what"] == "clicked").cloned();
+                wait_for("Alice's click", || clicked(&self.get(&path)["data"]["steps"]));
+            }),
+            "status" => {
+                let path = format!("/campanile/v1/messages/{}", self.sent.first().expect("a message"));
+                wait_for("the message is done", || (self.get(&path)["data"]["state"] == "done").then_some(()));
+            }
+            "counters" => {
+                let command = format!("/v1/stats/message/counters?start_date={0}&end_date={0}", self.stable.real(DAY));
+                let clicks = Some(self.sent.len().try_into().expect("not many"));
+                wait_for("everything is counted", || {
+                    let day = self.get(&command)["data"]["data"][0].clone();
+                    let counted = [&day["received"], &day["click"]].iter().all(|count| count.as_i64() == clicks);
+                    // The topic has two subscribers, the expression holds for one.
+                    (counted && day["broadcast_recipients"] == 3).then_some(())
+                });
+            }
+            "read receipts" => {
+                wait_for("the receipt", || {
+                    let list = self.get("/campanile/v1/receipts")["data"]["list"].clone();
+                    (list.as_array()?.len() == 1).then_some(())
+                });
+            }
+            _ => {}
         }
     }
 
-    /// The first post of receipts, signed with the page's secret instead of the real one.
-    fn receipt(&mut self) -> String {
+    /// Remembers what is on its way to Alice.
+    fn note(&mut self, request: &Request, body: &str) {
+        let answer: Value = serde_json::from_str(body).expect("JSON");
+        let data = &answer["data"];
+        let is_send = request.method == "POST" && data["due_ms"].is_null() && !request.body.contains("alias=bob");
+        if let (true, Some(id)) = (is_send, data["id"].as_str().map(str::to_owned))
+            && !self.sent.contains(&id)
+        {
+            self.sent.push(id);
+        }
+    }
+
+    /// The first post of receipts.
+    fn post(&self) -> Post {
         let post = wait_for("a receipt", || self.receiver.posts().into_iter().next());
         self.receiver.check(&self.webhook_secret);
-        let data = serde_json::from_slice::<Json>(post.data().to_string().as_bytes()).expect("JSON");
-        let _ = (&data, &post as &Post, escaped as fn(&str) -> String);
+        post
+    }
+
+    /// What a post says in its form, as it came.
+    fn said(post: &Post) -> Json {
+        let body = std::str::from_utf8(&post.body).expect("a form");
+        let data = decoded(body.strip_prefix("data=").expect("the form's field"));
+        let json: Json = serde_json::from_str(&data).expect("JSON");
+        assert_eq!(body, form(&json), "the form is not written as the page has it");
+        json
+    }
+
+    /// The first post of receipts: its id, time and ids are those of the page, so it is signed with the page's secret.
+    fn receipt(&mut self) -> String {
+        let post = self.post();
+        assert_eq!(post.header("webhook-id").len(), POST_ID.len(), "{post:?}");
+        let body = form(&self.stable.json(Self::said(&post)));
+        let seconds = NOW_MS / 1000;
         let key = STANDARD.decode(WEBHOOK_SECRET.trim_start_matches("whsec_")).expect("base 64");
-        let (id, at) = ("msg_example", NOW_MS / 1000);
-        let body = format!("data={}", escaped(&self.stable.json(data).compact()));
-        let signed = format!("{id}.{at}.{body}");
+        let signed = format!("{POST_ID}.{seconds}.{body}");
         let signature = STANDARD.encode(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), signed.as_bytes()));
+        let shown = Post {
+            headers: [
+                ("webhook-id", POST_ID.to_owned()),
+                ("webhook-timestamp", seconds.to_string()),
+                ("webhook-signature", format!("v1,{signature}")),
+            ]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+            body: body.clone().into_bytes(),
+            answered: None,
+        };
+        assert!(shown.is_signed_with(WEBHOOK_SECRET));
+        let kind = post.header("content-type");
         format!(
-            "```text\nPOST /receipts HTTP/1.1\nwebhook-id: {id}\nwebhook-timestamp: {at}\nwebhook-signature: v1,{signature}\n\n{body}\n{:?}```\n",
-            post.headers
+            "```text\nPOST /receipts\ncontent-type: {kind}\nwebhook-id: {POST_ID}\nwebhook-timestamp: {seconds}\n\
+             webhook-signature: v1,{signature}\n\n{body}\n```\n"
         )
     }
+
+    fn data_of_receipt(&mut self) -> String {
+        let said = Self::said(&self.post());
+        format!("```json\n{}\n```\n", self.stable.json(said).pretty())
+    }
+}
+
+/// JSON in the form of a receipt.
+fn form(json: &Json) -> String {
+    format!("data={}", escaped(&json.compact()))
 }
 
 /// A client of the API that speaks TLS.
@@ -210,13 +296,15 @@ fn agent(server: &Server) -> Agent {
     config.allow_non_standard_methods(true).build().new_agent()
 }
 
-fn wait_for_after_midnight() {
+/// Waits until neither a day in UTC nor a workday's morning in Shanghai begins while the page is made.
+fn wait_until_nothing_is_near() {
     loop {
-        let left_ms = DAY_MS - SystemClock.now_ms() % DAY_MS;
+        let of_day_ms = SystemClock.now_ms() % DAY_MS;
+        let Some(left_ms) = [HOUR_MS, DAY_MS].iter().find_map(|at_ms| at_ms.checked_sub(of_day_ms)) else { return };
         if left_ms > A_WHILE_MS {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(left_ms));
+        std::thread::sleep(Duration::from_millis(left_ms + 1));
     }
 }
 
