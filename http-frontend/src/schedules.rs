@@ -6,20 +6,20 @@ use idl::error::Failure;
 use serde_json::{Map, Value, json};
 
 use crate::call::{Ask, Received, tell};
-use crate::pages::{page, paged};
+use crate::pages::{page_from, paged};
 use crate::parameter::Parameter;
 use crate::params::missing;
 use crate::reply::{Done, Refusal};
 use crate::send::timing::Timing;
 use crate::stop::existed;
-use crate::vocabulary::{LOCAL_TIME, REPEAT, REPEAT_UNTIL, SCHEDULE_ID, TIME_TO_SEND, TIME_ZONE};
+use crate::vocabulary::{AFTER_SCHEDULE, LOCAL_TIME, REPEAT, REPEAT_UNTIL, SCHEDULE_ID, TIME_TO_SEND, TIME_ZONE};
 
 /// What can be changed of a schedule.
 pub(crate) static CHANGEABLE: &[&Parameter] = &[&TIME_TO_SEND, &LOCAL_TIME, &REPEAT, &TIME_ZONE, &REPEAT_UNTIL];
 
 /// All schedules of the app, in pages.
 pub(crate) fn list(received: &Received<'_>) -> Result<Ask, Failure> {
-    let request = wire::AppRequest::Schedules(page(&received.params)?);
+    let request = wire::AppRequest::Schedules(page_from(&AFTER_SCHEDULE, &received.params)?);
     let tell = tell!(Schedules(answer) => {
         let list = answer.schedules.into_iter().map(object).collect();
         Ok::<Done, Refusal>(paged(list, answer.next_after.as_deref()))

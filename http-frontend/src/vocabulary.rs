@@ -398,6 +398,11 @@ parameters! {
         right "what the page before gave as next, at most 256 bytes",
         example "android-readers";
 
+    /// What the page before gave as `next`. Absent: from the beginning.
+    AFTER_SCHEDULE = "after": Pattern(26, MESSAGE_ID_PATTERN, is_message_id), BadValue,
+        right "what the page before gave as next, the id of a scheduled message",
+        example "01KBD2ZQ8M3YV6T4N0R7HXW5PC";
+
     /// What the page before gave as `next`. Absent: from the oldest receipt.
     SINCE = "since": Bytes(CURSOR_BYTES_MAX), BadValue,
         right "what the page before gave as next, at most 256 bytes",

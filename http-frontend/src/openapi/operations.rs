@@ -8,11 +8,11 @@ use crate::schedules::CHANGEABLE;
 use crate::send::target::To;
 use crate::stop::{Schedule, Stop};
 use crate::vocabulary::{
-    ACCOUNT, AFTER, AUDIENCE, BEGIN_TIME, CATEGORY, DEVICE, DEVICE_MODEL, DRY_RUN, END_DATE, END_TIME, EXPRESSION, ID,
-    JOB_ID, JOB_KEY, JOB_KEYS, LIMIT, MESSAGE_ID, MESSAGES, MSG_ID, MSG_IDS, NAME, NOTIFY_ID, ONE_USER_ACCOUNT,
-    PACKAGE, PACKAGES, PLATFORM, REGID, REGISTRATION_ID, REGISTRATION_IDS, SCHEDULE_ID, SCHEDULE_JOB_KEY, SEGMENT,
-    SINCE, START_DATE, TEMPLATE_DESCRIPTION, TEMPLATE_EXTRA, TEMPLATE_PAYLOAD, TEMPLATE_TITLE, TIME_TO_SEND, TOKEN,
-    TOPIC, TOPIC_OP,
+    ACCOUNT, AFTER, AFTER_SCHEDULE, AUDIENCE, BEGIN_TIME, CATEGORY, DEVICE, DEVICE_MODEL, DRY_RUN, END_DATE, END_TIME,
+    EXPRESSION, ID, JOB_ID, JOB_KEY, JOB_KEYS, LIMIT, MESSAGE_ID, MESSAGES, MSG_ID, MSG_IDS, NAME, NOTIFY_ID,
+    ONE_USER_ACCOUNT, PACKAGE, PACKAGES, PLATFORM, REGID, REGISTRATION_ID, REGISTRATION_IDS, SCHEDULE_ID,
+    SCHEDULE_JOB_KEY, SEGMENT, SINCE, START_DATE, TEMPLATE_DESCRIPTION, TEMPLATE_EXTRA, TEMPLATE_PAYLOAD,
+    TEMPLATE_TITLE, TIME_TO_SEND, TOKEN, TOPIC, TOPIC_OP,
 };
 
 /// The groups in which operations are told, in order, each with a sentence.
@@ -223,7 +223,8 @@ fn parameters(what: What) -> Vec<Given> {
         What::TraceMessage => must(&[&REGISTRATION_ID]),
         What::PutSegment => must(&[&EXPRESSION]),
         What::PutTemplate => may(&[&TEMPLATE_PAYLOAD, &TEMPLATE_TITLE, &TEMPLATE_DESCRIPTION, &TEMPLATE_EXTRA]),
-        What::Segments | What::Templates | What::Schedules => may(&[&AFTER, &LIMIT]),
+        What::Segments | What::Templates => may(&[&AFTER, &LIMIT]),
+        What::Schedules => may(&[&AFTER_SCHEDULE, &LIMIT]),
         What::Receipts => may(&[&SINCE, &LIMIT]),
         What::ChangeSchedule => may(CHANGEABLE),
         What::CreateAccount => both(&[&DEVICE], &[&DEVICE_MODEL, &PLATFORM]),

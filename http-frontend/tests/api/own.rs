@@ -175,22 +175,24 @@ async fn templates_are_kept_under_names() {
 #[tokio::test]
 async fn lists_come_in_pages() {
     let api = Api::new();
-    for (path, next, request) in [
-        ("segments", Value::Null, wire::AppRequest::Segments as fn(wire::Page) -> wire::AppRequest),
-        ("templates", json!("a"), wire::AppRequest::Templates),
-        ("schedules", json!("s1"), wire::AppRequest::Schedules),
+    for (path, next, after, request) in [
+        ("segments", Value::Null, "a b", wire::AppRequest::Segments as fn(wire::Page) -> wire::AppRequest),
+        ("templates", json!("a"), "a b", wire::AppRequest::Templates),
+        ("schedules", json!("s1"), ID, wire::AppRequest::Schedules),
     ] {
         let path = format!("/campanile/v1/{path}");
         let answer = api.ask("GET", &path).await;
         assert_eq!(answer.accepted()["next"], next, "{path}");
         assert!(answer.data()["list"][0].is_object(), "{path}");
         assert_eq!(api.one_ask(), request(wire::Page { after: None, limit: 100 }));
-        api.ask("GET", &format!("{path}?after=a%20b&limit=7")).await.accepted();
-        assert_eq!(api.one_ask(), request(wire::Page { after: Some("a b".into()), limit: 7 }));
+        api.ask("GET", &format!("{path}?after={}&limit=7", after.replace(' ', "%20"))).await.accepted();
+        assert_eq!(api.one_ask(), request(wire::Page { after: Some(after.into()), limit: 7 }));
         for (limit, code) in [("0", Code::BadValue), ("101", Code::BadValue), ("x", Code::BadValue)] {
             api.ask("GET", &format!("{path}?limit={limit}")).await.refused(code, 400, "from 1 to 100");
         }
     }
+    let answer = api.ask("GET", "/campanile/v1/schedules?after=android-readers").await;
+    answer.refused(Code::BadValue, 400, "the parameter after is");
 }
 
 #[tokio::test]
