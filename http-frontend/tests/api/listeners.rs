@@ -237,7 +237,7 @@ async fn bytes_that_are_no_tls_or_no_http_harm_nobody() {
 #[tokio::test]
 async fn who_sends_far_too_much_still_reads_the_answer() {
     let running = Running::start(Limits::default()).await;
-    let length = 8 << 20;
+    let length = Limits::default().body_bytes_max + (7 << 20);
     let mut stream = running.plain().await;
     let head = format!("POST /v2/message/all HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("writes");
