@@ -42,6 +42,7 @@ pub(crate) async fn send(
     let asked = schedules::wanted(&send).then(|| send.clone());
     let order = Order::read(shared, app, send).await?;
     if order.dry_run {
+        schedules::first_due(&order, shared.clock.now_ms())?;
         return Box::pin(audiences::dry_run(shared, app, &order)).await;
     }
     let _taken = match shared.rates.take(shared, app, 1).await {
@@ -562,7 +563,7 @@ fn record(
 }
 
 /// A send over the daily quota: whoever wants to be told of that is told.
-async fn refused(
+pub(crate) async fn refused(
     shared: &Arc<Shared>,
     app: &App,
     id: MessageId,

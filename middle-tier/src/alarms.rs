@@ -22,6 +22,10 @@ impl Alarms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((due_ms, account));
     }
 
+    fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn due(&self, now_ms: u64) -> BTreeSet<(u64, AccountId)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let later = all.split_off(&(now_ms.saturating_add(1), AccountId(0)));
@@ -38,6 +42,8 @@ pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
             () = drain.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        shared.metrics.sessions_paced.set(i64::try_from(shared.alarms.len()).unwrap_or(i64::MAX));
+        shared.metrics.ran("paced", shared.clock.now_ms());
         for (_, account) in shared.alarms.due(shared.clock.now_ms()) {
             if let Some(handle) = shared.sessions.find(account) {
                 dispatch::drive(&shared, &handle);

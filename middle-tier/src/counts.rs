@@ -28,6 +28,8 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Broadcasts that are counted at one time. Beyond it those that have not changed make room, and if all have, nothing is
 /// counted of a further one until they are written.
 const BROADCASTS_MAX: usize = 65_536;
+/// How long the counters of a day are kept: longer than the time that one request may ask for.
+const DAYS_KEPT_MS: u64 = 400 * 24 * 3600 * 1000;
 /// Messages looked up or written in one call.
 const CHUNK: usize = 500;
 
@@ -210,7 +212,7 @@ impl Counts {
             }
             for ((app, day), counted) in state.days.iter_mut().filter(|(_, day)| day.dirty) {
                 counted.dirty = false;
-                let keep_until_ms = now_ms.saturating_add(shared.config.record_retention_ms());
+                let keep_until_ms = now_ms.saturating_add(DAYS_KEPT_MS);
                 batch.day(app, *day, shared.life.0, &counted.counts, keep_until_ms);
                 days.push(((app.clone(), *day), counted.counts));
             }

@@ -245,6 +245,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// This life of this tier's memory.
     pub(crate) life: Generation,
+    /// When it began.
+    pub(crate) started_ms: u64,
     pub(crate) tasks: Tasks,
 }
 
@@ -254,6 +256,7 @@ impl Middle {
         let Dependencies { bus, inbox, sorted, catalog, cache, poster, keys, regid_key, clock, entropy } = dependencies;
         let mut life = [0; 16];
         entropy.fill(&mut life);
+        let started_ms = clock.now_ms();
         let (broadcasts, publisher) = publish::queue();
         let (audience_counts, counter) = audiences::queue();
         let shared = Arc::new(Shared {
@@ -294,6 +297,7 @@ impl Middle {
             payloads: payload::Cache::default(),
             metrics: Metrics::register(registry),
             life: Generation(u128::from_be_bytes(life)),
+            started_ms,
             tasks: Tasks::default(),
             config,
         });

@@ -47,6 +47,7 @@ pub(crate) struct Metrics {
     pub(crate) counts_dropped: Counter,
     pub(crate) broadcasts_uncounted: Counter,
     pub(crate) schedules_due: Gauge,
+    pub(crate) sessions_paced: Gauge,
     jobs: Family<JobLabels, Gauge<u64, AtomicU64>>,
     pub(crate) sessions: Gauge,
     pub(crate) last_sweep_ms: Gauge<u64, AtomicU64>,
@@ -94,6 +95,8 @@ impl Metrics {
         registry.register("schedules_due", "Schedules that were due at the last look", schedules_due.clone());
         let receipt_urls = Gauge::default();
         registry.register("receipt_urls", "Callback URLs that have something to be posted", receipt_urls.clone());
+        let sessions_paced = Gauge::default();
+        registry.register("sessions_paced", "Sessions that wait for a paced message to be due", sessions_paced.clone());
         let jobs = Family::default();
         registry.register("job_last_run_ms", "When a background job last ran, in ms since the epoch", jobs.clone());
         let requests = Family::default();
@@ -129,6 +132,7 @@ impl Metrics {
             counts_dropped,
             broadcasts_uncounted,
             schedules_due,
+            sessions_paced,
             jobs,
             sessions,
             last_sweep_ms,

@@ -54,6 +54,21 @@ impl Rates {
     /// Takes the right to send so many messages now, all or none. More than a second's worth at once passes when the whole
     /// second is free, and is paid off afterwards.
     pub(crate) async fn take(&self, shared: &Shared, app: &App, messages: u64) -> Result<Option<Taken<'_>>, Failure> {
+        self.take_or_owe(shared, app, messages, false).await
+    }
+
+    /// Takes the right to send a message that was scheduled: it waits for no other second, what it uses up others pay off.
+    pub(crate) async fn take_scheduled(&self, shared: &Shared, app: &App) -> Result<Option<Taken<'_>>, Failure> {
+        self.take_or_owe(shared, app, 1, true).await
+    }
+
+    async fn take_or_owe(
+        &self,
+        shared: &Shared,
+        app: &App,
+        messages: u64,
+        owe: bool,
+    ) -> Result<Option<Taken<'_>>, Failure> {
         if messages == 0 || app.sends_per_second_max == 0 && app.sends_per_day_max == 0 {
             return Ok(None);
         }
@@ -77,11 +92,15 @@ impl Rates {
             used.refill(max);
             #[expect(clippy::cast_precision_loss, reason = "at most 1,000 messages come in one request")]
             let wanted = messages as f64;
-            if used.left < wanted.min(max) {
+            if used.left < wanted.min(max) && !owe {
                 let text = format!("{} messages may be sent in a second; send slower", app.sends_per_second_max);
                 return Err(Failure::new(Code::RateLimited, text));
             }
             used.left -= wanted;
+            if owe {
+                // What was scheduled is paid off in a second, however much of it came at once.
+                used.left = used.left.max(-max);
+            }
         }
         used.under_way = used.under_way.saturating_add(messages);
         Ok(Some(Taken { rates: self, app: app.app.clone(), messages }))

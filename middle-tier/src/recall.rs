@@ -4,7 +4,7 @@
 //! too. A revocation is an entry of its own in mailboxes and timelines, with an id of its own: it waits for a device that
 //! is away, in order with everything else, and comes again until it is acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use idl::audience::Audience;
@@ -23,6 +23,7 @@ use crate::accept::{MAILBOXES_READ, check_packages};
 use crate::app_calls::message_id;
 use crate::order::{TARGETS_MAX, Whom};
 use crate::outcomes::{Outcomes, Whose};
+use crate::session::Whereabouts;
 use crate::{Shared, order, resolve, schedules};
 
 /// Messages with one job key that are stopped in one request.
@@ -123,26 +124,44 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
         return Ok(());
     }
     let mut registrations = Vec::new();
+    let mut waited = BTreeSet::new();
     for targets in record.targets.chunks(TARGETS_READ) {
         registrations.extend(shared.registrations.read(targets).await?.into_iter().flatten());
         let cells: Vec<_> = targets.iter().map(|regid| (*regid, record.id)).collect();
         let waiting = shared.mailboxes.get(&cells).await?;
         for (regid, _) in targets.iter().zip(&waiting).filter(|(_, waits)| waits.is_some()) {
+            waited.insert(*regid);
             outcomes.dropped(&Whose { app: &record.app, message: record.id, regid: *regid }, reason);
             outcomes.batch.acknowledged(*regid, record.id);
         }
     }
+    // What nobody has been handed needs no revocation, which would take a place in the mailbox. Who is not here has been
+    // handed it if it was here since; that it was is known of this life alone, since a crash writes nothing.
+    let unseen = |registration: &Registration| {
+        waited.contains(&registration.regid)
+            && match shared.sessions.find(registration.account) {
+                Some(handle) => {
+                    let whereabouts = handle.lock().whereabouts(&record.app, record.id);
+                    matches!(whereabouts, Whereabouts::Queued | Whereabouts::Later(_))
+                }
+                None => {
+                    record.created_at_ms > shared.started_ms
+                        && registration.last_seen_ms.is_none_or(|seen_ms| seen_ms < record.created_at_ms)
+                }
+            }
+    };
     let revoke = Arc::new(revoke);
-    let concerned: Vec<&Registration> = registrations.iter().collect();
-    if recall {
-        let regids: Vec<RegId> = concerned.iter().map(|registration| registration.regid).collect();
-        outcomes.batch.deliver(&revoke, &regids);
-    }
+    let revoked: Vec<RegId> = registrations
+        .iter()
+        .filter(|registration| recall && !unseen(registration))
+        .map(|registration| registration.regid)
+        .collect();
+    outcomes.batch.deliver(&revoke, &revoked);
     outcomes.batch.ended(&record.app, record.id, record.keep_until_ms, ended);
     outcomes.write().await?;
-    for registration in concerned {
+    for registration in &registrations {
         shared.sessions.take_back(registration.account, &record.app, record.id);
-        if recall {
+        if revoked.contains(&registration.regid) {
             shared.sessions.stored(shared, registration.account, registration.regid, &revoke);
         }
     }

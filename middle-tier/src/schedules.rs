@@ -19,6 +19,7 @@ use idl::ids::{AppId, MessageId, Shard};
 use idl::wire::{decode_trusted, encode};
 use schema::batch::Batch;
 use schema::catalog::{App, Created, Repeat, Schedule, ScheduleState};
+use schema::records::{Ended, Record, Tally};
 use tokio::sync::{MutexGuard, Notify};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accounts::signed;
 use crate::app_calls::{message_id, page_limit, short};
 use crate::apps::parse;
+use crate::counts::keep_until;
 use crate::idempotency::Key;
 use crate::order::{self, Order, When};
 use crate::turns::Turns;
@@ -351,20 +353,55 @@ pub(crate) async fn fire(shared: &Arc<Shared>, id: MessageId, request: FireSched
         let app = shared.apps.by_id(&app).await?;
         let send: Send = read(&found)?;
         let order = Order::read_due(shared, &app, send).await?;
+        let _taken = match shared.rates.take_scheduled(shared, &app).await {
+            Ok(taken) => taken,
+            Err(failure) => {
+                accept::refused(shared, &app, id, &order, &failure).await?;
+                return Err(failure);
+            }
+        };
         accept::deliver(shared, &app, id, order, Some(schedule), None).await
     };
     match sent.await {
         Ok(_) => {
             shared.metrics.schedules_fired.inc();
         }
-        Err(failure) if failure.code.retryable() => return Err(failure),
+        // Tomorrow is not when it was to be sent.
+        Err(failure) if failure.code.retryable() && failure.code != Code::DailyQuota => return Err(failure),
         Err(failure) => {
             shared.metrics.schedules_failed.inc();
             tracing::info!(%app, %schedule, %failure, "a schedule fired and its send was refused");
+            refused(shared, &app, id, &found).await?;
         }
     }
     shared.catalog.fired(schedule, due_ms, next_of(&found)).await?;
     Ok(Reply::Done)
+}
+
+/// Whoever asks what became of a firing that was refused finds a message that was stopped before it reached anyone.
+async fn refused(shared: &Arc<Shared>, app: &AppId, id: MessageId, schedule: &Schedule) -> Result<(), Failure> {
+    let now_ms = shared.clock.now_ms();
+    let record = Record {
+        id,
+        app: app.clone(),
+        kind: read(schedule).map_or(0, |send| send.target.kind),
+        created_at_ms: now_ms,
+        expires_at_ms: now_ms,
+        keep_until_ms: keep_until(shared, id),
+        job_key: schedule.job_key.clone(),
+        topic: None,
+        targets: Vec::new(),
+        broadcast: false,
+        invalid_targets: 0,
+        schedule: Some(schedule.id),
+        has_callback: false,
+        resolved: None,
+        ended: Some(Ended { at_ms: now_ms, revoked: false }),
+        tally: Tally::default(),
+    };
+    let mut batch = Batch::default();
+    batch.record(&record);
+    Ok(batch.write(shared.store.as_ref()).await?)
 }
 
 fn read(schedule: &Schedule) -> Result<Send, Failure> {
