@@ -106,6 +106,7 @@ pub(crate) struct Tier {
 }
 
 /// A device that the test plays: its account and what the middle told it.
+#[derive(Debug, Clone)]
 pub(crate) struct Device {
     pub(crate) account: AccountId,
     pub(crate) epoch: Vec<u8>,
@@ -333,9 +334,13 @@ impl Tier {
 
     /// The user taps on the notification.
     pub(crate) async fn click(&self, device: &Device, message: MessageId) {
+        self.try_click(device, message).await.expect("the middle answers");
+    }
+
+    pub(crate) async fn try_click(&self, device: &Device, message: MessageId) -> Result<ChannelReply, Failure> {
         let clicked = Clicked { app: APP.into(), message: message.to_bytes().to_vec() };
         let command = FromDevice { clicked: Some(clicked), ..FromDevice::default() };
-        self.up(device.account, &device.epoch, encode(&command)).await.expect("the middle answers");
+        self.up(device.account, &device.epoch, encode(&command)).await
     }
 
     /// The device loses its connection and comes back.

@@ -1,8 +1,10 @@
 //! The middle tier over the in-process bus, with stores in memory.
 
+mod apart;
 mod audiences;
 mod harness;
 mod idempotency;
+mod outages;
 mod paced;
 mod rates;
 mod recall;

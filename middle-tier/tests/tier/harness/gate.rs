@@ -83,6 +83,11 @@ impl Gate {
         self.met.acquire().await.expect("it is never closed").forget();
     }
 
+    /// Whether a write has met its fault that nobody has waited for.
+    pub(crate) fn has_met(&self) -> bool {
+        self.met.available_permits() > 0
+    }
+
     /// No more faults; what is held goes on.
     pub(crate) fn open(&self) {
         *self.rule() = None;
