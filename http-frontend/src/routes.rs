@@ -125,6 +125,11 @@ impl What {
         matches!(self, Self::Send(..) | Self::SendMany(_) | Self::SendMessage)
     }
 
+    /// True if reading takes away what was read: asking without wanting the answer (HEAD) would lose it.
+    pub(crate) fn consumes(self) -> bool {
+        matches!(self, Self::TakeInvalid(_))
+    }
+
     /// True if its own parameters stand beside those that every message has.
     pub(crate) fn has_message(self) -> bool {
         matches!(self, Self::Send(..) | Self::SendMessage)
@@ -192,10 +197,11 @@ impl Route {
         self
     }
 
-    /// What the method does here.
+    /// What the method does here. HEAD does what GET does, where that is safe (RFC 9110 §9.2.1).
     pub(crate) fn operation(&self, method: &Method) -> Option<What> {
         let verb = match *method {
-            Method::GET | Method::HEAD => Verb::Get,
+            Method::HEAD => return self.head(),
+            Method::GET => Verb::Get,
             Method::POST => Verb::Post,
             Method::PUT => Verb::Put,
             Method::PATCH => Verb::Patch,
@@ -205,6 +211,10 @@ impl Route {
         self.operations.get(verb as usize).copied().flatten()
     }
 
+    fn head(&self) -> Option<What> {
+        self.operations.get(Verb::Get as usize).copied().flatten().filter(|what| !what.consumes())
+    }
+
     /// Each method that does something, and what.
     pub(crate) fn operations(&self) -> impl Iterator<Item = (Verb, What)> {
         Verb::ALL.into_iter().zip(self.operations).filter_map(|(verb, what)| Some((verb, what?)))
@@ -212,7 +222,7 @@ impl Route {
 
     /// The methods that are allowed, as in the header `Allow`.
     pub(crate) fn allow(&self) -> String {
-        let head = self.operations().any(|(verb, _)| verb == Verb::Get).then_some("HEAD");
+        let head = self.head().map(|_| "HEAD");
         let verbs = self.operations().map(|(verb, _)| verb.name());
         verbs.chain(head).chain(["OPTIONS"]).collect::<Vec<_>>().join(", ")
     }
@@ -376,6 +386,7 @@ mod tests {
         let allow = |path| Routes::new().find(path).map(|(route, _)| route.allow()).expect("a path");
         assert_eq!(allow("/v2/message/all"), "POST, OPTIONS");
         assert_eq!(allow("/v1/alias/all"), "GET, POST, HEAD, OPTIONS");
+        assert_eq!(allow("/v1/feedback/fetch_invalid_regids"), "GET, POST, OPTIONS");
         assert_eq!(allow("/campanile/v1/schedules/x"), "GET, PATCH, DELETE, HEAD, OPTIONS");
     }
 

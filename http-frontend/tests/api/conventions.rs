@@ -113,6 +113,21 @@ async fn options_tell_what_is_allowed_and_head_is_a_get_without_a_body() {
 }
 
 #[tokio::test]
+async fn head_takes_nothing_where_reading_consumes() {
+    let api = Api::new();
+    for path in ["/v1/feedback/fetch_invalid_regids", "/v1/feedback/fetch_invalid_aliases"] {
+        let builder = HttpRequest::builder().method("HEAD").uri(path).header("authorization", "key=s3cret");
+        let head = api.router.clone().call(builder.body(Body::empty()).expect("a request")).await.expect("infallible");
+        assert_eq!(head.status(), 200, "{path}");
+        assert_eq!(head.headers()["allow"], "GET, POST, OPTIONS");
+        assert_eq!(head.body().size_hint().exact(), Some(0));
+        assert!(api.asked().is_empty(), "{path}");
+        api.ask("GET", path).await.accepted();
+        assert_eq!(api.asked().len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_cannot_be_read_is_named() {
     let api = Api::new();
     let typed = |kind: &str, body: &'static str| {
