@@ -404,7 +404,8 @@ async fn refused(shared: &Arc<Shared>, app: &AppId, id: MessageId, schedule: &Sc
     Ok(batch.write(shared.store.as_ref()).await?)
 }
 
-fn read(schedule: &Schedule) -> Result<Send, Failure> {
+/// What a schedule sends, as it was asked for.
+pub(crate) fn read(schedule: &Schedule) -> Result<Send, Failure> {
     decode_trusted(&schedule.send)
         .map_err(|error| Failure::new(Code::System, format!("schedule {} can't be read: {error}", schedule.id)))
 }

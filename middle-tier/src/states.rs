@@ -20,7 +20,7 @@ use crate::accounts::signed;
 use crate::app_calls::{message_id, page_limit, short};
 use crate::counts::day_of;
 use crate::session::Whereabouts;
-use crate::{Shared, audiences, judge};
+use crate::{Shared, audiences, judge, schedules};
 
 /// Days that one request may ask for.
 const DAYS_MAX: usize = 31;
@@ -83,21 +83,23 @@ async fn of_schedule(shared: &Arc<Shared>, schedule: &Schedule) -> Result<Messag
         None => None,
     };
     let waits = schedule.state == ScheduleState::Waiting;
+    let asked = schedules::read(schedule)?;
     let mut state = match &sent {
         Some(record) => of_record(shared, record).await?,
         None => MessageState {
             id: String::new(),
-            kind: 0,
+            // A segment is an expression.
+            kind: asked.target.kind.min(4),
             state: "done".to_owned(),
             created_at_ms: 0,
-            ttl_ms: 0,
+            ttl_ms: asked.ttl_ms,
             resolved: 0,
             how_resolved: "exact".to_owned(),
             delivered: 0,
             clicked: 0,
             invalid_targets: 0,
             job_key: None,
-            topic: None,
+            topic: asked.notification.topic,
             due_ms: None,
             messages: None,
             dropped: None,
