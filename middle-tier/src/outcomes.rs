@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use idl::error::Failure;
+use idl::error::{Code, Failure};
 use idl::ids::{AppId, FrontId, MessageId, RegId};
 use schema::batch::Batch;
 use schema::receipts::Receipt;
@@ -115,7 +115,7 @@ impl<'a> Outcomes<'a> {
             url: wanted.callback.url.clone(),
             param: wanted.callback.param.clone(),
             job_key: wanted.job_key.clone(),
-            error_code: None,
+            error_code: (kind == self::kind::QUOTA).then(|| Code::DailyQuota.number()),
         };
         let now_ms = self.now_ms;
         let (keep, give_up) = (now_ms.saturating_add(RECEIPTS_KEPT_MS), now_ms.saturating_add(POSTING_MS));

@@ -22,6 +22,7 @@ mod ids;
 mod job;
 mod post;
 mod queue;
+mod shown;
 #[cfg(test)]
 mod tests;
 

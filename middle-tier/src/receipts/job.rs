@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::POSTING_MS;
 use super::post::gather;
 use super::queue::{FAILURES_MAX, Look, Looked, Memory, Next, back_off};
+use super::shown::shown;
 use crate::Shared;
 use crate::poster::PostError;
 
@@ -80,7 +81,7 @@ fn finish(shared: &Shared, under_way: &mut HashMap<Id, UrlKey>, ended: Result<(I
 
 async fn look(shared: &Shared, look: &Look) -> Looked {
     post(shared, look).await.unwrap_or_else(|failure| {
-        tracing::warn!(app = %look.app, url = look.url, %failure, "receipts could not be looked at; they are tried again");
+        tracing::warn!(app = %look.app, url = shown(&look.url), %failure, "receipts could not be looked at; they are tried again");
         let failures = look.memory.failures.saturating_add(1);
         let wait = back_off(failures, shared.entropy.as_ref());
         Looked::Failed { memory: Memory { failures, ..look.memory }, wait, receiver: false }
@@ -120,7 +121,7 @@ async fn post(shared: &Shared, look: &Look) -> Result<Looked, Failure> {
     shared.metrics.receipts_posted.inc_by(gathered.taken.len() as u64);
     if let Err(failure) = remove(shared, &gathered.taken).await {
         // The receiver knows the repeat by its id.
-        tracing::warn!(app = %look.app, url = look.url, %failure, "receipts that were posted are posted again");
+        tracing::warn!(app = %look.app, url = shown(&look.url), %failure, "receipts that were posted are posted again");
         let failures = look.memory.failures.saturating_add(1);
         let wait = back_off(failures, shared.entropy.as_ref());
         let memory = Memory { last: Some(last), failures, ..look.memory };
@@ -141,7 +142,7 @@ async fn failed(shared: &Shared, look: &Look, memory: Memory, error: &PostError)
     let gone = *error == PostError::Status(GONE);
     let failures = if gone { FAILURES_MAX } else { memory.failures.saturating_add(1) };
     let wait = back_off(failures, shared.entropy.as_ref());
-    tracing::debug!(app = %look.app, url = look.url, %error, failures, ?wait, "receipts could not be posted");
+    tracing::debug!(app = %look.app, url = shown(&look.url), %error, failures, ?wait, "receipts could not be posted");
     give_up(shared, look, wait).await?;
     Ok(Looked::Failed { memory: Memory { failures, ..memory }, wait, receiver: true })
 }
@@ -160,7 +161,7 @@ async fn give_up(shared: &Shared, look: &Look, wait: Duration) -> Result<(), Fai
         if !pending.is_empty() {
             remove(shared, &pending).await?;
             shared.metrics.receipts_given_up.inc_by(old as u64);
-            tracing::warn!(app = %look.app, url = look.url, receipts = old, "receipts were given up after a day");
+            tracing::warn!(app = %look.app, url = shown(&look.url), receipts = old, "receipts were given up after a day");
         }
         if all || !whole {
             return Ok(());

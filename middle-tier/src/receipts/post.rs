@@ -1,9 +1,9 @@
 //! One post of receipts: which go into it, and what it looks like.
 //!
 //! The body is Mi Push's: a form with one field, `data`, a JSON object of message id to `param`, `type`, `targets` (joined by
-//! commas), `jobkey`, `barStatus`, `timestamp` and `errorCode`. `param`, `jobkey` and `errorCode` are left out where there is
-//! none; so are Mi Push's `replaceTarget` and `extra`, which tell of things that don't happen here. The headers are those of
-//! Standard Webhooks 1.0.0 (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
+//! commas), `jobkey`, `barStatus`, `timestamp`, `errorCode`, `replaceTarget` and `extra`. `param` and `jobkey` are left out
+//! where the send had none; `errorCode` is 0 where nothing failed. `replaceTarget` and `extra` are always empty: what Mi Push
+//! tells there doesn't happen here. The headers are those of Standard Webhooks 1.0.0 (<https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -108,9 +108,9 @@ impl Told {
         // Whether the device shows notifications of the app is not reported by devices.
         put("barStatus", "Unknown".into());
         put("timestamp", self.at_ms.into());
-        if let Some(code) = self.error_code {
-            put("errorCode", code.into());
-        }
+        put("errorCode", self.error_code.unwrap_or(0).into());
+        put("replaceTarget", "".into());
+        put("extra", Value::Object(Map::new()));
         Value::Object(json)
     }
 }
@@ -226,10 +226,12 @@ mod tests {
         assert_eq!((ids(&gathered.taken), gathered.first_left, gathered.full), (vec![1, 2, 3], None, false));
         let expected = json!({
             MessageId(100).to_string(): {
-                "type": 1, "targets": "anna,bert ü&=+", "barStatus": "Unknown", "timestamp": NOW_MS + 5
+                "type": 1, "targets": "anna,bert ü&=+", "barStatus": "Unknown", "timestamp": NOW_MS + 5,
+                "errorCode": 0, "replaceTarget": "", "extra": {}
             },
             MessageId(101).to_string(): {
-                "type": 16, "targets": "carla", "barStatus": "Unknown", "timestamp": NOW_MS
+                "type": 16, "targets": "carla", "barStatus": "Unknown", "timestamp": NOW_MS,
+                "errorCode": 0, "replaceTarget": "", "extra": {}
             },
         });
         assert_eq!(read(&post(&gathered)), expected);
@@ -240,12 +242,12 @@ mod tests {
         let told = Receipt {
             param: Some("a \"b\"".into()),
             job_key: Some("job".into()),
-            error_code: Some(3),
-            ..receipt(1, 100, 1, "anna")
+            error_code: Some(200_001),
+            ..receipt(1, 100, 128, "anna")
         };
         let expected = json!({ MessageId(100).to_string(): {
-            "param": "a \"b\"", "type": 1, "targets": "anna", "jobkey": "job", "barStatus": "Unknown",
-            "timestamp": NOW_MS, "errorCode": 3
+            "param": "a \"b\"", "type": 128, "targets": "anna", "jobkey": "job", "barStatus": "Unknown",
+            "timestamp": NOW_MS, "errorCode": 200_001, "replaceTarget": "", "extra": {}
         }});
         assert_eq!(read(&post(&gather(vec![told], usize::MAX))), expected);
     }

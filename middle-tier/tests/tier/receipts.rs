@@ -121,7 +121,9 @@ async fn whoever_sends_over_the_daily_quota_is_told_so() {
     assert_eq!(tier.refused(send()).await, Code::DailyQuota);
     tier.during(POSTED).await;
     assert_eq!(tier.told().await, [(128, device.regid.to_string()), (128, "x".to_owned())]);
-    assert_eq!(tier.posted().await.len(), 1, "one message");
+    let posted = tier.posted().await;
+    assert_eq!(posted.len(), 1, "one message");
+    assert_eq!(posted[0].entry["errorCode"], Code::DailyQuota.number());
 }
 
 #[tokio::test(start_paused = true)]
