@@ -50,11 +50,10 @@ fn over_https(code: Code) -> Over {
         Code::BadExpression => Comes("the expression can't be read; the column is named"),
         Code::DailyQuota => Comes("the app has sent all that it may send today (UTC)"),
         Code::RateLimited => Comes("the app sends faster than it may"),
-        Code::UnknownApp => {
-            Never("the secret names the app, and a wrong secret is 21301; only commands of the operator get it")
-        }
-        Code::UnknownAccount => Never("a device is told so on its XMPP connection"),
-        Code::NotServed => Never("a device is told so on its XMPP connection"),
+        Code::UnknownApp => Never(
+            "the secret says which app it is, and one that is nobody's is 21301; devices and the operator name apps",
+        ),
+        Code::UnknownAccount | Code::NotServed => Never("a device is told so on its XMPP connection"),
         Code::Superseded => Never("a device's connection gets it when a newer one takes over"),
         Code::Exists => Never("only the operator gets it, who makes an app that exists"),
     }
@@ -64,7 +63,10 @@ fn over_https(code: Code) -> Over {
 const OF_MI_PUSH_ALONE: &[(&str, &str)] = &[
     ("10034", "the daily limit is 200001 here"),
     ("21305", "a missing parameter is 10016 here"),
-    ("65010–65041", "those limits of fields are 10017 here, with the parameter's name in the description"),
+    (
+        "65010–65041",
+        "these limits have no codes of their own here: such a value is 10017, and the description names the parameter",
+    ),
 ];
 
 /// What can come.

@@ -24,7 +24,7 @@ const STEP_MS: i64 = 17;
 pub(crate) struct Stable {
     pairs: Vec<(String, String)>,
     ids: usize,
-    /// Times in this block so far.
+    /// Times in this reply so far.
     times: i64,
 }
 
@@ -34,19 +34,25 @@ impl Stable {
         self.pairs.push((real.into(), shown.into()));
     }
 
-    /// Times begin anew.
-    pub(crate) fn next_block(&mut self) {
+    /// A reply begins, and with it times.
+    pub(crate) fn begin(&mut self) {
         self.times = 0;
     }
 
     /// What a text of the page stands for.
     pub(crate) fn real(&self, text: &str) -> String {
-        self.pairs.iter().fold(text.to_owned(), |text, (real, shown)| text.replace(shown, real))
+        substituted(text, |rest| {
+            let (real, shown) = self.pairs.iter().find(|(_, shown)| rest.starts_with(shown))?;
+            Some((real, shown.len()))
+        })
     }
 
     /// How the page has a text.
     pub(crate) fn text(&mut self, text: &str) -> String {
-        let mut shown = self.pairs.iter().fold(text.to_owned(), |text, (real, shown)| text.replace(real, shown));
+        let mut shown = substituted(text, |rest| {
+            let (real, shown) = self.pairs.iter().find(|(real, _)| rest.starts_with(real))?;
+            Some((shown, real.len()))
+        });
         let is_of_id = |char: char| char.is_ascii_uppercase() || char.is_ascii_digit();
         let ids: Vec<String> = shown
             .split(|char| !is_of_id(char))
@@ -69,7 +75,11 @@ impl Stable {
     pub(crate) fn json(&mut self, json: Json) -> Json {
         match json {
             Json::Object(members) => {
-                Json::Object(members.into_iter().map(|(name, value)| self.member(name, value)).collect())
+                // Both are the moment of one write.
+                if members.contains(&("what".to_owned(), Json::Text("stored".to_owned()))) {
+                    self.times -= 1;
+                }
+                Json::Object(members.into_iter().map(|(name, value)| self.member(&name, value)).collect())
             }
             Json::Array(elements) => Json::Array(elements.into_iter().map(|element| self.json(element)).collect()),
             Json::Text(text) => Json::Text(self.text(&text)),
@@ -77,8 +87,8 @@ impl Stable {
         }
     }
 
-    fn member(&mut self, name: String, value: Json) -> (String, Json) {
-        let value = match (&*name, value) {
+    fn member(&mut self, name: &str, value: Json) -> (String, Json) {
+        let value = match (name, value) {
             ("trace_id", _) => Json::Text(TRACE_ID.to_owned()),
             ("front", Json::Text(_)) => Json::Text(FRONT.to_owned()),
             ("create_time", Json::Text(time)) => {
@@ -86,10 +96,10 @@ impl Stable {
                 Json::Text(NOW.to_owned())
             }
             ("repeat_until", Json::Integer(_)) => Json::Integer(UNTIL_MS),
-            (_, Json::Integer(time)) if time > 1_600_000_000_000 => Json::Integer(self.time(&name, time)),
+            (_, Json::Integer(time)) if time > 1_600_000_000_000 => Json::Integer(self.time(name, time)),
             (_, value) => self.json(value),
         };
-        (self.text(&name), value)
+        (self.text(name), value)
     }
 
     fn time(&mut self, name: &str, time_ms: i64) -> i64 {
@@ -112,6 +122,36 @@ impl Stable {
             _ => self.text(value),
         }
     }
+}
+
+/// Puts in place of each part that `find` knows what it gives for it and its length. What was put in is not looked at again:
+/// one day the page's date for one thing may be the real date of another.
+fn substituted<'p>(text: &str, find: impl Fn(&str) -> Option<(&'p String, usize)>) -> String {
+    let (mut made, mut rest) = (String::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let length = if let Some((other, length)) = find(rest) {
+            made.push_str(other);
+            length
+        } else {
+            made.push(first);
+            first.len_utf8()
+        };
+        rest = rest.get(length..).expect("a whole part");
+    }
+    made
+}
+
+#[test]
+fn what_stands_for_another_is_not_taken_for_a_third() {
+    let mut stable = Stable::default();
+    stable.pair("2026-12-31", "2026-11-24");
+    stable.pair("2027-02-06", "2026-12-31");
+    let page = "from 2026-11-24 to 2026-12-31, ü";
+    let real = "from 2026-12-31 to 2027-02-06, ü";
+    assert_eq!((stable.real(page), stable.text(real)), (real.to_owned(), page.to_owned()));
+    let ids = stable.text("01BX5ZZKBKACTAV9WEVGEMMVRZ,01BX5ZZKBKACTAV9WEVGEMMVS0,01BX5ZZKBKACTAV9WEVGEMMVRZ");
+    assert_eq!(ids, format!("{ID}CW,{ID}CX,{ID}CW"));
+    assert_eq!(stable.real(&format!("{ID}CX")), "01BX5ZZKBKACTAV9WEVGEMMVS0");
 }
 
 fn limit(part: &str) -> String {

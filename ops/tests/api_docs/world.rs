@@ -104,7 +104,6 @@ impl World {
 
     /// What is to stand in a block.
     pub(crate) fn make(&mut self, block: &Block) -> String {
-        self.stable.next_block();
         match &*block.name {
             "codes" => return codes::that_come(),
             "codes that never come" => return codes::that_never_come(),
@@ -118,8 +117,9 @@ impl World {
         let mut text = "```console\n".to_owned();
         for command in commands {
             self.wait_before(&block.name);
+            self.stable.begin();
             let output = if command.starts_with("curl ") { self.curl(&command) } else { self.campanile(&command) };
-            text.push_str(&format!("$ {command}\n{output}\n"));
+            text.extend(["$ ", &command, "\n", &output, "\n"]);
         }
         text + "```\n"
     }
@@ -130,10 +130,10 @@ impl World {
         self.note(&request, &body);
         let mut shown = String::new();
         if request.with_headers {
-            shown.push_str(&format!("HTTP/2 {status}\n"));
+            shown.extend(["HTTP/2 ", &status.to_string(), "\n"]);
             for name in HEADERS {
                 for (_, value) in headers.iter().filter(|(found, _)| found == name) {
-                    shown.push_str(&format!("{name}: {}\n", self.stable.header(name, value)));
+                    shown.extend([name, ": ", &self.stable.header(name, value), "\n"]);
                 }
             }
             shown.push('\n');
@@ -249,6 +249,7 @@ impl World {
     fn receipt(&mut self) -> String {
         let post = self.post();
         assert_eq!(post.header("webhook-id").len(), POST_ID.len(), "{post:?}");
+        self.stable.begin();
         let body = form(&self.stable.json(Self::said(&post)));
         let seconds = NOW_MS / 1000;
         let key = STANDARD.decode(WEBHOOK_SECRET.trim_start_matches("whsec_")).expect("base 64");
@@ -275,6 +276,7 @@ impl World {
 
     fn data_of_receipt(&mut self) -> String {
         let said = Self::said(&self.post());
+        self.stable.begin();
         format!("```json\n{}\n```\n", self.stable.json(said).pretty())
     }
 }
