@@ -12,7 +12,7 @@ use ring::digest;
 const SECRET_BYTES_MAX: usize = 256;
 
 /// The digest of an app secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SecretDigest([u8; digest::SHA256_OUTPUT_LEN]);
 
 impl SecretDigest {

@@ -92,11 +92,12 @@ impl Ask {
             Err(failure) => return failure.into(),
         };
         let wire::AppReply { status, answer, rate, replayed } = *reply;
+        let unknown = status.code == Code::Unauthorized.number();
         let result = match status.code {
             0 => answer.and_then(tell).unwrap_or_else(|| Err(unexpected("App").into())),
             _ => Err(Failure::from_status(status).into()),
         };
-        Outcome { result, rate, replayed: replayed == Some(true) }
+        Outcome { result, answered: rate.is_some() || unknown, rate, replayed: replayed == Some(true) }
     }
 }
 

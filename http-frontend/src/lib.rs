@@ -18,6 +18,7 @@ mod openapi;
 mod pages;
 mod parameter;
 mod params;
+mod quotas;
 mod rate;
 mod registrations;
 mod reply;
@@ -45,6 +46,7 @@ use tokio::sync::Semaphore;
 
 use crate::docs::Documents;
 use crate::metrics::Metrics;
+use crate::quotas::Quotas;
 use crate::rate::AddressRate;
 use crate::reply::Traces;
 use crate::routes::Routes;
@@ -165,6 +167,7 @@ impl Http {
         let shared = Shared {
             traces: Traces::new(clock.now_ms()),
             routes: Routes::new(),
+            quotas: Quotas::default(),
             documents: OnceLock::new(),
             bus,
             clock,
@@ -205,6 +208,7 @@ struct Shared {
     endpoints: RwLock<Vec<Endpoint>>,
     metrics: Metrics,
     account_rate: AddressRate,
+    quotas: Quotas,
     requests: Semaphore,
     bodies: Semaphore,
     traces: Traces,

@@ -207,11 +207,11 @@ fn with_envelope(doc: &str, schema: Schema, rated: bool, sends: bool) -> Respons
 }
 
 fn rate_limit_policy() -> Header {
-    text_header("What the app may send, if that is limited.", r#""second";q=100;w=1, "day";q=100000;w=86400"#)
+    text_header("What the app may send. An app without limits has no such header.", r#""second";q=100;w=1, "day";q=100000;w=86400"#)
 }
 
 fn rate_limit() -> Header {
-    text_header("How much of that is left.", r#""second";r=99;t=1, "day";r=99873;t=50400"#)
+    text_header("How much of that is left. An app without limits has no such header.", r#""second";r=99;t=1, "day";r=99873;t=50400"#)
 }
 
 fn text_header(doc: &str, example: &str) -> Header {
@@ -237,9 +237,7 @@ fn components() -> Components {
         if *status == 405 {
             response = response.header("Allow", text_header("The methods that the path takes.", "GET, HEAD, OPTIONS"));
         }
-        if *status == 429 {
-            response = response.header("RateLimit-Policy", rate_limit_policy()).header("RateLimit", rate_limit());
-        }
+        response = response.header("RateLimit-Policy", rate_limit_policy()).header("RateLimit", rate_limit());
         components = components.response(status.to_string(), response);
     }
     let message: Vec<Given> = message::PARAMETERS.iter().map(|parameter| (*parameter, false)).collect();
@@ -321,7 +319,7 @@ const ABOUT: &str = r#"Messages to the devices of an app, for the servers of tha
 
 **Twice is once.** A send with the header `Idempotency-Key` is carried out once in 24 hours for each key of an app. The same request again, also while the first is still under way, gets the first answer, with `Idempotent-Replayed: true`. Another request with the same key is refused with HTTP 422.
 
-**Rates.** Where an app is limited, replies have `RateLimit-Policy` and `RateLimit`; `Retry-After` says when a later try may succeed.
+**Rates.** Where an app is limited, replies have `RateLimit-Policy` and `RateLimit`, as do refusals once its secret was answered; an app without limits has no such headers; `Retry-After` says when a later try may succeed.
 
 **Expressions.** `topic("a") and not topic("b") and platform = "android" and app_version >= "3.2" and locale in ("zh_CN", "en")`; also `alias("x")`, `user_account("x")` and `all`. Operators are `and`, `or`, `not` and parentheses; attributes of a registration are compared with `=`, `!=`, `<`, `<=`, `>`, `>=`, `in` and `not in`, as what they are: versions as versions, numbers as numbers.
 

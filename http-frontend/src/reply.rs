@@ -155,11 +155,13 @@ pub(crate) struct Outcome {
     pub(crate) rate: Option<Rate>,
     /// This is the first answer to an idempotency key, again.
     pub(crate) replayed: bool,
+    /// The middle tier has said what the rate is, or that the secret is nobody's.
+    pub(crate) answered: bool,
 }
 
 impl From<Result<Done, Refusal>> for Outcome {
     fn from(result: Result<Done, Refusal>) -> Self {
-        Self { result, rate: None, replayed: false }
+        Self { result, rate: None, replayed: false, answered: false }
     }
 }
 
@@ -177,7 +179,7 @@ impl From<Failure> for Outcome {
 
 /// Puts the outcome into the envelope. All members are always there, `data` is always an object.
 pub(crate) fn envelope(manner: Manner, trace_id: &str, outcome: Outcome) -> Response {
-    let Outcome { result, rate, replayed } = outcome;
+    let Outcome { result, rate, replayed, answered: _ } = outcome;
     let mut response = match result {
         Ok(Done { data, info }) => {
             let envelope = Envelope {

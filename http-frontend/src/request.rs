@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::Request;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use idl::error::{Code, Failure};
 use tokio::sync::SemaphorePermit;
@@ -47,13 +47,14 @@ async fn serve(shared: &Shared, request: Request) -> Response {
     let Some((route, argument)) = shared.routes.find(path) else {
         let shown: String = path.chars().take(100).collect();
         let failure = Failure::new(Code::Illegal, format!("the path {shown:?} is not served by this version"));
-        return finish(shared, "unknown", Manner::of(path), &trace_id, started, failure.into());
+        let outcome = with_last_rate(shared, &parts.headers, failure.into());
+        return finish(shared, "unknown", Manner::of(path), &trace_id, started, outcome);
     };
     let Some(what) = route.operation(&parts.method) else {
         if parts.method == Method::OPTIONS {
             return allowed(route);
         }
-        let outcome = wrong_method(route, &parts.method).into();
+        let outcome = with_last_rate(shared, &parts.headers, wrong_method(route, &parts.method).into());
         return finish(shared, route.path, route.manner(), &trace_id, started, outcome);
     };
     if let Some(page) = docs::page(shared, what) {
@@ -63,7 +64,17 @@ async fn serve(shared: &Shared, request: Request) -> Response {
     let _in_flight = Held::new(&shared.metrics.in_flight);
     let deadline = started + shared.limits.request_time_max;
     let outcome = handle(shared, Routed { route, what, argument }, &parts, body, deadline).await;
+    let outcome = with_last_rate(shared, &parts.headers, outcome);
     finish(shared, route.path, route.manner(), &trace_id, started, outcome)
+}
+
+/// What is refused without the middle tier's word has the rate that the same secret was last answered.
+fn with_last_rate(shared: &Shared, headers: &HeaderMap, mut outcome: Outcome) -> Outcome {
+    if outcome.result.is_err() && !outcome.answered {
+        let secret = SecretDigest::from_headers(headers).ok();
+        outcome.rate = secret.and_then(|secret| shared.quotas.last(secret, Instant::now()));
+    }
+    outcome
 }
 
 /// Where a request goes.
@@ -135,14 +146,20 @@ async fn handle(shared: &Shared, routed: Routed<'_>, parts: &Parts, body: Body, 
         Err(refusal) => return refusal.into(),
     };
     match prepared {
-        Prepared::App(ask) => ask.carry(&*shared.bus, deadline).await,
+        Prepared::App(secret, ask) => {
+            let outcome = ask.carry(&*shared.bus, deadline).await;
+            if outcome.answered {
+                shared.quotas.answered(secret, outcome.rate.as_ref(), Instant::now());
+            }
+            outcome
+        }
         Prepared::Device(ask) => ask.carry(shared, deadline).await.map_err(Refusal::from).into(),
     }
 }
 
 /// A request that was read: nothing of it as it came is held while the middle tier is asked.
 enum Prepared {
-    App(Ask),
+    App(SecretDigest, Ask),
     Device(DeviceAsk),
 }
 
@@ -181,10 +198,11 @@ async fn prepare(
         if routed.what.sends() { Idempotency::read(&parts.headers, routed.route.path, &params)? } else { None };
     let received = Received { params, argument: &routed.argument, secret, now_ms: shared.clock.now_ms() };
     let ask = routed.what.ask(&received).ok_or_else(|| Failure::from(Code::NotServed))??;
-    Ok(Prepared::App(match idempotency {
+    let ask = match idempotency {
         Some(idempotency) => ask.once(idempotency),
         None => ask,
-    }))
+    };
+    Ok(Prepared::App(secret, ask))
 }
 
 /// A body, and whether its sender waits for `100 Continue` before sending it (RFC 9110 §10.1.1), which hyper sends when

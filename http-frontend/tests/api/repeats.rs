@@ -1,6 +1,7 @@
 //! Requests that come again, and how often they may come: idempotency keys and rates.
 
 use axum::body::Body;
+use axum::http::Request as HttpRequest;
 use campanile_http_frontend::Limits;
 use idl::bus::{Reply, Request};
 use idl::contract::bus as wire;
@@ -113,6 +114,48 @@ async fn replies_tell_what_the_app_may_still_send() {
             assert_eq!(answer.headers.get("ratelimit").is_some(), policy.is_some());
             assert!(answer.headers.get("ratelimit").is_none_or(|value| value == left), "{answer:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_before_the_middle_has_the_rate_that_the_secret_was_last_answered() {
+    let rate = wire::Rate {
+        per_second_max: 0,
+        per_second_left: 0,
+        per_day_max: 50,
+        per_day_left: 49,
+        day_ends_in_ms: 50_400_000,
+        retry_after_ms: None,
+    };
+    let api = Api::with(Limits::default(), move |_| Some(Ok(reply(ok(), Some(rate.clone()), false))));
+    let refusals = [
+        ("POST", "/v2/message/all", Code::Missing),
+        ("GET", "/v2/message/all", Code::Illegal),
+        ("PUT", "/campanile/v1/messages", Code::Illegal),
+        ("POST", "/v2/message/none", Code::Illegal),
+    ];
+    for (method, path, code) in refusals {
+        let answer = api.ask(method, path).await;
+        assert_eq!(
+            (answer.code(), answer.headers.contains_key("ratelimit")),
+            (i64::from(code.number()), false),
+            "{path}"
+        );
+    }
+    api.post("/v2/message/all", "payload=p").await.accepted();
+    for (method, path, code) in refusals {
+        let answer = api.ask(method, path).await;
+        assert_eq!(answer.code(), i64::from(code.number()), "{path}");
+        assert_eq!(answer.headers["ratelimit-policy"], r#""day";q=50;w=86400"#, "{path}");
+        let left = answer.headers["ratelimit"].to_str().expect("text");
+        assert!(left.starts_with(r#""day";r=49;t="#), "{left}");
+    }
+    // Another secret is told nothing of it, and neither is who has none.
+    for secret in [Some("key=other"), None] {
+        let builder = HttpRequest::post("/v2/message/all");
+        let builder = secret.into_iter().fold(builder, |builder, secret| builder.header("authorization", secret));
+        let answer = api.call(builder.body(Body::empty()).expect("a request")).await;
+        assert!(!answer.headers.contains_key("ratelimit"), "{answer:?}");
     }
 }
 
