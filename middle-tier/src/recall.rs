@@ -151,19 +151,30 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
             }
     };
     let revoke = Arc::new(revoke);
-    let revoked: Vec<RegId> = registrations
-        .iter()
-        .filter(|registration| recall && !unseen(registration))
-        .map(|registration| registration.regid)
-        .collect();
-    outcomes.batch.deliver(&revoke, &revoked);
+    let (unseen, seen): (Vec<&Registration>, Vec<&Registration>) =
+        registrations.iter().partition(|registration| unseen(registration));
+    let deliver = |outcomes: &mut Outcomes<'_>, to: &[&Registration]| {
+        let regids: Vec<RegId> = to.iter().filter(|_| recall).map(|registration| registration.regid).collect();
+        outcomes.batch.deliver(&revoke, &regids);
+    };
+    deliver(&mut outcomes, &seen);
+    // While this was written one of them may have been handed it, or have come back to be.
+    let mut late = Vec::new();
+    if !unseen.is_empty() {
+        std::mem::replace(&mut outcomes, Outcomes::new(shared)).write().await?;
+        late.extend(unseen.into_iter().filter(|registration| {
+            let was = shared.sessions.take_back(registration.account, &record.app, record.id);
+            !matches!(was, None | Some(Whereabouts::Queued | Whereabouts::Later(_)))
+        }));
+        deliver(&mut outcomes, &late);
+    }
     outcomes.batch.ended(&record.app, record.id, record.keep_until_ms, ended);
     outcomes.write().await?;
-    for registration in &registrations {
+    for registration in &seen {
         shared.sessions.take_back(registration.account, &record.app, record.id);
-        if revoked.contains(&registration.regid) {
-            shared.sessions.stored(shared, registration.account, registration.regid, &revoke);
-        }
+    }
+    for registration in seen.into_iter().chain(late).filter(|_| recall) {
+        shared.sessions.stored(shared, registration.account, registration.regid, &revoke);
     }
     Ok(())
 }

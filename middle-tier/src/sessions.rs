@@ -11,7 +11,7 @@ use schema::registrations::Registration;
 
 use crate::Shared;
 use crate::dispatch;
-use crate::session::Session;
+use crate::session::{Session, Whereabouts};
 
 /// A session and its lock, which is never held across an await.
 pub(crate) struct Handle(Mutex<Session>);
@@ -120,11 +120,9 @@ impl Sessions {
         self.find(account).is_some_and(|handle| handle.lock().is_online())
     }
 
-    /// A message was taken out of a mailbox: it is not handed off any more.
-    pub(crate) fn take_back(&self, account: AccountId, app: &AppId, id: MessageId) {
-        if let Some(handle) = self.find(account) {
-            handle.lock().take_back(app, id);
-        }
+    /// A message was taken out of a mailbox: it is not handed off any more. Returns where it was, if the device is here.
+    pub(crate) fn take_back(&self, account: AccountId, app: &AppId, id: MessageId) -> Option<Whereabouts> {
+        self.find(account).map(|handle| handle.lock().take_back(app, id))
     }
 
     /// A broadcast was taken out of its timeline: it is not handed off any more, also not by a session that has just read

@@ -114,6 +114,39 @@ async fn a_delivery_under_way_when_it_is_taken_back_counts_when_it_arrives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_handed_over_while_it_is_taken_back_is_revoked_at_the_device() {
+    // It waits for room in the window, or for a device that is away, which changes before the revocation is written.
+    for away in [false, true] {
+        let mut tier = Tier::timed_with(Config { window_max: 1, ..Config::default() }).await;
+        let mut device = tier.device().await;
+        let (first, _) = tier.send(send_to(to(&device))).await.expect("accepted");
+        assert_eq!(deliveries(&tier.during(SECOND).await), [first]);
+        if away {
+            tier.ack(&device, &[first], &[]).await;
+            tier.disconnect(&device).await;
+        }
+        let (id, _) = tier.send(send_to(to(&device))).await.expect("accepted");
+        assert!(tier.during(SECOND).await.is_empty());
+        tier.store.fault_once(Table::Mailboxes, Fault::Held);
+        let revoking = tokio::spawn(tier.app(AppRequest::Stop(Stop { names: vec![by_id(id)], recall: true })));
+        tier.store.met().await;
+        if away {
+            tier.reconnect(&mut device).await;
+        } else {
+            tier.ack(&device, &[first], &[]).await;
+        }
+        assert_eq!(deliveries(&tier.during(SECOND).await), [id], "{away}");
+        tier.store.open();
+        let came = tier.during(SECOND).await;
+        revoking.await.expect("it runs").expect("it is stopped");
+        tier.ack(&device, &[id], &[]).await;
+        let came = [came, tier.during(SECOND).await].concat();
+        assert_eq!(taken_back(&revocations(&came)), [id], "{away}");
+        assert_eq!(tier.state(id).await.state, "revoked");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broadcast_is_taken_back_from_who_has_it_and_who_does_not() {
     let mut tier = Tier::timed().await;
     let (here, mut away) = (tier.device().await, tier.device().await);
