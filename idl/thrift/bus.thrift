@@ -275,10 +275,10 @@ struct Accepted {
 
 /** What became of each message of a SendMany. */
 struct AcceptedMany {
-  /** In the order of the request; a message that was refused has none. */
+  /** In the order of the request; a message that was refused has no id, but may have bad targets. */
   1: required list<Accepted> accepted
-  /** For each message the code of its refusal, or 0. */
-  2: required list<i32> codes
+  /** For each message why it was refused, or code 0 without a description. */
+  2: required list<Status> statuses
 }
 
 /** Answer to ChangeTopic. */

@@ -78,6 +78,7 @@ pub(crate) async fn many(
     let mut plans = Plans::default();
     let mut results = Vec::new();
     for (at, send) in (0u128..).zip(many.sends) {
+        let targets = send.target.values.clone();
         let result = if let Some(fired) = key.and_then(|key| key.fired(at)) {
             Ok(One::Accepted(fired.clone()))
         } else {
@@ -86,7 +87,7 @@ pub(crate) async fn many(
         };
         match result {
             Err(failure) if failure.code.retryable() => return Err(failure),
-            result => results.push(result),
+            result => results.push((result, targets)),
         }
     }
     // Nothing is durable so far. Schedules are made first: should the rest not be written, they are taken away again.
@@ -108,6 +109,9 @@ pub(crate) async fn many(
     }
 }
 
+/// The targets of one message of many, as it names them.
+type Targets = Option<Vec<String>>;
+
 /// What is to become of one message of many.
 enum One {
     Accepted(Accepted),
@@ -117,13 +121,13 @@ enum One {
 async fn write_many(
     shared: &Arc<Shared>,
     id: MessageId,
-    results: Vec<Result<One, Failure>>,
+    results: Vec<(Result<One, Failure>, Targets)>,
     mut outcomes: Outcomes<'_>,
     key: Option<&Key>,
     made: &mut Vec<MessageId>,
 ) -> Result<AcceptedMany, Failure> {
-    let mut answer = AcceptedMany { accepted: Vec::new(), codes: Vec::new() };
-    for result in results {
+    let mut answer = AcceptedMany { accepted: Vec::new(), statuses: Vec::new() };
+    for (result, targets) in results {
         let result = match result {
             Ok(One::Later(schedule)) => {
                 let id = schedule.id;
@@ -137,11 +141,13 @@ async fn write_many(
         match result {
             Err(failure) if failure.code.retryable() => return Err(failure),
             Err(failure) => {
-                answer.codes.push(failure.code.number());
-                answer.accepted.push(idempotency::none());
+                answer.statuses.push(failure.to_status());
+                // None of them is a registration, or the send would not have failed so.
+                let bad_targets = targets.filter(|_| failure.code == Code::SendFailed);
+                answer.accepted.push(Accepted { bad_targets, ..idempotency::none() });
             }
             Ok(accepted) => {
-                answer.codes.push(0);
+                answer.statuses.push(idempotency::ok());
                 answer.accepted.push(accepted);
             }
         }

@@ -59,17 +59,7 @@ impl Key {
 
     /// Adds the answer to what is written.
     pub(crate) fn answered(&self, batch: &mut Batch, shared: &Shared, id: MessageId, answer: AppAnswer) {
-        self.write(
-            batch,
-            shared,
-            id,
-            &AppReply {
-                status: Status { code: 0, description: None },
-                answer: Some(answer),
-                rate: None,
-                replayed: None,
-            },
-        );
+        self.write(batch, shared, id, &AppReply { status: ok(), answer: Some(answer), rate: None, replayed: None });
     }
 
     fn write(&self, batch: &mut Batch, shared: &Shared, id: MessageId, reply: &AppReply) {
@@ -158,8 +148,7 @@ async fn claim(
         _ => accepted(shared, app, claimed).await?.map(AppAnswer::Accepted),
     };
     if let Some(answer) = answer {
-        let status = Status { code: 0, description: None };
-        let reply = AppReply { status, answer: Some(answer), rate: None, replayed: None };
+        let reply = AppReply { status: ok(), answer: Some(answer), rate: None, replayed: None };
         return Ok(Claimed::Answered(Box::new(reply)));
     }
     // An id as old as the claim's might come before what devices have been judged to.
@@ -201,14 +190,19 @@ async fn many_accepted(
         return Ok(None);
     }
     // A backend that writes row by row was cut off between two of them.
-    let (mut all, mut codes) = (Vec::new(), Vec::new());
+    let (mut all, mut statuses) = (Vec::new(), Vec::new());
     for (at, record) in (0..).zip(&sent) {
         let made = key.fired.get(&at).cloned();
         let found = record.as_ref().map(|record| Accepted { id: Some(record.id.to_string()), ..none() }).or(made);
-        codes.push(if found.is_some() { 0 } else { Code::System.number() });
+        statuses.push(if found.is_some() { ok() } else { Failure::from(Code::System).to_status() });
         all.push(found.unwrap_or_else(none));
     }
-    Ok(Some(AppAnswer::AcceptedMany(AcceptedMany { accepted: all, codes })))
+    Ok(Some(AppAnswer::AcceptedMany(AcceptedMany { accepted: all, statuses })))
+}
+
+/// Of what was accepted.
+pub(crate) fn ok() -> Status {
+    Status { code: 0, description: None }
 }
 
 /// Of a message that was not accepted.

@@ -98,11 +98,10 @@ fn accepted_many(
     let sent = (0..count).filter(|index| here.binary_search(index).is_err());
     let mut ids = vec![Value::Null; count];
     let (mut first, mut bad, mut total): (_, Vec<String>, Option<wire::AudienceCount>) = (None, Vec::new(), None);
-    for ((index, accepted), code) in sent.zip(answer.accepted).zip(answer.codes) {
+    for ((index, accepted), status) in sent.zip(answer.accepted).zip(answer.statuses) {
         bad.extend(accepted.bad_targets.unwrap_or_default());
-        if code != 0 {
-            let code = Code::from_number(code).unwrap_or(Code::System);
-            refused.push((index, named(index, &Failure::from(code))));
+        if status.code != 0 {
+            refused.push((index, named(index, &Failure::from_status(status))));
         } else if let Some(count) = accepted.audience {
             total = Some(sum(total, count));
         }

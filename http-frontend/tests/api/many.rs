@@ -3,7 +3,7 @@
 use campanile_http_frontend::Limits;
 use idl::bus::{Lane, Request};
 use idl::contract::bus as wire;
-use idl::error::Code;
+use idl::error::{Code, Failure};
 use serde_json::{Value, json};
 
 use crate::middle::{Api, NOW_MS, answered, message_id};
@@ -90,6 +90,7 @@ async fn what_is_wrong_with_one_message_refuses_that_one_alone() {
         let Request::App(call) = request else { panic!("{request:?}") };
         let wire::AppRequest::SendMany(many) = &call.request else { panic!("{call:?}") };
         assert_eq!(many.sends.len(), 3);
+        let ok = wire::Status { code: 0, description: None };
         let accepted = |id: Option<&str>, bad: &[&str]| wire::Accepted {
             id: id.map(str::to_owned),
             bad_targets: Some(bad.iter().map(|bad| (*bad).to_owned()).collect()),
@@ -97,8 +98,8 @@ async fn what_is_wrong_with_one_message_refuses_that_one_alone() {
             due_ms: None,
         };
         Some(Ok(answered(wire::AppAnswer::AcceptedMany(wire::AcceptedMany {
-            accepted: vec![accepted(None, &["a"]), accepted(Some("01A"), &[]), accepted(Some("01B"), &[])],
-            codes: vec![Code::SendFailed.number(), 0, 0],
+            accepted: vec![accepted(None, &["a"]), accepted(Some("01A"), &[]), accepted(Some("01B"), &["e"])],
+            statuses: vec![Failure::new(Code::SendFailed, "a is nobody").to_status(), ok.clone(), ok.clone()],
         }))))
     });
     let messages = json!([
@@ -113,12 +114,13 @@ async fn what_is_wrong_with_one_message_refuses_that_one_alone() {
     let data = answer.accepted();
     assert_eq!(data["id"], "01A");
     assert_eq!(data["ids"], json!([null, null, "01A", null, "01B", null]));
-    assert_eq!(data["bad_regids"], "a");
+    assert_eq!(data["bad_regids"], "a,e");
     let errors = data["errors"].as_array().expect("errors");
     let codes: Vec<_> = errors.iter().map(|error| (&error["index"], &error["code"])).collect();
     let expected = [(0, 20301), (1, 65003), (3, 10016), (5, 10017)].map(|(index, code)| (json!(index), json!(code)));
     assert!(codes.iter().zip(&expected).all(|(found, right)| *found.0 == right.0 && *found.1 == right.1), "{codes:?}");
     assert_eq!(codes.len(), expected.len());
+    assert_eq!(errors[0]["description"], "messages[0]: a is nobody");
     assert_eq!(errors[1]["description"], "messages[1]: the parameter payload has 4097 bytes: expected at most 4096");
 }
 

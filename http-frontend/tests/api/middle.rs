@@ -256,7 +256,7 @@ fn answer(request: &wire::AppRequest) -> wire::AppAnswer {
         Ask::Send(send) => wire::AppAnswer::Accepted(accepted(send, 0)),
         Ask::SendMany(many) => wire::AppAnswer::AcceptedMany(wire::AcceptedMany {
             accepted: many.sends.iter().enumerate().map(|(n, send)| accepted(send, n)).collect(),
-            codes: vec![0; many.sends.len()],
+            statuses: vec![wire::Status { code: 0, description: None }; many.sends.len()],
         }),
         Ask::ChangeTopic(_) => wire::AppAnswer::TopicChanged(wire::TopicChanged { bad_targets: None }),
         Ask::NamesOf(_) | Ask::RegidsOf(_) | Ask::TakeInvalid(_) => {

@@ -2880,17 +2880,17 @@ impl Default for Accepted {
 /// What became of each message of a SendMany.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AcceptedMany {
-  /// In the order of the request; a message that was refused has none.
+  /// In the order of the request; a message that was refused has no id, but may have bad targets.
   pub accepted: Vec<Accepted>,
-  /// For each message the code of its refusal, or 0.
-  pub codes: Vec<i32>,
+  /// For each message why it was refused, or code 0 without a description.
+  pub statuses: Vec<Status>,
 }
 
 impl AcceptedMany {
-  pub fn new(accepted: Vec<Accepted>, codes: Vec<i32>) -> AcceptedMany {
+  pub fn new(accepted: Vec<Accepted>, statuses: Vec<Status>) -> AcceptedMany {
     AcceptedMany {
       accepted,
-      codes,
+      statuses,
     }
   }
 }
@@ -2899,7 +2899,7 @@ impl TSerializable for AcceptedMany {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AcceptedMany> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<Accepted>> = None;
-    let mut f_2: Option<Vec<i32>> = None;
+    let mut f_2: Option<Vec<Status>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2919,9 +2919,9 @@ impl TSerializable for AcceptedMany {
         },
         2 => {
           let list_ident = i_prot.read_list_begin()?;
-          let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
+          let mut val: Vec<Status> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_14 = i_prot.read_i32()?;
+            let list_elem_14 = Status::read_from_in_protocol(i_prot)?;
             val.push(list_elem_14);
           }
           i_prot.read_list_end()?;
@@ -2935,10 +2935,10 @@ impl TSerializable for AcceptedMany {
     }
     i_prot.read_struct_end()?;
     verify_required_field_exists("AcceptedMany.accepted", &f_1)?;
-    verify_required_field_exists("AcceptedMany.codes", &f_2)?;
+    verify_required_field_exists("AcceptedMany.statuses", &f_2)?;
     let ret = AcceptedMany {
       accepted: f_1.expect("auto-generated code should have checked for presence of required fields"),
-      codes: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      statuses: f_2.expect("auto-generated code should have checked for presence of required fields"),
     };
     Ok(ret)
   }
@@ -2952,10 +2952,10 @@ impl TSerializable for AcceptedMany {
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;
-    o_prot.write_field_begin(&TFieldIdentifier::new("codes", TType::List, 2))?;
-    o_prot.write_list_begin(&TListIdentifier::new(TType::I32, self.codes.len() as i32))?;
-    for e in &self.codes {
-      o_prot.write_i32(*e)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("statuses", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.statuses.len() as i32))?;
+    for e in &self.statuses {
+      e.write_to_out_protocol(o_prot)?;
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;

@@ -8,7 +8,9 @@ use idl::error::Code;
 use idl::ids::MessageId;
 use schema::sorted::Table;
 
-use crate::harness::{Device, Fault, START_MS, Tier, audience, deliveries, first_page, id_of, regids, send_to, to};
+use crate::harness::{
+    Device, Fault, START_MS, Tier, audience, codes, deliveries, first_page, id_of, regids, send_to, to,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -209,7 +211,7 @@ async fn of_many_messages_the_first_answer_names_each() {
     let many = || AppRequest::SendMany(SendMany { sends: sends.clone() });
     let first = tier.keyed("k", 1, many()).await.expect("answered");
     let Some(AppAnswer::AcceptedMany(answer)) = &first.answer else { panic!("{first:?}") };
-    assert_eq!(answer.codes, [0, Code::SendFailed.number(), 0]);
+    assert_eq!(codes(answer), [0, Code::SendFailed.number(), 0]);
     assert!(answer.accepted[2].due_ms.is_some());
     assert_eq!(told(&tier.keyed("k", 1, many()).await.expect("answered")), (0, true, &first.answer));
     assert_eq!(accepted(&tier).await, (1, 1));

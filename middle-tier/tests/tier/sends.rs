@@ -11,8 +11,8 @@ use idl::ids::MessageId;
 use schema::sorted::Table;
 
 use crate::harness::{
-    Tier, aliases, audience, callback, deliveries, regids, send_to, set_alias, set_enabled, subscribe, to, to_all,
-    topic, unregister,
+    Tier, aliases, audience, callback, codes, deliveries, regids, send_to, set_alias, set_enabled, subscribe, to,
+    to_all, topic, unregister,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -245,7 +245,8 @@ async fn a_send_that_is_refused_leaves_no_traces_and_no_receipts() {
     assert_eq!(tier.refused(send.clone()).await, Code::LimitReached);
     let many = AppRequest::SendMany(SendMany { sends: vec![send] });
     let Ok(AppAnswer::AcceptedMany(many)) = tier.app(many).await else { panic!("an answer for each") };
-    assert_eq!(many.codes, [Code::LimitReached.number()]);
+    assert_eq!(codes(&many), [Code::LimitReached.number()]);
+    assert!(many.statuses[0].description.as_deref().is_some_and(|text| text.contains("the mailbox holds 1 messages")));
     assert_eq!((tier.told().await.len(), tier.cells(Table::Traces).await), (0, cells));
 }
 
@@ -263,8 +264,12 @@ async fn of_many_messages_each_is_accepted_or_refused_by_itself() {
     let Ok(AppAnswer::AcceptedMany(many)) = tier.app(AppRequest::SendMany(SendMany { sends })).await else {
         panic!("an answer for each")
     };
-    let codes = [0, Code::SendFailed.number(), Code::BadValue.number(), Code::BadTimeToLive.number(), 0];
-    assert_eq!(many.codes, codes);
+    let expected = [0, Code::SendFailed.number(), Code::BadValue.number(), Code::BadTimeToLive.number(), 0];
+    assert_eq!(codes(&many), expected);
+    assert_eq!(many.accepted[1].bad_targets.as_deref(), Some(["nobody".to_owned()].as_slice()));
+    let words = |at: usize| many.statuses[at].description.as_deref();
+    assert_eq!((words(0), words(2)), (None, Some("a message of many is for regids, aliases or user accounts")));
+    assert!(words(1).is_some_and(|text| text.contains("none of the 1 targets")), "{many:?}");
     let ids: Vec<_> = many.accepted.iter().map(|one| one.id.as_ref().map(|id| id.parse().expect("an id"))).collect();
     let [Some(first), None, None, None, Some(last)] = ids.as_slice() else { panic!("{ids:?}") };
     assert_eq!(deliveries(&tier.during(SECOND).await), [*first, *last]);

@@ -7,8 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use idl::bus::{Reply, Request};
 use idl::contract::bus::{
-    AppAnswer, AppReply, AppRequest, Counters, DayCounters, MessageName, MessageState, Page, Recall, Receipt,
-    ScheduleState, Send, Stop, Target, Trace,
+    AcceptedMany, AppAnswer, AppReply, AppRequest, Counters, DayCounters, MessageName, MessageState, Page, Recall,
+    Receipt, ScheduleState, Send, Stop, Target, Trace,
 };
 use idl::contract::message::Callback;
 use idl::contract::push::{
@@ -271,4 +271,9 @@ pub(crate) fn id_of(reply: &AppReply) -> MessageId {
         Some(AppAnswer::Accepted(accepted)) => accepted.id.as_ref().expect("an id").parse().expect("a message id"),
         other => panic!("{other:?} {:?}", reply.status),
     }
+}
+
+/// The codes of many messages that were sent at once.
+pub(crate) fn codes(many: &AcceptedMany) -> Vec<i32> {
+    many.statuses.iter().map(|status| status.code).collect()
 }
