@@ -30,6 +30,15 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 const A_WHILE_MS: u64 = 2 * 60 * 1000;
 /// Headers of answers that the page shows, in this order.
 const HEADERS: &[&str] = &["idempotent-replayed", "retry-after", "ratelimit-policy", "ratelimit"];
+/// The blocks whose requests are refused; all others' are carried out.
+const REFUSALS: &[&str] = &[
+    "wrong secret",
+    "send to nobody",
+    "a wrong expression",
+    "a key that was used",
+    "a missing variable",
+    "over the limit",
+];
 /// Alice's phone on the page.
 const ALICE: &str = "XsTuVNiXYUsp-NyiqtgMSdD8pijt7W3c";
 /// Bob's.
@@ -118,16 +127,19 @@ impl World {
         for command in commands {
             self.wait_before(&block.name);
             self.stable.begin();
-            let output = if command.starts_with("curl ") { self.curl(&command) } else { self.campanile(&command) };
+            let output =
+                if command.starts_with("curl ") { self.curl(&block.name, &command) } else { self.campanile(&command) };
             text.extend(["$ ", &command, "\n", &output, "\n"]);
         }
         text + "```\n"
     }
 
-    fn curl(&mut self, command: &str) -> String {
+    fn curl(&mut self, block: &str, command: &str) -> String {
         let request = Request::read(&self.stable.real(command));
         let (status, headers, body) = self.ask(&request);
-        self.note(&request, &body);
+        let answer: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("no JSON: {body}"));
+        assert_eq!(answer["code"] != 0, REFUSALS.contains(&block), "{command}: {body}");
+        self.note(&request, &answer["data"]);
         let mut shown = String::new();
         if request.with_headers {
             shown.extend(["HTTP/2 ", &status.to_string(), "\n"]);
@@ -138,7 +150,7 @@ impl World {
             }
             shown.push('\n');
         }
-        let json: Json = serde_json::from_str(&body).unwrap_or_else(|_| panic!("no JSON: {body}"));
+        let json: Json = serde_json::from_str(&body).expect("JSON");
         shown + &self.stable.json(json).pretty()
     }
 
@@ -218,9 +230,7 @@ impl World {
     }
 
     /// Remembers what is on its way to Alice.
-    fn note(&mut self, request: &Request, body: &str) {
-        let answer: Value = serde_json::from_str(body).expect("JSON");
-        let data = &answer["data"];
+    fn note(&mut self, request: &Request, data: &Value) {
         let is_send = request.method == "POST" && data["due_ms"].is_null() && !request.body.contains("alias=bob");
         if let (true, Some(id)) = (is_send, data["id"].as_str().map(str::to_owned))
             && !self.sent.contains(&id)
