@@ -46,10 +46,8 @@ impl Quotas {
     /// The rate of a secret, as it has become since it was answered.
     pub(crate) fn last(&self, secret: SecretDigest, now: Instant) -> Option<Rate> {
         let generations = self.generations();
-        let known = generations.newer.get(&secret).or_else(|| generations.older.get(&secret))?;
-        let (rate, then) = known.clone();
-        drop(generations);
-        Some(later(rate, now.saturating_duration_since(then)))
+        let (rate, then) = generations.newer.get(&secret).or_else(|| generations.older.get(&secret))?;
+        Some(later(rate, now.saturating_duration_since(*then)))
     }
 
     fn generations(&self) -> MutexGuard<'_, Generations> {
@@ -58,14 +56,14 @@ impl Quotas {
 }
 
 /// A rate after some time in which nothing was sent.
-fn later(rate: Rate, time: Duration) -> Rate {
+fn later(rate: &Rate, time: Duration) -> Rate {
     let per_second_left = if time >= Duration::from_secs(1) { rate.per_second_max } else { rate.per_second_left };
     let ends_in_ms = rate.day_ends_in_ms.saturating_sub(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
     let (per_day_left, day_ends_in_ms) = match ends_in_ms {
         1.. => (rate.per_day_left, ends_in_ms),
         _ => (rate.per_day_max, DAY_MS + ends_in_ms % DAY_MS),
     };
-    Rate { per_second_left, per_day_left, day_ends_in_ms, retry_after_ms: None, ..rate }
+    Rate { per_second_left, per_day_left, day_ends_in_ms, retry_after_ms: None, ..*rate }
 }
 
 #[cfg(test)]
@@ -104,7 +102,7 @@ mod tests {
     #[test]
     fn seconds_and_days_end() {
         let after = |ms| {
-            let rate = later(rate(10), Duration::from_millis(ms));
+            let rate = later(&rate(10), Duration::from_millis(ms));
             (rate.per_second_left, rate.per_day_left, rate.day_ends_in_ms)
         };
         assert_eq!(after(999), (3, 7, 59_001));
