@@ -374,6 +374,7 @@ async fn a_slow_broadcast_goes_on_after_a_kill_and_comes_to_each_device_once_and
     for came in [1, DEVICES / 2] {
         eventually("some have it", || (came_in_time(&world) >= came).then_some(())).await;
         world.server.kill();
+        assert!(came_in_time(&world) < DEVICES, "the kill comes while it is under way");
         world.server.restart();
     }
     let left = DEVICES - came_in_time(&world);
