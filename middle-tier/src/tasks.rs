@@ -31,9 +31,11 @@ impl Tasks {
         let stopped = Arc::clone(&self.stopped);
         self.tracker.spawn(async move {
             let mut future = pin!(future);
-            poll_fn(|context| {
-                if stopped.load(Ordering::Acquire) { Poll::Ready(()) } else { future.as_mut().poll(context) }
-            })
+            poll_fn(
+                |context| {
+                    if stopped.load(Ordering::Acquire) { Poll::Ready(()) } else { future.as_mut().poll(context) }
+                },
+            )
             .await;
         });
     }

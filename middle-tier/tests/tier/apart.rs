@@ -95,7 +95,9 @@ fn requests(of: &Things) -> Vec<AppRequest> {
     for id in ids {
         all.push(AppRequest::Trace(Trace { id: id.clone(), regid: of.regid.clone() }));
     }
-    let targets = || [regids(&[of.regid.clone()]), aliases(&[&of.name]), user_accounts(&[&of.name]), segment(&of.name)];
+    let targets = || {
+        [regids(std::slice::from_ref(&of.regid)), aliases(&[&of.name]), user_accounts(&[&of.name]), segment(&of.name)]
+    };
     for target in targets() {
         all.push(AppRequest::Send(Send { dry_run: Some(true), ..send_to(target) }));
     }

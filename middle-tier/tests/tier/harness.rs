@@ -432,11 +432,6 @@ impl Tier {
 
     // --------------------------------------------------------------------------------------------------- as app server
 
-    /// A send, to be changed as a test needs it.
-    pub(crate) fn send_to(&self, target: Target) -> Send {
-        send_to(target)
-    }
-
     /// A request of the app's server.
     pub(crate) fn call(&self, request: AppRequest) -> AppCall {
         AppCall { secret_sha256: sha256(&self.secret), request, idempotency_key: None, fingerprint: None }

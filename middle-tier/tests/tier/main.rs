@@ -27,7 +27,7 @@ use idl::wire::encode;
 use schema::sorted::Table;
 
 use crate::harness::{
-    APP, Tier, aliases, audience, regids, result_of, set_alias, set_enabled, subscribe, to, to_device, topic,
+    APP, Tier, aliases, audience, regids, result_of, send_to, set_alias, set_enabled, subscribe, to, to_device, topic,
     unsubscribe,
 };
 
@@ -35,7 +35,7 @@ use crate::harness::{
 async fn a_message_reaches_a_connected_device_and_its_ack_empties_the_mailbox() {
     let mut tier = Tier::start().await;
     let device = tier.device().await;
-    let (id, bad) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (id, bad) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert!(bad.is_empty());
     assert_eq!(tier.deliveries(1).await, [id]);
     assert_eq!(tier.cells(Table::Mailboxes).await, 1);
@@ -47,9 +47,9 @@ async fn a_message_reaches_a_connected_device_and_its_ack_empties_the_mailbox() 
 async fn an_unacked_delivery_comes_again_in_order_after_a_reconnect() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;
-    let (first, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (first, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [first]);
-    let (second, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (second, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [second]);
     tier.reconnect(&mut device).await;
     let mut again = Vec::new();
@@ -70,10 +70,10 @@ async fn an_unknown_regid_among_good_ones_is_listed_and_the_rest_is_sent() {
     let device = tier.device().await;
     let unknown = idl::ids::RegId([9; 24]).to_string();
     let targets = [unknown.clone(), device.regid.to_string(), "not a regid".to_owned()];
-    let (id, bad) = tier.send(tier.send_to(regids(&targets))).await.expect("accepted");
+    let (id, bad) = tier.send(send_to(regids(&targets))).await.expect("accepted");
     assert_eq!(bad, [unknown.clone(), "not a regid".to_owned()]);
     assert_eq!(tier.deliveries(1).await, [id]);
-    let failure = tier.send(tier.send_to(regids(&[unknown]))).await.expect_err("nobody to send to");
+    let failure = tier.send(send_to(regids(&[unknown]))).await.expect_err("nobody to send to");
     assert_eq!(failure.code, Code::SendFailed);
 }
 
@@ -85,7 +85,7 @@ async fn an_alias_stands_for_all_who_have_it() {
         assert_eq!(tier.command(device, set_alias("ann")).await.code, 0);
         assert_eq!(tier.command(device, set_alias("ann")).await.code, 0, "setting it twice changes nothing");
     }
-    let (id, bad) = tier.send(tier.send_to(aliases(&["ann", "nobody"]))).await.expect("accepted");
+    let (id, bad) = tier.send(send_to(aliases(&["ann", "nobody"]))).await.expect("accepted");
     assert_eq!(bad, ["nobody"]);
     assert_eq!(tier.deliveries(2).await, [id, id]);
     assert_eq!(tier.cells(Table::Messages).await, 1, "stored once for both");
@@ -95,22 +95,22 @@ async fn an_alias_stands_for_all_who_have_it() {
 async fn a_wrong_secret_is_refused_and_a_rotated_one_stops_at_once() {
     let mut tier = Tier::start().await;
     let device = tier.device().await;
-    let mut wrong = tier.call(AppRequest::Send(tier.send_to(to(&device))));
+    let mut wrong = tier.call(AppRequest::Send(send_to(to(&device))));
     wrong.secret_sha256 = vec![0; 32];
     assert_eq!(tier.reply(wrong).await.expect_err("refused").code, Code::Unauthorized);
-    tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    tier.send(send_to(to(&device))).await.expect("accepted");
     let rotated = tier.ask(Request::RotateSecret(RotateSecret { app: APP.into() })).await;
     let Ok(Reply::Apps(apps)) = rotated else { panic!("{rotated:?}") };
-    assert_eq!(tier.send(tier.send_to(to(&device))).await.expect_err("refused").code, Code::Unauthorized);
+    assert_eq!(tier.send(send_to(to(&device))).await.expect_err("refused").code, Code::Unauthorized);
     tier.secret = apps.apps[0].secret.clone().expect("a new secret");
-    tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    tier.send(send_to(to(&device))).await.expect("accepted");
 }
 
 #[tokio::test]
 async fn what_a_send_may_not_be_is_named() {
     let tier = Tier::start().await;
     let device = tier.device().await;
-    let base = || tier.send_to(to(&device));
+    let base = || send_to(to(&device));
     let refused = async |send| tier.send(send).await.expect_err("refused").code;
     for ttl_ms in [0, -1, 14 * 24 * 3600 * 1000 + 1] {
         assert_eq!(refused(idl::contract::bus::Send { ttl_ms, ..base() }).await, Code::BadTimeToLive);
@@ -121,11 +121,11 @@ async fn what_a_send_may_not_be_is_named() {
     long.notification.payload = Some("x".repeat(4097));
     assert_eq!(refused(long).await, Code::PayloadTooLong);
     let many: Vec<_> = (0..1001).map(|n| n.to_string()).collect();
-    assert_eq!(refused(tier.send_to(regids(&many))).await, Code::TooManyTargets);
+    assert_eq!(refused(send_to(regids(&many))).await, Code::TooManyTargets);
     let kind = idl::contract::bus::Target { kind: 9, values: None, audience: None, segment: None };
-    assert_eq!(refused(tier.send_to(kind)).await, Code::BadValue);
+    assert_eq!(refused(send_to(kind)).await, Code::BadValue);
     let no_audience = idl::contract::bus::Target { kind: 4, values: None, audience: None, segment: None };
-    assert_eq!(refused(tier.send_to(no_audience)).await, Code::Missing);
+    assert_eq!(refused(send_to(no_audience)).await, Code::Missing);
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn a_payload_that_is_no_command_is_answered_and_nothing_else_suffers() {
         assert_eq!(result.code, Code::BadRequest.number());
         assert!(result.description.is_some_and(|text| !text.is_empty()));
     }
-    let (id, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (id, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [id]);
 }
 
@@ -193,7 +193,7 @@ async fn a_newer_login_ends_the_older_connection_and_takes_its_deliveries() {
     tier.reconnect(&mut device).await;
     let item = tier.item().await;
     assert_eq!((item.epoch, item.conflict), (older.clone(), Some(true)));
-    let (id, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (id, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     let item = tier.item().await;
     assert_eq!(item.epoch, device.epoch);
     assert_eq!(to_device(&item.payloads.expect("payloads")[0]).deliver.expect("a delivery").id, id.to_bytes());
@@ -209,7 +209,7 @@ async fn a_broadcast_is_one_row_and_one_event_whatever_its_audience() {
     for _ in 0..5 {
         tier.device().await;
     }
-    let (id, _) = tier.send(tier.send_to(audience(&Audience::Everyone))).await.expect("accepted");
+    let (id, _) = tier.send(send_to(audience(&Audience::Everyone))).await.expect("accepted");
     assert_eq!(tier.broadcast_event().await.id, id.to_bytes());
     assert_eq!(tier.cells(Table::Timelines).await, 1);
     assert_eq!(tier.cells(Table::Mailboxes).await, 0);
@@ -221,7 +221,7 @@ async fn broadcasts_that_a_front_has_no_room_for_are_judged_together() {
     tier.device().await;
     // The front takes no events: its queue and the publisher's are full after so many.
     for _ in 0..2100 {
-        tier.send(tier.send_to(audience(&topic("nobody's")))).await.expect("accepted");
+        tier.send(send_to(audience(&topic("nobody's")))).await.expect("accepted");
     }
     assert!(tier.counted("campanile_middle_broadcasts_unpublished_total") > 40);
     assert!(tier.counted("campanile_middle_judgements_total") < 10, "not every session for each of them");
@@ -233,8 +233,8 @@ async fn who_was_away_gets_the_broadcasts_that_concern_him_once_acked_never_agai
     let mut device = tier.device().await;
     assert_eq!(tier.command(&device, subscribe("news")).await.code, 0);
     tier.advance(Duration::from_secs(1));
-    let (news, _) = tier.send(tier.send_to(audience(&topic("news")))).await.expect("accepted");
-    let (_other, _) = tier.send(tier.send_to(audience(&topic("other")))).await.expect("accepted");
+    let (news, _) = tier.send(send_to(audience(&topic("news")))).await.expect("accepted");
+    let (_other, _) = tier.send(send_to(audience(&topic("other")))).await.expect("accepted");
     tier.advance(Duration::from_secs(1));
     tier.reconnect(&mut device).await;
     let conflict = tier.item().await;
@@ -244,7 +244,7 @@ async fn who_was_away_gets_the_broadcasts_that_concern_him_once_acked_never_agai
     // What comes after the next reconnect is the single message, and nothing before it.
     tier.reconnect(&mut device).await;
     assert_eq!(tier.item().await.conflict, Some(true));
-    let (id, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (id, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [id]);
 }
 
@@ -252,15 +252,15 @@ async fn who_was_away_gets_the_broadcasts_that_concern_him_once_acked_never_agai
 async fn a_topic_counts_from_its_subscription_until_its_end() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;
-    let (_before, _) = tier.send(tier.send_to(audience(&topic("news")))).await.expect("accepted");
+    let (_before, _) = tier.send(send_to(audience(&topic("news")))).await.expect("accepted");
     let (changed, item) = tokio::join!(tier.change_topic(&device, "news", true), tier.item());
     changed.expect("it is changed");
     assert_eq!(item.index.expect("the index follows")[0].topics, Some(vec!["news".to_owned()]));
     tier.command(&device, unsubscribe("news")).await;
-    let (_after, _) = tier.send(tier.send_to(audience(&topic("news")))).await.expect("accepted");
+    let (_after, _) = tier.send(send_to(audience(&topic("news")))).await.expect("accepted");
     tier.advance(Duration::from_secs(1));
     tier.reconnect(&mut device).await;
-    let (id, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (id, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [id], "neither broadcast was for it");
 }
 
@@ -282,16 +282,16 @@ async fn a_full_mailbox_refuses_until_its_device_acknowledges() {
     let (device, other) = (tier.device().await, tier.device().await);
     let mut ids = Vec::new();
     for _ in 0..3 {
-        ids.push(tier.send(tier.send_to(to(&device))).await.expect("there is room").0);
+        ids.push(tier.send(send_to(to(&device))).await.expect("there is room").0);
     }
-    let failure = tier.send(tier.send_to(to(&device))).await.expect_err("it is full");
+    let failure = tier.send(send_to(to(&device))).await.expect_err("it is full");
     assert_eq!(failure.code, Code::LimitReached);
     let both = regids(&[device.regid.to_string(), other.regid.to_string()]);
-    let (_, bad) = tier.send(tier.send_to(both)).await.expect("the other has room");
+    let (_, bad) = tier.send(send_to(both)).await.expect("the other has room");
     assert_eq!(bad, [device.regid.to_string()]);
     tier.deliveries(3).await;
     tier.ack(&device, &ids[..1], &[]).await;
-    tier.send(tier.send_to(to(&device))).await.expect("there is room again");
+    tier.send(send_to(to(&device))).await.expect("there is room again");
 }
 
 #[tokio::test]
@@ -299,10 +299,10 @@ async fn acks_of_what_is_not_in_a_mailbox_make_no_room_in_it() {
     let tier = Tier::start_with(Config { mailbox_max: 3, ..Config::default() }).await;
     let device = tier.device().await;
     for _ in 0..3 {
-        tier.send(tier.send_to(to(&device))).await.expect("there is room");
+        tier.send(send_to(to(&device))).await.expect("there is room");
     }
     tier.ack(&device, &[1, 2, 3].map(idl::ids::MessageId), &[]).await;
-    let failure = tier.send(tier.send_to(to(&device))).await.expect_err("it is full");
+    let failure = tier.send(send_to(to(&device))).await.expect_err("it is full");
     assert_eq!(failure.code, Code::LimitReached);
     assert_eq!(tier.cells(Table::Mailboxes).await, 3);
 }
@@ -330,14 +330,14 @@ async fn a_new_registration_has_a_later_version_than_the_one_before() {
 async fn an_expired_message_is_not_delivered() {
     let mut tier = Tier::start().await;
     let mut device = tier.device().await;
-    let single = idl::contract::bus::Send { ttl_ms: 1000, ..tier.send_to(to(&device)) };
-    let broadcast = idl::contract::bus::Send { ttl_ms: 1000, ..tier.send_to(audience(&Audience::Everyone)) };
+    let single = idl::contract::bus::Send { ttl_ms: 1000, ..send_to(to(&device)) };
+    let broadcast = idl::contract::bus::Send { ttl_ms: 1000, ..send_to(audience(&Audience::Everyone)) };
     let (id, _) = tier.send(single).await.expect("accepted");
     tier.send(broadcast).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [id], "it is delivered while it lives");
     tier.advance(Duration::from_secs(2));
     tier.reconnect(&mut device).await;
-    let (id, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (id, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.deliveries(1).await, [id]);
 }
 
@@ -346,8 +346,8 @@ async fn while_push_is_off_messages_wait() {
     let mut tier = Tier::start().await;
     let device = tier.device().await;
     assert_eq!(tier.command(&device, set_enabled(false)).await.code, 0);
-    let (first, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
-    let (second, _) = tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    let (first, _) = tier.send(send_to(to(&device))).await.expect("accepted");
+    let (second, _) = tier.send(send_to(to(&device))).await.expect("accepted");
     assert_eq!(tier.command(&device, set_enabled(true)).await.code, 0);
     assert_eq!(tier.deliveries(2).await, [first, second]);
 }
@@ -358,14 +358,14 @@ async fn unregistering_takes_names_topics_and_mailbox_along_and_may_be_repeated(
     let device = tier.device().await;
     tier.command(&device, set_alias("ann")).await;
     tier.command(&device, subscribe("news")).await;
-    tier.send(tier.send_to(to(&device))).await.expect("accepted");
+    tier.send(send_to(to(&device))).await.expect("accepted");
     let unregister = || FromDevice { unregister: Some(Unregister { app: APP.into() }), ..FromDevice::default() };
     assert_eq!(tier.command(&device, unregister()).await.code, 0);
     assert_eq!(tier.command(&device, unregister()).await.code, 0);
     for table in [Table::Registrations, Table::Names, Table::TopicMembers, Table::Mailboxes] {
         assert_eq!(tier.cells(table).await, 0, "{table:?}");
     }
-    let failure = tier.send(tier.send_to(to(&device))).await.expect_err("it is gone");
+    let failure = tier.send(send_to(to(&device))).await.expect_err("it is gone");
     assert_eq!(failure.code, Code::SendFailed);
     assert_eq!(tier.command(&device, set_alias("ann")).await.code, Code::UnknownRegistration.number());
 }
@@ -388,7 +388,7 @@ async fn a_full_window_holds_back_until_acks_come_and_keeps_order() {
     let device = tier.device().await;
     let mut sent = Vec::new();
     for _ in 0..20 {
-        sent.push(tier.send(tier.send_to(to(&device))).await.expect("accepted").0);
+        sent.push(tier.send(send_to(to(&device))).await.expect("accepted").0);
     }
     let mut received = Vec::new();
     while received.len() < sent.len() {

@@ -81,13 +81,13 @@ async fn what_was_delivered_is_revoked_at_the_device_until_it_says_so_and_nobody
     tier.revoke(id).await;
     let came = tier.during(SECOND).await;
     let [revoke] = <[_; 1]>::try_from(revocations(&came)).expect("one");
-    assert_eq!((taken_back(&[revoke.clone()]), revoke.broadcast, revoke.notify_id), (vec![id], None, None));
+    assert_eq!((taken_back(std::slice::from_ref(&revoke)), revoke.broadcast, revoke.notify_id), (vec![id], None, None));
     for crash in [false, true] {
         if crash {
             tier.crash().await;
         }
         tier.reconnect(&mut device).await;
-        assert_eq!(revocations(&tier.during(SECOND).await), [revoke.clone()], "it comes again");
+        assert_eq!(revocations(&tier.during(SECOND).await), std::slice::from_ref(&revoke), "it comes again");
     }
     tier.ack(&device, &[id_of(&revoke)], &[]).await;
     tier.reconnect(&mut device).await;
@@ -162,7 +162,7 @@ async fn a_broadcast_is_taken_back_from_who_has_it_and_who_does_not() {
     let [FrontEvent::CancelBroadcast(cancelled), revoked] = events.as_slice() else { panic!("{events:?}") };
     assert_eq!((cancelled.id.as_slice(), cancelled.app.as_str()), (id.to_bytes().as_slice(), "com.example.demo"));
     let live = revoke_in(revoked);
-    assert_eq!((taken_back(&[live.clone()]), live.broadcast), (vec![id], Some(true)));
+    assert_eq!((taken_back(std::slice::from_ref(&live)), live.broadcast), (vec![id], Some(true)));
     // The device that is here got it from its front.
     tier.ack(&here, &[], &[id_of(&live)]).await;
     tier.reconnect(&mut away).await;
@@ -254,7 +254,7 @@ async fn what_has_expired_is_still_shown_and_can_be_taken_back() {
 
 #[tokio::test(start_paused = true)]
 async fn many_are_stopped_by_their_job_key_and_what_is_unknown_is_named() {
-    let mut tier = Tier::timed().await;
+    let tier = Tier::timed().await;
     let device = tier.device().await;
     tier.disconnect(&device).await;
     let with_key = |mut send: Send| {

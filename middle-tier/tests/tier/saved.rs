@@ -43,6 +43,7 @@ async fn put_segment(tier: &Tier, name: &str, expression: &str) -> Result<bool, 
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what a send has")]
 fn variables(of: &[(&str, &str)]) -> Option<BTreeMap<String, String>> {
     Some(of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
 }

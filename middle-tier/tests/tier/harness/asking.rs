@@ -68,6 +68,7 @@ pub(crate) fn user_accounts(targets: &[&str]) -> Target {
 }
 
 /// Where receipts of those types go.
+#[expect(clippy::unnecessary_wraps, reason = "it is what a send has")]
 pub(crate) fn callback(types: i32) -> Option<Callback> {
     Some(Callback { url: Some(URL.into()), param: Some("p".into()), types })
 }
