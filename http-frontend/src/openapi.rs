@@ -207,11 +207,17 @@ fn with_envelope(doc: &str, schema: Schema, rated: bool, sends: bool) -> Respons
 }
 
 fn rate_limit_policy() -> Header {
-    text_header("What the app may send. An app without limits has no such header.", r#""second";q=100;w=1, "day";q=100000;w=86400"#)
+    text_header(
+        "What the app may send. An app without limits has no such header.",
+        r#""second";q=100;w=1, "day";q=100000;w=86400"#,
+    )
 }
 
 fn rate_limit() -> Header {
-    text_header("How much of that is left. An app without limits has no such header.", r#""second";r=99;t=1, "day";r=99873;t=50400"#)
+    text_header(
+        "How much of that is left. An app without limits has no such header.",
+        r#""second";r=99;t=1, "day";r=99873;t=50400"#,
+    )
 }
 
 fn text_header(doc: &str, example: &str) -> Header {

@@ -14,7 +14,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
 
 use harness::server::Server;
 use idl::clock::{SystemClock, SystemEntropy};
@@ -23,6 +22,7 @@ use ring::hmac;
 use schema::registrations::{Cursor, Registration, Registrations};
 use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Registrations that single sends go to; a mailbox holds 1,000 messages.
 const REGISTRATIONS: usize = 4000;
@@ -43,10 +43,8 @@ fn main() {
     let secret = demo.secret.clone().expect("the demo's secret is kept");
     assert!(server.stop().success());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let started = Instant::now();
     let app: AppId = demo.app.parse().expect("an app id");
-    let regids = runtime.block_on(populate(&server, &app, members.max(REGISTRATIONS)));
-    println!("{} registrations made in {:.1} s", regids.len(), started.elapsed().as_secs_f64());
+    let regids = runtime.block_on(populate(&server, &app, REGISTRATIONS + 1000));
     server.restart();
 
     let folder = server.data().to_owned();
@@ -55,19 +53,25 @@ fn main() {
     let authorization = format!("authorization: key={secret}");
     let plain = format!("http://{}", server.address("http.plain"));
     let tls = format!("https://localhost:{}", server.address("http.https").port());
-    let load = |name: &str, base: &str, arguments: &[&str], requests: usize, weight: usize, paths: &[String]| {
+    let load = |server: &Server,
+                name: &str,
+                base: &str,
+                arguments: &[&str],
+                requests: usize,
+                weight: usize,
+                paths: &[String]| {
         let uris = folder.join("uris");
         let mut text = String::new();
         for path in paths {
             let _ = writeln!(text, "{base}{path}");
         }
         fs::write(&uris, text).expect("writes");
-        let cpu = cpu_seconds(&server);
+        let cpu = cpu_seconds(server);
         let mut command = Command::new("h2load");
         command.args(["-n", &requests.to_string(), "-H", &authorization, "-H", FORM, "-i"]).arg(&uris);
         let output = command.args(arguments).output().expect("h2load runs; Debian has it in nghttp2-client");
         let output = String::from_utf8_lossy(&output.stdout).into_owned();
-        let spent = cpu_seconds(&server) - cpu;
+        let spent = cpu_seconds(server) - cpu;
         let line = |start: &str| output.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
         let finished = line("finished in");
         let rate: f64 = finished
@@ -77,16 +81,29 @@ fn main() {
             .unwrap_or_else(|| panic!("{output}"));
         #[expect(clippy::cast_precision_loss, reason = "figures for people")]
         let (each, rate) = (spent / (requests * weight) as f64 * 1e6, rate * weight as f64);
-        println!("{name}: {rate:.0}/s, {each:.1} µs of the server's CPU each; {}; {}", line("status codes"), line("time for request"));
+        println!(
+            "{name}: {rate:.0}/s, {each:.1} µs of the server's CPU each; {}; {}",
+            line("status codes"),
+            line("time for request")
+        );
     };
     let with = |regid: &RegId| format!("/v3/message/regid?registration_id={regid}");
     let singles: Vec<String> = regids.iter().take(REGISTRATIONS).map(with).collect();
     let body_of = body.to_string_lossy().into_owned();
     let many = ["-d", &body_of, "-c", "8", "-m", "100", "-t", "1"];
-    load("single sends, HTTP/2", &plain, &many, requests, 1, &singles);
-    load("single sends, HTTP/2 with TLS", &tls, &many, requests, 1, &singles);
-    load("single sends, HTTP/1.1 keep-alive", &plain, &["--h1", "-d", &body_of, "-c", "128", "-t", "1"], requests, 1, &singles);
+    load(&server, "single sends, HTTP/2", &plain, &many, requests, 1, &singles);
+    load(&server, "single sends, HTTP/2 with TLS", &tls, &many, requests, 1, &singles);
     load(
+        &server,
+        "single sends, HTTP/1.1 keep-alive",
+        &plain,
+        &["--h1", "-d", &body_of, "-c", "128", "-t", "1"],
+        requests,
+        1,
+        &singles,
+    );
+    load(
+        &server,
         "single sends, HTTP/1.1 keep-alive with TLS",
         &tls,
         &["--h1", "-d", &body_of, "-c", "128", "-t", "1"],
@@ -100,8 +117,21 @@ fn main() {
     fs::write(&large, format!("{BODY}&registration_id={}", list.join(","))).expect("writes");
     let large_of = large.to_string_lossy().into_owned();
     let path = ["/v3/message/regid".to_owned()];
-    load("registrations in sends to 1,000", &plain, &["-d", &large_of, "-c", "4", "-m", "4", "-t", "1"], 800, 1000, &path);
+    load(
+        &server,
+        "registrations in sends to 1,000",
+        &plain,
+        &["-d", &large_of, "-c", "4", "-m", "4", "-t", "1"],
+        800,
+        1000,
+        &path,
+    );
 
+    assert!(server.stop().success());
+    let started = Instant::now();
+    let more = runtime.block_on(populate(&server, &app, members.saturating_sub(regids.len())));
+    println!("{} registrations made in {:.1} s", more.len(), started.elapsed().as_secs_f64());
+    server.restart();
     let dry = [("topic", TOPIC), ("payload", "x"), ("dry_run", "1")];
     for _ in 0..3 {
         let started = Instant::now();

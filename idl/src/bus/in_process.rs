@@ -87,7 +87,13 @@ impl Bus for InProcess {
         })?;
         let (answer, answered) = Answer::channel();
         let name = call.request.name();
-        place.send(Incoming { id: self.ids.next(call.request.ids()), lane, deadline: call.deadline, request: call.request, answer });
+        place.send(Incoming {
+            id: self.ids.next(call.request.ids()),
+            lane,
+            deadline: call.deadline,
+            request: call.request,
+            answer,
+        });
         match timeout_at(call.deadline, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(timed_out(name)),
@@ -247,7 +253,8 @@ mod tests {
         let front = FrontId(1);
         drop(bus.attach_front(front));
         let deadline = Instant::now() + Duration::from_secs(5);
-        let failure = bus.deliver(front, wire::FrontBatch { items: vec![], count: None }, deadline).await.expect_err("gone");
+        let failure =
+            bus.deliver(front, wire::FrontBatch { items: vec![], count: None }, deadline).await.expect_err("gone");
         assert_eq!(failure.code, Code::System);
         assert!(lock(&bus.fronts).is_empty());
     }

@@ -161,7 +161,8 @@ impl Cache for InProcessCache {
 
     async fn fronts(&self) -> Result<Vec<FrontId>, StoreError> {
         let now_ms = self.clock.now_ms();
-        let mut fronts: Vec<_> = self.state().leases.iter().filter(|(_, until)| now_ms < **until).map(|(id, _)| *id).collect();
+        let mut fronts: Vec<_> =
+            self.state().leases.iter().filter(|(_, until)| now_ms < **until).map(|(id, _)| *id).collect();
         fronts.sort_unstable();
         Ok(fronts)
     }
