@@ -391,8 +391,13 @@ fn left_out_for(shared: &Shared, order: &Order, registration: &Registration) -> 
     if order.filter.as_ref().is_some_and(|filter| !judge::holds(filter, registration)) {
         return Some(DropReason::Filtered);
     }
-    let here = || registration.enabled && shared.sessions.is_online(registration.account);
-    (order.handling.only_once && !here()).then_some(DropReason::Offline)
+    if !order.handling.only_once {
+        return None;
+    }
+    if !registration.enabled {
+        return Some(DropReason::Disabled);
+    }
+    (!shared.sessions.is_online(registration.account)).then_some(DropReason::Offline)
 }
 
 /// What is to be told of a message when it is accepted.
@@ -417,7 +422,9 @@ fn tell(
     for (regid, _) in left_out.iter().filter(|(_, reason)| *reason == DropReason::Filtered) {
         outcomes.receipt(app, id, wanted, kind::FILTERED, &named(regid), Some(*regid));
     }
-    for regid in registrations.values().filter(|found| !found.enabled).map(|found| found.regid) {
+    let waiting = registrations.values().filter(|found| !found.enabled).map(|found| found.regid);
+    let dropped = left_out.iter().filter(|(_, reason)| *reason == DropReason::Disabled).map(|(regid, _)| *regid);
+    for regid in waiting.chain(dropped) {
         outcomes.receipt(app, id, wanted, kind::DISABLED, &named(&regid), Some(regid));
     }
 }

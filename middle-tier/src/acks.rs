@@ -120,6 +120,9 @@ async fn singles_of(
         count += 1;
         let wanted = about.receipts.as_deref();
         outcomes.delivered(&Whose { app, message: *id, regid }, dispatched_at_ms, front, wanted);
+        if wanted.is_some_and(|wanted| wanted.callback.types & (kind::CLICKED | kind::EXPIRED) != 0) {
+            outcomes.owes();
+        }
         if let Some(wanted) = wanted.filter(|wanted| wanted.callback.types & kind::CLICKED != 0) {
             let message = wanted.to_message(app, *id);
             outcomes.batch.click_wanted(&message, regid, keep_until(shared, *id));

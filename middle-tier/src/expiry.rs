@@ -22,7 +22,7 @@ const AT_ONCE: usize = 500;
 
 /// Looks for what expired until `drain` is cancelled.
 pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
-    loop {
+    while !drain.is_cancelled() {
         match look(&shared).await {
             Ok(found) if found >= AT_ONCE => continue,
             Ok(_) => {}

@@ -232,7 +232,7 @@ pub(crate) struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) turns: Turns,
     pub(crate) rooms: Rooms,
-    /// Idempotency keys and schedules that someone works on.
+    /// Idempotency keys that someone works on.
     pub(crate) keys_under_way: Turns,
     pub(crate) rates: Rates,
     pub(crate) counts: Counts,

@@ -37,6 +37,8 @@ pub(crate) struct Outcomes<'a> {
     now_ms: u64,
     /// Receipts under way: readers don't pass over them.
     in_flight: Option<InFlight>,
+    /// What is told later hangs on this step.
+    owes: bool,
     posted_to: Vec<(AppId, String)>,
 }
 
@@ -49,7 +51,14 @@ pub(crate) struct Whose<'a> {
 
 impl<'a> Outcomes<'a> {
     pub(crate) fn new(shared: &'a Arc<Shared>) -> Self {
-        Self { batch: Batch::default(), now_ms: shared.clock.now_ms(), in_flight: None, posted_to: Vec::new(), shared }
+        Self {
+            batch: Batch::default(),
+            now_ms: shared.clock.now_ms(),
+            in_flight: None,
+            owes: false,
+            posted_to: Vec::new(),
+            shared,
+        }
     }
 
     /// The time of the step.
@@ -57,9 +66,14 @@ impl<'a> Outcomes<'a> {
         self.now_ms
     }
 
-    /// True if an app server is told of something.
+    /// True if an app server is told of something, now or later.
     pub(crate) fn tells(&self) -> bool {
-        self.in_flight.is_some()
+        self.in_flight.is_some() || self.owes
+    }
+
+    /// What is told later, or not any more, hangs on this step.
+    pub(crate) fn owes(&mut self) {
+        self.owes = true;
     }
 
     /// The device has it.

@@ -96,11 +96,9 @@ impl Rates {
                 let text = format!("{} messages may be sent in a second; send slower", app.sends_per_second_max);
                 return Err(Failure::new(Code::RateLimited, text));
             }
-            used.left -= wanted;
-            if owe {
-                // What was scheduled is paid off in a second, however much of it came at once.
-                used.left = used.left.max(-max);
-            }
+            let left = used.left - wanted;
+            // What was scheduled is paid off in a second, however much of it came at once; what is owed besides stays.
+            used.left = if owe { left.max(used.left.min(-max)) } else { left };
         }
         used.under_way = used.under_way.saturating_add(messages);
         Ok(Some(Taken { rates: self, app: app.app.clone(), messages }))

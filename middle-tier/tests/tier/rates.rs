@@ -139,6 +139,24 @@ async fn sends_at_one_moment_do_not_pass_the_quota_together() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_owed_is_not_forgiven_for_what_was_scheduled() {
+    let mut tier = Tier::timed().await;
+    let device = tier.device().await;
+    let send_at_ms = Some((tier.now_ms() + 61_000).cast_signed());
+    tier.send(Send { send_at_ms, ..send_to(to(&device)) }).await.expect("accepted");
+    tier.limit(10, 0).await;
+    tier.during(SECOND * 60).await;
+    let many = AppRequest::SendMany(SendMany { sends: vec![send_to(to(&device)); 60] });
+    assert_eq!(reply(&tier, many).await.0, 0);
+    // The schedule fires while five seconds' worth is owed.
+    tier.during(SECOND * 3).await;
+    assert_eq!(tier.counted("campanile_middle_schedules_fired_total"), 1);
+    assert_eq!(send(&tier, &device).await.0, Code::RateLimited.number());
+    tier.during(SECOND * 3).await;
+    assert_eq!(send(&tier, &device).await.0, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_goes_out_later_is_counted_when_it_does() {
     let mut tier = Tier::timed().await;
     let device = tier.device().await;

@@ -199,6 +199,31 @@ async fn a_receipt_is_written_with_what_it_tells_of_or_not_at_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_acknowledged_while_the_disk_was_full_is_not_told_to_have_expired() {
+    let mut tier = Tier::timed().await;
+    let device = tier.device().await;
+    let mut sent = Vec::new();
+    for types in [0, 1024, 2] {
+        let callback = if types == 0 { None } else { callback(types) };
+        sent.push(tier.send(Send { callback, ..send_to(to(&device)) }).await.expect("accepted").0);
+    }
+    tier.during(SECOND).await;
+    // It takes deletions alone.
+    tier.store.fault(Table::Traces, 0, Fault::Refused);
+    tier.ack(&device, &sent[..1], &[]).await;
+    for id in &sent[1..] {
+        let failure = tier.try_ack(&device, &[*id], &[]).await.expect_err("it is said again");
+        assert_eq!(failure.code, Code::StoreUnavailable);
+    }
+    tier.store.open();
+    tier.ack(&device, &sent, &[]).await;
+    tier.click(&device, sent[2]).await;
+    tier.advance(Duration::from_mins(1));
+    tier.during(POSTED).await;
+    assert_eq!(tier.told().await, [(2, device.regid.to_string())]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expiry_is_told_once_whatever_is_cut_off() {
     for fault in [Fault::Lost, Fault::Refused, Fault::Unanswered] {
         let mut tier = Tier::timed().await;

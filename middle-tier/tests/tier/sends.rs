@@ -125,6 +125,19 @@ async fn what_is_sent_only_once_goes_to_whom_is_connected_and_never_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_sent_only_once_does_not_wait_for_push_to_be_turned_on() {
+    let mut tier = Tier::timed().await;
+    let device = tier.device().await;
+    tier.command(&device, set_enabled(false)).await;
+    let send = Send { only_once: Some(true), callback: callback(32 | 1), ..send_to(to(&device)) };
+    let (id, _) = tier.send(send).await.expect("accepted");
+    assert_eq!(tier.last_step(id, &device).await, "dropped: disabled");
+    assert_eq!(tier.told().await, [(32, device.regid.to_string())]);
+    tier.command(&device, set_enabled(true)).await;
+    assert_eq!(deliveries(&tier.during(SECOND).await), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broadcast_that_is_sent_only_once_is_not_kept_for_who_is_away() {
     let mut tier = Tier::timed().await;
     let mut device = tier.device().await;
