@@ -106,6 +106,17 @@ impl Rates {
 
     /// What the app may still send.
     pub(crate) async fn left(&self, shared: &Shared, app: &App, refused: Option<Code>) -> Rate {
+        if app.sends_per_second_max == 0 && app.sends_per_day_max == 0 {
+            let day_ends_in_ms = signed(DAY_MS - shared.clock.now_ms() % DAY_MS);
+            return Rate {
+                per_second_max: 0,
+                per_second_left: 0,
+                per_day_max: 0,
+                per_day_left: 0,
+                day_ends_in_ms,
+                retry_after_ms: None,
+            };
+        }
         if app.sends_per_day_max > 0
             && let Err(failure) = self.learn(shared, app).await
         {
