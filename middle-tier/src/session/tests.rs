@@ -108,6 +108,18 @@ fn a_message_stored_while_the_mailbox_is_read_is_not_forgotten() {
 }
 
 #[test]
+fn a_device_that_claims_to_have_any_number_of_broadcasts_is_believed_so_far() {
+    let (mut session, config) = in_step();
+    let mut believed = 0;
+    for first in (0..100_000).step_by(1000) {
+        let claimed: Vec<_> = (first..first + 1000).map(id).collect();
+        believed += session.acked_broadcasts(&app(), &claimed, &config, 10 * MINUTE).len();
+    }
+    let remembered: usize = session.take_unsettled().iter().map(|(_, ids)| ids.len()).sum();
+    assert_eq!((believed, remembered), (UNSETTLED_MAX, UNSETTLED_MAX));
+}
+
+#[test]
 fn a_message_stored_while_the_channel_opens_is_not_forgotten() {
     let config = Config::default();
     let mut session = Session::new(AccountId(1), FrontId(1), Epoch(1), MessageId(1));

@@ -264,7 +264,8 @@ async fn whatever_one_app_asks_for_it_learns_and_changes_nothing_of_another() {
     // The same device has the other app as well, and says of its messages what it can.
     let register =
         FromDevice { register_app: Some(register(OTHER, &app_key, device.account)), ..FromDevice::default() };
-    assert_eq!(tier.command(&device, register).await.code, 0);
+    let registered = tier.command(&device, register).await.registered.expect("it registers");
+    let their_regid: RegId = registered.regid.parse().expect("a registration id");
     for id in [&ours.message, &ours.broadcast].map(|id| id.parse::<MessageId>().expect("an id")) {
         let bytes = id.to_bytes().to_vec();
         let ack = AppAck { app: OTHER.into(), messages: Some(bytes.clone()), broadcasts: Some(bytes.clone()) };
@@ -302,6 +303,10 @@ async fn whatever_one_app_asks_for_it_learns_and_changes_nothing_of_another() {
     };
     assert_eq!(changed(seen(&tier, &ours).await), changed(before));
     assert_eq!(tier.trace(theirs, &device).await, ["NotFound"]);
+    // Nor does it learn of another's registration by asking what became of a message of its own for it.
+    let broadcast = ours.broadcast.parse().expect("an id");
+    let foreign = Device { regid: their_regid, ..device.clone() };
+    assert_eq!(tier.last_step(broadcast, &foreign).await, "dropped: unregistered");
     assert_eq!(
         tier.states(crate::harness::by_id(theirs)).await.expect_err("not ours").code,
         idl::error::Code::NotFound

@@ -113,10 +113,11 @@ async fn what_is_refused_for_good_stays_refused_and_what_may_succeed_later_may_b
         assert_eq!((reply.status.code, reply.replayed), (Code::BadTimeToLive.number(), replayed));
         assert!(reply.status.description.is_some_and(|text| text.contains("time to live")));
     }
-    // Nobody is there now; that the device registers afterwards makes no difference under this key.
     let nobody = || AppRequest::Send(send_to(regids(&[account.to_string()])));
-    let reply = tier.keyed("nobody", 1, nobody()).await.expect("answered");
-    assert_eq!(reply.status.code, Code::SendFailed.number());
+    for replayed in [None, Some(true)] {
+        let reply = tier.keyed("nobody", 1, nobody()).await.expect("answered");
+        assert_eq!((reply.status.code, reply.replayed), (Code::SendFailed.number(), replayed));
+    }
 
     tier.limit(1, 0).await;
     tier.send(send_to(to(&device))).await.expect("the first of the second");
@@ -201,6 +202,30 @@ async fn many_messages_that_are_cut_off_anywhere_are_made_once() {
         AppRequest::SendMany(SendMany { sends: vec![later(device), now(), later(device), now()] })
     };
     cut_off_everywhere((2, 2), many, SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cut_off_again_and_again_is_made_once() {
+    let many = |device: &Device| {
+        AppRequest::SendMany(SendMany { sends: vec![later(device), send_to(to(device)), later(device)] })
+    };
+    let one = |device: &Device| AppRequest::Send(later(device));
+    let requests: [(&dyn Fn(&Device) -> AppRequest, (usize, usize)); 2] = [(&many, (1, 2)), (&one, (0, 1))];
+    for (request, expected) in requests {
+        for cuts in [[0, 0, 0], [1, 1, 1], [1, 2, 1], [2, 1, 2], [0, 1, 2]] {
+            let mut tier = Tier::timed().await;
+            let device = tier.device().await;
+            for cut in cuts {
+                tier.store.fault_all(cut, Fault::Lost);
+                let asked = tokio::spawn(tier.keyed("k", 1, request(&device)));
+                tier.during(SECOND / 10).await;
+                asked.abort();
+                tier.crash().await;
+            }
+            let reply = tier.keyed("k", 1, request(&device)).await.expect("answered");
+            assert_eq!((reply.status.code, accepted(&tier).await), (0, expected), "{cuts:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -253,6 +253,24 @@ async fn what_has_expired_is_still_shown_and_can_be_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_subscribed_after_a_broadcast_is_not_asked_to_take_it_back() {
+    let mut tier = Tier::timed().await;
+    let mut devices = [tier.device().await, tier.device().await];
+    tier.command(&devices[0], subscribe("news")).await;
+    let (id, _) = tier.send(send_to(audience(&topic("news")))).await.expect("accepted");
+    tier.during(SECOND).await;
+    tier.command(&devices[1], subscribe("news")).await;
+    for device in &devices {
+        tier.disconnect(device).await;
+    }
+    tier.revoke(id).await;
+    for (device, expected) in devices.iter_mut().zip([vec![id], vec![]]) {
+        tier.reconnect(device).await;
+        assert_eq!(taken_back(&revocations(&tier.during(SECOND).await)), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn many_are_stopped_by_their_job_key_and_what_is_unknown_is_named() {
     let tier = Tier::timed().await;
     let device = tier.device().await;

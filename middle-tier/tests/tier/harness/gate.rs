@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     Unanswered,
     /// It is written once the gate is opened.
     Held,
+    /// It is written, and answered once the gate is opened.
+    Late,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +113,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Which fault a write meets. [`Fault::Unanswered`] is left to the caller, after the write.
+    /// Which fault a write meets. Those that come after the write are left to [`Gate::written`].
     async fn pass(&self, tables: &[Table]) -> Result<Option<Fault>, StoreError> {
         self.check()?;
         self.writes.fetch_add(1, Ordering::SeqCst);
@@ -143,7 +145,16 @@ impl Gate {
                 opened.changed().await.map_err(|_| StoreError::TimedOut)?;
                 Ok(None)
             }
-            Some(Fault::Unanswered) | None => Ok(fault),
+            Some(Fault::Unanswered | Fault::Late) | None => Ok(fault),
+        }
+    }
+
+    /// What comes of a write after it is made.
+    async fn written(&self, fault: Option<Fault>) -> Result<(), StoreError> {
+        match fault {
+            Some(Fault::Late) => self.opened.subscribe().changed().await.map_err(|_| StoreError::TimedOut),
+            Some(_) => std::future::pending().await,
+            None => Ok(()),
         }
     }
 }
@@ -161,7 +172,7 @@ impl SortedStore for Gate {
         let tables: Vec<Table> = batch.iter().map(table).collect();
         let fault = self.pass(&tables).await?;
         self.inner.write(batch).await?;
-        if fault.is_some() { std::future::pending().await } else { Ok(()) }
+        self.written(fault).await
     }
 
     async fn read(&self, rows: Vec<RowRead>) -> Result<Vec<Row>, StoreError> {
@@ -182,6 +193,7 @@ impl SortedStore for Gate {
     async fn put_if_absent(&self, put: Put) -> Result<bool, StoreError> {
         let fault = self.pass(&[put.table]).await?;
         let put = self.inner.put_if_absent(put).await?;
-        if fault.is_some() { std::future::pending().await } else { Ok(put) }
+        self.written(fault).await?;
+        Ok(put)
     }
 }
