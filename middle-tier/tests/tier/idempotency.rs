@@ -210,8 +210,8 @@ async fn what_is_cut_off_again_and_again_is_made_once() {
         AppRequest::SendMany(SendMany { sends: vec![later(device), send_to(to(device)), later(device)] })
     };
     let one = |device: &Device| AppRequest::Send(later(device));
-    let requests: [(&dyn Fn(&Device) -> AppRequest, (usize, usize)); 2] = [(&many, (1, 2)), (&one, (0, 1))];
-    for (request, expected) in requests {
+    let requests: [&dyn Fn(&Device) -> AppRequest; 2] = [&many, &one];
+    for (request, expected) in requests.into_iter().zip([(1, 2), (0, 1)]) {
         for cuts in [[0, 0, 0], [1, 1, 1], [1, 2, 1], [2, 1, 2], [0, 1, 2]] {
             let mut tier = Tier::timed().await;
             let device = tier.device().await;
