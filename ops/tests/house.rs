@@ -10,12 +10,13 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 /// The crate table of ARCHITECTURE.md: folder, what it may use of ours, and packages that it must never name.
 const CRATES: &[(&str, &[&str], &[&str])] = &[
-    ("idl", &[], &["axum", "hyper", "ureq", "fjall", "rusqlite", "redis", "mysql_async"]),
+    ("idl", &[], &["axum", "hyper", "ureq", "fjall", "rusqlite", "mysql_async", "hbase-thrift"]),
     ("schema", &["idl"], &["axum", "hyper", "minidom", "rxml"]),
-    ("middle-tier", &["idl", "schema"], &["axum", "hyper", "minidom", "rxml", "fjall", "rusqlite", "moka", "redis"]),
-    ("xmpp-frontend", &["idl"], &["fjall", "rusqlite", "redis", "mysql_async"]),
-    ("http-frontend", &["idl"], &["fjall", "rusqlite", "redis", "mysql_async", "minidom"]),
+    ("middle-tier", &["idl", "schema"], &["axum", "hyper", "minidom", "rxml", "fjall", "rusqlite", "moka", "redis", "mysql_async", "hbase-thrift"]),
+    ("xmpp-frontend", &["idl"], &["fjall", "rusqlite", "redis", "mysql_async", "hbase-thrift"]),
+    ("http-frontend", &["idl"], &["fjall", "rusqlite", "redis", "mysql_async", "hbase-thrift", "minidom"]),
     ("sdk-android-bridge", &["idl"], &["axum", "hyper", "fjall", "rusqlite", "prometheus-client"]),
+    ("servers", &[], &[]),
     ("ops", &["idl", "schema", "middle-tier", "xmpp-frontend", "http-frontend", "sdk-android-bridge"], &[]),
 ];
 
