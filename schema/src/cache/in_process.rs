@@ -4,6 +4,8 @@
 //! when the bound is reached, routes of fronts whose lease has ended go first, and then a claim is refused as
 //! [`StoreError::Unavailable`] rather than another connection's route forgotten. That is why these are plain maps and not
 //! a cache that evicts what it likes.
+//!
+//! It keeps no records: caches in front of the store are in the same process and as near.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,10 +13,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use idl::clock::{SharedClock, SharedEntropy};
-use idl::ids::{AccountId, Epoch, FrontId, Generation};
+use idl::ids::{AccountId, AppId, Epoch, FrontId, Generation};
+use tokio::sync::broadcast;
 
-use super::{Cache, Claim, Route};
+use self::quotas::Quotas;
+use super::{Cache, Claim, Forgotten, Grant, Known, Route, Want};
 use crate::sorted::StoreError;
+
+mod quotas;
 
 /// How much the cache holds, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct InProcessCache {
     entropy: SharedEntropy,
     limits: CacheLimits,
     state: Mutex<State>,
+    /// Kept so that receivers stay open; there is no other process to tell anything.
+    forgotten: broadcast::Sender<Forgotten>,
 }
 
 struct State {
@@ -49,6 +57,7 @@ struct State {
     routes_count: usize,
     /// When each front's lease ends, in milliseconds since the epoch.
     leases: HashMap<FrontId, u64>,
+    quotas: Quotas,
     /// No sweep of routes before this moment, so that a full cache is not swept at every claim.
     swept_until_ms: u64,
 }
@@ -57,7 +66,7 @@ impl InProcessCache {
     /// An empty cache of a new generation.
     pub fn new(clock: SharedClock, entropy: SharedEntropy, limits: CacheLimits) -> Self {
         let state = State::new(new_generation(&clock, &entropy));
-        Self { clock, entropy, limits, state: Mutex::new(state) }
+        Self { clock, entropy, limits, state: Mutex::new(state), forgotten: broadcast::Sender::new(1) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -68,7 +77,14 @@ impl InProcessCache {
 
 impl State {
     fn new(generation: Generation) -> Self {
-        Self { generation, routes: HashMap::new(), routes_count: 0, leases: HashMap::new(), swept_until_ms: 0 }
+        Self {
+            generation,
+            routes: HashMap::new(),
+            routes_count: 0,
+            leases: HashMap::new(),
+            quotas: Quotas::default(),
+            swept_until_ms: 0,
+        }
     }
 
     fn front_lives(&self, front: FrontId, now_ms: u64) -> bool {
@@ -167,6 +183,46 @@ impl Cache for InProcessCache {
         Ok(fronts)
     }
 
+    async fn connected(&self, accounts: &[AccountId]) -> Result<Vec<bool>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let state = self.state();
+        let connected = |account| {
+            let routes = state.routes.get(account).map(Vec::as_slice).unwrap_or_default();
+            routes.iter().any(|(_, route)| state.front_lives(route.front, now_ms))
+        };
+        Ok(accounts.iter().map(connected).collect())
+    }
+
+    async fn take(&self, want: Want<'_>) -> Result<Grant, StoreError> {
+        Ok(self.state().quotas.take(want, self.clock.now_ms()))
+    }
+
+    async fn refund(&self, app: &AppId, day: u32, messages: u64) -> Result<(), StoreError> {
+        self.state().quotas.refund(app, day, messages);
+        Ok(())
+    }
+
+    async fn forget_quota(&self, app: &AppId) -> Result<(), StoreError> {
+        self.state().quotas.forget(app);
+        Ok(())
+    }
+
+    async fn records(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Known>>, StoreError> {
+        Ok(vec![None; keys.len()])
+    }
+
+    async fn keep(&self, _records: Vec<(Vec<u8>, Known)>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn forget(&self, _keys: &[Vec<u8>]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn forgotten(&self) -> broadcast::Receiver<Forgotten> {
+        self.forgotten.subscribe()
+    }
+
     async fn generation(&self) -> Result<Generation, StoreError> {
         Ok(self.state().generation)
     }
@@ -179,7 +235,7 @@ impl Cache for InProcessCache {
 }
 
 /// A generation that has not been before: its time is the clock's, its other bits are random.
-fn new_generation(clock: &SharedClock, entropy: &SharedEntropy) -> Generation {
+pub(super) fn new_generation(clock: &SharedClock, entropy: &SharedEntropy) -> Generation {
     let mut random = [0; 16];
     entropy.fill(&mut random[6..]);
     Generation(Generation::at(clock.now_ms()).0 | u128::from_be_bytes(random))
