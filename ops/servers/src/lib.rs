@@ -1,2 +1,36 @@
 //! Real servers for tests and trials: Redis, MariaDB, and HBase with its Thrift gateway, each on free ports of loopback, with
 //! its files in a temporary folder, never the system's own service.
+//!
+//! A test asks [`redis()`], [`mariadb()`] or [`hbase()`] for the one server of its process, which is started when it is first
+//! asked for; a test that kills servers starts one of its own. A server ends with the process that started it, however that
+//! ends.
+
+mod mariadb;
+mod ports;
+mod programs;
+mod redis;
+mod supervised;
+mod waiting;
+
+use std::sync::OnceLock;
+
+pub use mariadb::MariaDb;
+pub use redis::Redis;
+
+/// The Redis of this process, started now if it is not; `None`, said aloud, where it is not installed and may be absent.
+pub fn redis() -> Option<&'static Redis> {
+    static ONE: OnceLock<Option<Redis>> = OnceLock::new();
+    let one = ONE.get_or_init(|| {
+        programs::present(Redis::missing(), "redis-server").then(|| Redis::start().expect("Redis starts"))
+    });
+    one.as_ref()
+}
+
+/// The MariaDB of this process, started now if it is not; `None`, said aloud, where it is not installed and may be absent.
+pub fn mariadb() -> Option<&'static MariaDb> {
+    static ONE: OnceLock<Option<MariaDb>> = OnceLock::new();
+    let one = ONE.get_or_init(|| {
+        programs::present(MariaDb::missing(), "mariadb-server").then(|| MariaDb::start().expect("MariaDB starts"))
+    });
+    one.as_ref()
+}
