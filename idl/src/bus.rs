@@ -6,6 +6,7 @@
 //! one process.
 
 mod in_process;
+mod ownership;
 
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use self::in_process::{InProcess, Limits};
+pub use self::ownership::{Changes, Hold, Owner, Ownership, Term};
 use crate::contract::bus as wire;
 use crate::error::{Code, Failure};
-use crate::ids::{FrontId, MessageId, Shard};
+use crate::ids::{FrontId, MessageId, Partition, Shard};
 
 /// Priority class of work. Under load the lower lanes shed first and never delay the higher ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,6 +111,24 @@ requests! {
     TokenTimes(wire::TokenTimes);
     /// A front's sign of life → [`Reply::Leased`].
     FrontLease(wire::FrontLease);
+    /// Between middles, to an owner: mailboxes were written to → [`Reply::Done`].
+    Stored(wire::Stored);
+    /// Between middles, to an owner: where a message is → [`Reply::Located`].
+    Locate(wire::Locate);
+    /// Between middles, to an owner: registrations change → [`Reply::Done`].
+    ChangeTopics(wire::ChangeTopics);
+    /// Between middles, to an owner: receipts wait → [`Reply::Done`].
+    ReceiptsWait(wire::ReceiptsWait);
+    /// To every other middle: an application changed → [`Reply::Done`].
+    AppChanged(wire::AppChanged);
+    /// To every other middle: a broadcast was stopped → [`Reply::Done`].
+    BroadcastStopped(wire::BroadcastStopped);
+    /// To every other middle: judge soon → [`Reply::Done`].
+    JudgeSoon(wire::JudgeSoon);
+    /// To every other middle: what was counted and not written → [`Reply::Unwritten`].
+    Unwritten(wire::Unwritten);
+    /// To every other middle: before which id all receipts are written → [`Reply::Settled`].
+    AskSettled(wire::AskSettled);
 }
 
 /// What the middle tier answers when nothing failed.
@@ -130,6 +150,12 @@ pub enum Reply {
     TokenTimes(wire::TokenTimesReply),
     /// A lease was renewed.
     Leased(wire::Leased),
+    /// Where a message is.
+    Located(wire::Located),
+    /// What was counted and not written.
+    Unwritten(wire::UnwrittenCounts),
+    /// Before which id all receipts are written.
+    Settled(wire::SettledBefore),
 }
 
 /// An event for every front.
@@ -184,6 +210,17 @@ pub trait Bus: Send + Sync + 'static {
     /// Tells every front. Waits while a front's queue is full, until the deadline; then that front misses the event
     /// and the call fails.
     async fn publish(&self, event: FrontEvent, deadline: Instant) -> Result<(), Failure>;
+
+    /// Asks every other middle that runs, and says what each answered: for middles. Empty where the caller is the only one.
+    async fn ask_others(&self, request: Request, deadline: Instant) -> Vec<Result<Reply, Failure>> {
+        let _ = (request, deadline);
+        Vec::new()
+    }
+
+    /// Why nothing can be carried at this moment; `None` while all is well.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A request as the middle gets it.
@@ -194,6 +231,9 @@ pub struct Incoming {
     pub id: MessageId,
     /// Its lane.
     pub lane: Lane,
+    /// Whose work it is; `None` for what every middle is asked. By the time it is carried out another middle may own the
+    /// partition: then it is left unanswered and the bus gives it to that one.
+    pub partition: Option<Partition>,
     /// When the caller stops waiting.
     pub deadline: Instant,
     /// The request.
@@ -211,7 +251,8 @@ pub struct IncomingBatch {
     pub answer: Answer<wire::FrontBatchReply>,
 }
 
-/// Takes one answer. Dropping it unanswered tells the caller that it timed out.
+/// Takes one answer. Dropping it unanswered tells the caller that it timed out, or, where requests outlive a middle, leaves
+/// the request to the next owner of its partition.
 #[derive(Debug)]
 pub struct Answer<T>(oneshot::Sender<Result<T, Failure>>);
 
@@ -238,12 +279,18 @@ impl<T> Answer<T> {
 pub struct MiddleInbox {
     lanes: [mpsc::Receiver<Incoming>; 3],
     turn: u32,
+    ownership: Ownership,
 }
 
 impl MiddleInbox {
     /// An inbox over one queue for each lane, highest first; for backends of the bus.
-    pub fn new(lanes: [mpsc::Receiver<Incoming>; 3]) -> Self {
-        Self { lanes, turn: 0 }
+    pub fn new(lanes: [mpsc::Receiver<Incoming>; 3], ownership: Ownership) -> Self {
+        Self { lanes, turn: 0, ownership }
+    }
+
+    /// Which partitions are this middle's.
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     /// The next request; `None` once the bus is gone. Of 21 turns the high lane goes first in 16, the normal lane in

@@ -178,6 +178,37 @@ impl Shard {
     }
 }
 
+/// A part of the middle tier's work. One middle at a time owns it: only there are its requests carried out, so what is kept in
+/// memory about an account is in one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition(u8);
+
+impl Partition {
+    /// How many there are.
+    pub const COUNT: usize = 64;
+
+    /// All of them, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..64).map(Self)
+    }
+
+    /// The one with that number, if there is one.
+    pub fn new(number: usize) -> Option<Self> {
+        u8::try_from(number).ok().filter(|number| usize::from(*number) < Self::COUNT).map(Self)
+    }
+
+    /// Its number, from 0.
+    pub fn number(self) -> usize {
+        self.0.into()
+    }
+}
+
+impl From<Shard> for Partition {
+    fn from(shard: Shard) -> Self {
+        Self((shard.0 % 64) as u8)
+    }
+}
+
 /// One app on one account. Text form: 32 characters of URL-safe base 64. The first two bytes are the account's shard, the
 /// others a keyed hash: a registration id can't be guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -668,9 +668,124 @@ struct TokenRevoked {
 
 /** Answer to FrontLease. */
 struct Leased {
+  /** Of the part of the tier that answered. */
   1: required binary generation
   /** Revocations in force. */
   2: required list<TokenRevoked> revoked
+  /** Of each partition of the middle tier, by its number; empty where nobody has it. Absent: all have `generation`. */
+  3: optional list<binary> generations
+}
+
+// ------------------------------------------------------------------------------------------------------- middle -> middle
+
+/** A registration that a message was stored for. */
+struct Recipient {
+  1: required string account
+  2: required string regid
+}
+
+/** A message that was put into mailboxes. */
+struct StoredEntry {
+  /** The message id, 16 bytes. */
+  1: required binary id
+  /** A StoredMessage. */
+  2: required binary message
+  3: required list<Recipient> recipients
+}
+
+/** A message that was taken out of a mailbox. */
+struct TakenOut {
+  1: required string account
+  /** The message id, 16 bytes. */
+  2: required binary id
+}
+
+/**
+ * Tells whoever has the sessions of these accounts, which are of one partition, what was written to their mailboxes: first
+ * what was taken out, then what was put in.
+ */
+struct Stored {
+  1: required string app
+  2: optional list<TakenOut> taken
+  3: optional list<StoredEntry> entries
+}
+
+/** Asks the owner of the accounts' partition where a message of theirs is. */
+struct Locate {
+  1: required string app
+  /** The message id, 16 bytes. */
+  2: required binary id
+  3: required list<string> accounts
+  /** true: it was taken out of their mailboxes, so it is not handed off any more. */
+  4: required bool take_back
+}
+
+/** Answer to Locate: for each account 0 no session, 1 it waits for its turn or moment, 2 handed off or unknown. */
+struct Located {
+  1: required list<i32> places
+}
+
+/** Changes registrations of one partition, as ChangeTopic does. */
+struct ChangeTopics {
+  1: required string app
+  2: required string topic
+  3: required bool subscribe
+  /** The id of the app server's request, 16 bytes: subscribed since. */
+  4: required binary id
+  5: required list<string> regids
+}
+
+/** Receipts were written for a URL: tells the owner of its partition. */
+struct ReceiptsWait {
+  1: required string app
+  2: required string url
+}
+
+/** For every other middle: what it remembers of an application is out of date. */
+struct AppChanged {
+  1: required string app
+}
+
+/** For every other middle: a broadcast was taken out of its timeline. */
+struct BroadcastStopped {
+  1: required string app
+  /** The message id, 16 bytes. */
+  2: required binary id
+}
+
+/** For every other middle: a front may have missed a broadcast, so its sessions are to be judged. */
+struct JudgeSoon {
+}
+
+/** For every other middle: what has it counted and not written yet? */
+struct Unwritten {
+  1: required string app
+  /** Message ids, 16 bytes each. */
+  2: required list<binary> ids
+  /** Days in UTC, yyyymmdd. */
+  3: required list<i32> days
+}
+
+/** What was counted of a broadcast. */
+struct Counted {
+  1: required i64 delivered
+  2: required i64 clicked
+}
+
+/** Answer to Unwritten, in the order in which was asked. */
+struct UnwrittenCounts {
+  1: required list<Counted> broadcasts
+  2: required list<DayCounters> days
+}
+
+/** For every other middle: before which id has it written all receipts? */
+struct AskSettled {
+}
+
+/** Answer to AskSettled. */
+struct SettledBefore {
+  /** 16 bytes. */
+  1: required binary id
 }
 
 // -------------------------------------------------------------------------------------------------------- middle -> front

@@ -64,7 +64,7 @@ pub(crate) async fn lease(shared: &Shared, request: wire::FrontLease) -> Result<
         .into_iter()
         .map(|(account, before)| wire::TokenRevoked { account: account.to_string(), issued_before_ms: signed(before) })
         .collect();
-    Ok(Reply::Leased(wire::Leased { generation: generation(shared).await?, revoked }))
+    Ok(Reply::Leased(wire::Leased { generation: generation(shared).await?, revoked, generations: None }))
 }
 
 /// A device opened a channel: for push, makes its session and sees to it that what waits is delivered.

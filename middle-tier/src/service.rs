@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use idl::bus::{Incoming, MiddleInbox, Reply, Request};
-use idl::error::Failure;
+use idl::error::{Code, Failure};
 use idl::ids::MessageId;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -81,6 +81,7 @@ async fn respond(shared: &Arc<Shared>, id: MessageId, request: Request) -> Resul
         Request::FrontLease(request) => Box::pin(routes::lease(shared, request)).await,
         Request::OpenChannel(request) => Box::pin(routes::open_channel(shared, id, request)).await,
         Request::ChannelUp(request) => Box::pin(commands::channel_up(shared, id, request)).await,
+        other => Err(Failure::new(Code::NotServed, format!("{} is not served", other.name()))),
     }
 }
 

@@ -368,7 +368,9 @@ impl State {
             Reply::Channel(wire::ChannelReply { index, payloads, generation: generation.clone(), reopen })
         };
         match request {
-            Request::FrontLease(_) => Reply::Leased(wire::Leased { generation, revoked: self.revoked.clone() }),
+            Request::FrontLease(_) => {
+                Reply::Leased(wire::Leased { generation, revoked: self.revoked.clone(), generations: None })
+            }
             Request::Connect(connect) => {
                 let epoch = connect.epoch.clone().unwrap_or_else(|| Epoch(id).to_bytes().to_vec());
                 let account: AccountId = connect.account.parse().expect("an account");

@@ -8,7 +8,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use ulid::Ulid;
 
-use super::{Answer, Bus, Call, FrontEvent, FrontInbox, Incoming, IncomingBatch, MiddleInbox, Reply, timed_out};
+use super::{
+    Answer, Bus, Call, FrontEvent, FrontInbox, Incoming, IncomingBatch, MiddleInbox, Ownership, Reply, Term, timed_out,
+};
 use crate::clock::{SharedClock, SharedEntropy};
 use crate::contract::bus as wire;
 use crate::error::{Code, Failure};
@@ -61,7 +63,10 @@ impl InProcess {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| mpsc::channel(self.limits.lane_max)).unzip();
         let three = "three lanes were made";
         *lock(&self.middle) = Some(senders.try_into().expect(three));
-        MiddleInbox::new(<[_; 3]>::try_from(receivers).expect(three))
+        let mut term = [0; 16];
+        self.ids.entropy.fill(&mut term);
+        let ownership = Ownership::whole(Term(u128::from_be_bytes(term)));
+        MiddleInbox::new(<[_; 3]>::try_from(receivers).expect(three), ownership)
     }
 
     /// Makes the caller a front. It is detached when its inbox is dropped.
@@ -90,6 +95,7 @@ impl Bus for InProcess {
         place.send(Incoming {
             id: self.ids.next(call.request.ids()),
             lane,
+            partition: Some(call.shard.into()),
             deadline: call.deadline,
             request: call.request,
             answer,

@@ -2423,7 +2423,7 @@ impl TSerializable for AppRequest {
         )
       )
     } else {
-      Ok(ret.expect("return value should have been constructed"))
+      ret.ok_or_else(|| thrift::Error::Protocol(ProtocolError::new(ProtocolErrorKind::NotImplemented, "a member of a union that this build does not know")))
     }
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
@@ -5142,7 +5142,7 @@ impl TSerializable for AppAnswer {
         )
       )
     } else {
-      Ok(ret.expect("return value should have been constructed"))
+      ret.ok_or_else(|| thrift::Error::Protocol(ProtocolError::new(ProtocolErrorKind::NotImplemented, "a member of a union that this build does not know")))
     }
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
@@ -7180,16 +7180,20 @@ impl TSerializable for TokenRevoked {
 /// Answer to FrontLease.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Leased {
+  /// Of the part of the tier that answered.
   pub generation: Vec<u8>,
   /// Revocations in force.
   pub revoked: Vec<TokenRevoked>,
+  /// Of each partition of the middle tier, by its number; empty where nobody has it. Absent: all have `generation`.
+  pub generations: Option<Vec<Vec<u8>>>,
 }
 
 impl Leased {
-  pub fn new(generation: Vec<u8>, revoked: Vec<TokenRevoked>) -> Leased {
+  pub fn new<F3>(generation: Vec<u8>, revoked: Vec<TokenRevoked>, generations: F3) -> Leased where F3: Into<Option<Vec<Vec<u8>>>> {
     Leased {
       generation,
       revoked,
+      generations: generations.into(),
     }
   }
 }
@@ -7199,6 +7203,7 @@ impl TSerializable for Leased {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<u8>> = None;
     let mut f_2: Option<Vec<TokenRevoked>> = None;
+    let mut f_3: Option<Vec<Vec<u8>>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -7220,6 +7225,16 @@ impl TSerializable for Leased {
           i_prot.read_list_end()?;
           f_2 = Some(val);
         },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_43 = i_prot.read_bytes()?;
+            val.push(list_elem_43);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -7232,6 +7247,7 @@ impl TSerializable for Leased {
     let ret = Leased {
       generation: f_1.expect("auto-generated code should have checked for presence of required fields"),
       revoked: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      generations: f_3,
     };
     Ok(ret)
   }
@@ -7247,6 +7263,1252 @@ impl TSerializable for Leased {
       e.write_to_out_protocol(o_prot)?;
     }
     o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.generations {
+      o_prot.write_field_begin(&TFieldIdentifier::new("generations", TType::List, 3))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::String, fld_var.len() as i32))?;
+      for e in fld_var {
+        o_prot.write_bytes(e)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Recipient
+//
+
+/// A registration that a message was stored for.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Recipient {
+  pub account: String,
+  pub regid: String,
+}
+
+impl Recipient {
+  pub fn new(account: String, regid: String) -> Recipient {
+    Recipient {
+      account,
+      regid,
+    }
+  }
+}
+
+impl TSerializable for Recipient {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Recipient> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Recipient.account", &f_1)?;
+    verify_required_field_exists("Recipient.regid", &f_2)?;
+    let ret = Recipient {
+      account: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      regid: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Recipient");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("account", TType::String, 1))?;
+    o_prot.write_string(&self.account)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 2))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// StoredEntry
+//
+
+/// A message that was put into mailboxes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct StoredEntry {
+  /// The message id, 16 bytes.
+  pub id: Vec<u8>,
+  /// A StoredMessage.
+  pub message: Vec<u8>,
+  pub recipients: Vec<Recipient>,
+}
+
+impl StoredEntry {
+  pub fn new(id: Vec<u8>, message: Vec<u8>, recipients: Vec<Recipient>) -> StoredEntry {
+    StoredEntry {
+      id,
+      message,
+      recipients,
+    }
+  }
+}
+
+impl TSerializable for StoredEntry {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<StoredEntry> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<Vec<Recipient>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Recipient> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_44 = Recipient::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_44);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("StoredEntry.id", &f_1)?;
+    verify_required_field_exists("StoredEntry.message", &f_2)?;
+    verify_required_field_exists("StoredEntry.recipients", &f_3)?;
+    let ret = StoredEntry {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      message: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      recipients: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("StoredEntry");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 2))?;
+    o_prot.write_bytes(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("recipients", TType::List, 3))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.recipients.len() as i32))?;
+    for e in &self.recipients {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// TakenOut
+//
+
+/// A message that was taken out of a mailbox.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct TakenOut {
+  pub account: String,
+  /// The message id, 16 bytes.
+  pub id: Vec<u8>,
+}
+
+impl TakenOut {
+  pub fn new(account: String, id: Vec<u8>) -> TakenOut {
+    TakenOut {
+      account,
+      id,
+    }
+  }
+}
+
+impl TSerializable for TakenOut {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<TakenOut> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("TakenOut.account", &f_1)?;
+    verify_required_field_exists("TakenOut.id", &f_2)?;
+    let ret = TakenOut {
+      account: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("TakenOut");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("account", TType::String, 1))?;
+    o_prot.write_string(&self.account)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 2))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Stored
+//
+
+/// Tells whoever has the sessions of these accounts, which are of one partition, what was written to their mailboxes: first
+/// what was taken out, then what was put in.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Stored {
+  pub app: String,
+  pub taken: Option<Vec<TakenOut>>,
+  pub entries: Option<Vec<StoredEntry>>,
+}
+
+impl Stored {
+  pub fn new<F2, F3>(app: String, taken: F2, entries: F3) -> Stored where F2: Into<Option<Vec<TakenOut>>>, F3: Into<Option<Vec<StoredEntry>>> {
+    Stored {
+      app,
+      taken: taken.into(),
+      entries: entries.into(),
+    }
+  }
+}
+
+impl TSerializable for Stored {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Stored> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<TakenOut>> = None;
+    let mut f_3: Option<Vec<StoredEntry>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<TakenOut> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_45 = TakenOut::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_45);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<StoredEntry> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_46 = StoredEntry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_46);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Stored.app", &f_1)?;
+    let ret = Stored {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      taken: f_2,
+      entries: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Stored");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.taken {
+      o_prot.write_field_begin(&TFieldIdentifier::new("taken", TType::List, 2))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.entries {
+      o_prot.write_field_begin(&TFieldIdentifier::new("entries", TType::List, 3))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Locate
+//
+
+/// Asks the owner of the accounts' partition where a message of theirs is.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Locate {
+  pub app: String,
+  /// The message id, 16 bytes.
+  pub id: Vec<u8>,
+  pub accounts: Vec<String>,
+  /// true: it was taken out of their mailboxes, so it is not handed off any more.
+  pub take_back: bool,
+}
+
+impl Locate {
+  pub fn new(app: String, id: Vec<u8>, accounts: Vec<String>, take_back: bool) -> Locate {
+    Locate {
+      app,
+      id,
+      accounts,
+      take_back,
+    }
+  }
+}
+
+impl TSerializable for Locate {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Locate> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<Vec<String>> = None;
+    let mut f_4: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_47 = i_prot.read_string()?;
+            val.push(list_elem_47);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bool()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Locate.app", &f_1)?;
+    verify_required_field_exists("Locate.id", &f_2)?;
+    verify_required_field_exists("Locate.accounts", &f_3)?;
+    verify_required_field_exists("Locate.take_back", &f_4)?;
+    let ret = Locate {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      accounts: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      take_back: f_4.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Locate");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 2))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("accounts", TType::List, 3))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.accounts.len() as i32))?;
+    for e in &self.accounts {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("take_back", TType::Bool, 4))?;
+    o_prot.write_bool(self.take_back)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Located
+//
+
+/// Answer to Locate: for each account 0 no session, 1 it waits for its turn or moment, 2 handed off or unknown.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Located {
+  pub places: Vec<i32>,
+}
+
+impl Located {
+  pub fn new(places: Vec<i32>) -> Located {
+    Located {
+      places,
+    }
+  }
+}
+
+impl TSerializable for Located {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Located> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<i32>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_48 = i_prot.read_i32()?;
+            val.push(list_elem_48);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Located.places", &f_1)?;
+    let ret = Located {
+      places: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Located");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("places", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::I32, self.places.len() as i32))?;
+    for e in &self.places {
+      o_prot.write_i32(*e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ChangeTopics
+//
+
+/// Changes registrations of one partition, as ChangeTopic does.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ChangeTopics {
+  pub app: String,
+  pub topic: String,
+  pub subscribe: bool,
+  /// The id of the app server's request, 16 bytes: subscribed since.
+  pub id: Vec<u8>,
+  pub regids: Vec<String>,
+}
+
+impl ChangeTopics {
+  pub fn new(app: String, topic: String, subscribe: bool, id: Vec<u8>, regids: Vec<String>) -> ChangeTopics {
+    ChangeTopics {
+      app,
+      topic,
+      subscribe,
+      id,
+      regids,
+    }
+  }
+}
+
+impl TSerializable for ChangeTopics {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ChangeTopics> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<bool> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<Vec<String>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bool()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_49 = i_prot.read_string()?;
+            val.push(list_elem_49);
+          }
+          i_prot.read_list_end()?;
+          f_5 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ChangeTopics.app", &f_1)?;
+    verify_required_field_exists("ChangeTopics.topic", &f_2)?;
+    verify_required_field_exists("ChangeTopics.subscribe", &f_3)?;
+    verify_required_field_exists("ChangeTopics.id", &f_4)?;
+    verify_required_field_exists("ChangeTopics.regids", &f_5)?;
+    let ret = ChangeTopics {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      topic: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      subscribe: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      regids: f_5.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ChangeTopics");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("topic", TType::String, 2))?;
+    o_prot.write_string(&self.topic)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("subscribe", TType::Bool, 3))?;
+    o_prot.write_bool(self.subscribe)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 4))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regids", TType::List, 5))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.regids.len() as i32))?;
+    for e in &self.regids {
+      o_prot.write_string(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// ReceiptsWait
+//
+
+/// Receipts were written for a URL: tells the owner of its partition.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ReceiptsWait {
+  pub app: String,
+  pub url: String,
+}
+
+impl ReceiptsWait {
+  pub fn new(app: String, url: String) -> ReceiptsWait {
+    ReceiptsWait {
+      app,
+      url,
+    }
+  }
+}
+
+impl TSerializable for ReceiptsWait {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ReceiptsWait> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("ReceiptsWait.app", &f_1)?;
+    verify_required_field_exists("ReceiptsWait.url", &f_2)?;
+    let ret = ReceiptsWait {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      url: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("ReceiptsWait");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("url", TType::String, 2))?;
+    o_prot.write_string(&self.url)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AppChanged
+//
+
+/// For every other middle: what it remembers of an application is out of date.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AppChanged {
+  pub app: String,
+}
+
+impl AppChanged {
+  pub fn new(app: String) -> AppChanged {
+    AppChanged {
+      app,
+    }
+  }
+}
+
+impl TSerializable for AppChanged {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AppChanged> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("AppChanged.app", &f_1)?;
+    let ret = AppChanged {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AppChanged");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// BroadcastStopped
+//
+
+/// For every other middle: a broadcast was taken out of its timeline.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct BroadcastStopped {
+  pub app: String,
+  /// The message id, 16 bytes.
+  pub id: Vec<u8>,
+}
+
+impl BroadcastStopped {
+  pub fn new(app: String, id: Vec<u8>) -> BroadcastStopped {
+    BroadcastStopped {
+      app,
+      id,
+    }
+  }
+}
+
+impl TSerializable for BroadcastStopped {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<BroadcastStopped> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("BroadcastStopped.app", &f_1)?;
+    verify_required_field_exists("BroadcastStopped.id", &f_2)?;
+    let ret = BroadcastStopped {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      id: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("BroadcastStopped");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 2))?;
+    o_prot.write_bytes(&self.id)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// JudgeSoon
+//
+
+/// For every other middle: a front may have missed a broadcast, so its sessions are to be judged.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct JudgeSoon {
+}
+
+impl JudgeSoon {
+  pub fn new() -> JudgeSoon {
+    JudgeSoon {}
+  }
+}
+
+impl TSerializable for JudgeSoon {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<JudgeSoon> {
+    i_prot.read_struct_begin()?;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = JudgeSoon {};
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("JudgeSoon");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for JudgeSoon {
+  fn default() -> Self {
+    JudgeSoon{}
+  }
+}
+
+//
+// Unwritten
+//
+
+/// For every other middle: what has it counted and not written yet?
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Unwritten {
+  pub app: String,
+  /// Message ids, 16 bytes each.
+  pub ids: Vec<Vec<u8>>,
+  /// Days in UTC, yyyymmdd.
+  pub days: Vec<i32>,
+}
+
+impl Unwritten {
+  pub fn new(app: String, ids: Vec<Vec<u8>>, days: Vec<i32>) -> Unwritten {
+    Unwritten {
+      app,
+      ids,
+      days,
+    }
+  }
+}
+
+impl TSerializable for Unwritten {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Unwritten> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<Vec<u8>>> = None;
+    let mut f_3: Option<Vec<i32>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_50 = i_prot.read_bytes()?;
+            val.push(list_elem_50);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_51 = i_prot.read_i32()?;
+            val.push(list_elem_51);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Unwritten.app", &f_1)?;
+    verify_required_field_exists("Unwritten.ids", &f_2)?;
+    verify_required_field_exists("Unwritten.days", &f_3)?;
+    let ret = Unwritten {
+      app: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      ids: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      days: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Unwritten");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app", TType::String, 1))?;
+    o_prot.write_string(&self.app)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ids", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::String, self.ids.len() as i32))?;
+    for e in &self.ids {
+      o_prot.write_bytes(e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("days", TType::List, 3))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::I32, self.days.len() as i32))?;
+    for e in &self.days {
+      o_prot.write_i32(*e)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Counted
+//
+
+/// What was counted of a broadcast.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Counted {
+  pub delivered: i64,
+  pub clicked: i64,
+}
+
+impl Counted {
+  pub fn new(delivered: i64, clicked: i64) -> Counted {
+    Counted {
+      delivered,
+      clicked,
+    }
+  }
+}
+
+impl TSerializable for Counted {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Counted> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Counted.delivered", &f_1)?;
+    verify_required_field_exists("Counted.clicked", &f_2)?;
+    let ret = Counted {
+      delivered: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      clicked: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Counted");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("delivered", TType::I64, 1))?;
+    o_prot.write_i64(self.delivered)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("clicked", TType::I64, 2))?;
+    o_prot.write_i64(self.clicked)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// UnwrittenCounts
+//
+
+/// Answer to Unwritten, in the order in which was asked.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct UnwrittenCounts {
+  pub broadcasts: Vec<Counted>,
+  pub days: Vec<DayCounters>,
+}
+
+impl UnwrittenCounts {
+  pub fn new(broadcasts: Vec<Counted>, days: Vec<DayCounters>) -> UnwrittenCounts {
+    UnwrittenCounts {
+      broadcasts,
+      days,
+    }
+  }
+}
+
+impl TSerializable for UnwrittenCounts {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<UnwrittenCounts> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<Counted>> = None;
+    let mut f_2: Option<Vec<DayCounters>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Counted> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_52 = Counted::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_52);
+          }
+          i_prot.read_list_end()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<DayCounters> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_53 = DayCounters::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_53);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("UnwrittenCounts.broadcasts", &f_1)?;
+    verify_required_field_exists("UnwrittenCounts.days", &f_2)?;
+    let ret = UnwrittenCounts {
+      broadcasts: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      days: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("UnwrittenCounts");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("broadcasts", TType::List, 1))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.broadcasts.len() as i32))?;
+    for e in &self.broadcasts {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("days", TType::List, 2))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.days.len() as i32))?;
+    for e in &self.days {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// AskSettled
+//
+
+/// For every other middle: before which id has it written all receipts?
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct AskSettled {
+}
+
+impl AskSettled {
+  pub fn new() -> AskSettled {
+    AskSettled {}
+  }
+}
+
+impl TSerializable for AskSettled {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<AskSettled> {
+    i_prot.read_struct_begin()?;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = AskSettled {};
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("AskSettled");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for AskSettled {
+  fn default() -> Self {
+    AskSettled{}
+  }
+}
+
+//
+// SettledBefore
+//
+
+/// Answer to AskSettled.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SettledBefore {
+  /// 16 bytes.
+  pub id: Vec<u8>,
+}
+
+impl SettledBefore {
+  pub fn new(id: Vec<u8>) -> SettledBefore {
+    SettledBefore {
+      id,
+    }
+  }
+}
+
+impl TSerializable for SettledBefore {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SettledBefore> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SettledBefore.id", &f_1)?;
+    let ret = SettledBefore {
+      id: f_1.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SettledBefore");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("id", TType::String, 1))?;
+    o_prot.write_bytes(&self.id)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -7318,8 +8580,8 @@ impl TSerializable for FrontItem {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<IndexEntry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_43 = IndexEntry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_43);
+            let list_elem_54 = IndexEntry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_54);
           }
           i_prot.read_list_end()?;
           f_3 = Some(val);
@@ -7332,8 +8594,8 @@ impl TSerializable for FrontItem {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Vec<u8>> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_44 = i_prot.read_bytes()?;
-            val.push(list_elem_44);
+            let list_elem_55 = i_prot.read_bytes()?;
+            val.push(list_elem_55);
           }
           i_prot.read_list_end()?;
           f_5 = Some(val);
@@ -7518,8 +8780,8 @@ impl TSerializable for FrontBatch {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<FrontItem> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_45 = FrontItem::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_45);
+            let list_elem_56 = FrontItem::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_56);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -7600,8 +8862,8 @@ impl TSerializable for FrontBatchReply {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<i32> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_46 = i_prot.read_i32()?;
-            val.push(list_elem_46);
+            let list_elem_57 = i_prot.read_i32()?;
+            val.push(list_elem_57);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);

@@ -106,6 +106,7 @@ pub(crate) async fn give_twice(
             let again = Incoming {
                 id: incoming.id,
                 lane: incoming.lane,
+                partition: incoming.partition,
                 deadline: incoming.deadline,
                 request: incoming.request.clone(),
                 answer,

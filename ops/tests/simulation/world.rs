@@ -244,9 +244,10 @@ impl World {
         }
         let (lanes, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| mpsc::channel(1024)).unzip();
         let lanes = <[_; 3]>::try_from(lanes).expect("three lanes");
-        let inbox = MiddleInbox::new(<[_; 3]>::try_from(receivers).expect("three lanes"));
-        let doubling =
-            tokio::spawn(give_twice(self.bus.attach_middle(), lanes, self.dice.clone(), self.weather.clone()));
+        let attached = self.bus.attach_middle();
+        let ownership = attached.ownership().clone();
+        let inbox = MiddleInbox::new(<[_; 3]>::try_from(receivers).expect("three lanes"), ownership);
+        let doubling = tokio::spawn(give_twice(attached, lanes, self.dice.clone(), self.weather.clone()));
         let middle = Middle::build(
             middle_tier::Config { check_interval: Duration::from_mins(1), ..middle_tier::Config::default() },
             middle_tier::Dependencies {
