@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::Shared;
 use crate::channels;
+use crate::line::Line;
 
 /// How often the front says that it lives.
 const LEASE_INTERVAL: Duration = Duration::from_secs(2);
@@ -24,7 +25,7 @@ pub(crate) async fn keep_lease(shared: Arc<Shared>) {
             Ok(leased) => {
                 let listed: Vec<_> = leased.revoked.iter().filter_map(|revoked| shared.revoke(revoked)).collect();
                 shared.credentials.revoked.keep(&listed, asked_at);
-                shared.learn(leased.generation);
+                shared.learn(leased.generations);
                 shared.leased(true);
                 // Also for those that could not be announced when it was due.
                 shared.announce.notify_one();
@@ -42,13 +43,16 @@ pub(crate) async fn announce(shared: Arc<Shared>) {
     let permits = Arc::new(Semaphore::new(shared.config.limits.announcements_max.max(1)));
     loop {
         shared.announce.notified().await;
-        let Some(generation) = shared.hub.generation() else { continue };
+        let due = |line: &Line| {
+            let generation = shared.hub.generation(line.partition);
+            generation.is_some_and(|generation| channels::needs_announcing(line, generation))
+        };
         let mut lines = shared.hub.lines();
-        lines.retain(|line| channels::needs_announcing(line, generation));
+        lines.retain(|line| due(line));
         for line in lines {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
             // While it waited it may have been announced for another reason.
-            if channels::needs_announcing(&line, generation) {
+            if due(&line) {
                 channels::announce(&shared, &line, permit);
             }
         }

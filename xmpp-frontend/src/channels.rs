@@ -293,7 +293,7 @@ async fn claim(shared: &Arc<Shared>, line: &Arc<Line>) -> Result<(), Failure> {
         _ => {}
     })?;
     lock(&line.work).generation = Some(connected.generation);
-    shared.learn(connected.generation);
+    shared.learn([(line.partition, connected.generation)]);
     Ok(())
 }
 
@@ -315,7 +315,7 @@ fn apply(shared: &Arc<Shared>, line: &Arc<Line>, number: u32, place: u64, reply:
     let frames = result.into_iter().chain(payloads).collect();
     let changes = read_changes(&reply.index);
     let applied = shared.hub.apply(line, place, changes, frames, shared.clock.now_ms());
-    shared.learn(reply.generation);
+    shared.learn([(line.partition, reply.generation)]);
     let mut work = lock(&line.work);
     if let Some(reopen) = reply.reopen {
         work.open.insert(number, reopen);

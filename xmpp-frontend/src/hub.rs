@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 use idl::audience::Audience;
 use idl::channel::Payload;
 use idl::contract::bus as wire;
-use idl::ids::{AccountId, AppId, Epoch, Generation};
+use idl::ids::{AccountId, AppId, Epoch, Generation, Partition};
 use tokio::sync::Notify;
 
 use crate::close::Reason;
 use crate::config::Limits;
+use crate::generations::Generations;
 use crate::index::{Change, Index, Membership, Memberships};
 use crate::line::Line;
 use crate::lock;
@@ -42,8 +43,7 @@ struct State {
     index: Index,
     ring: Ring,
     paced: Paced,
-    generation: Option<Generation>,
-    previous_generation: Option<Generation>,
+    generations: Generations,
 }
 
 /// One connection.
@@ -78,8 +78,7 @@ impl Hub {
             index: Index::default(),
             ring: Ring::new(limits.recent_broadcasts_max),
             paced: Paced::new(limits.paced_broadcasts_max, limits.paced_slots_max),
-            generation: None,
-            previous_generation: None,
+            generations: Generations::default(),
         };
         Self { state: Mutex::new(state), metrics, paced: Notify::new() }
     }
@@ -154,23 +153,17 @@ impl Hub {
         }
     }
 
-    /// The generation of the middle tier's memory, as far as it is known.
-    pub(crate) fn generation(&self) -> Option<Generation> {
-        lock(&self.state).generation
+    /// The generation of a partition of the middle tier's memory, as far as it is known.
+    pub(crate) fn generation(&self, partition: Partition) -> Option<Generation> {
+        lock(&self.state).generations.of(partition)
     }
 
-    /// Learns the generation that a reply carried. Returns true if it is another than before. A reply that was under way
-    /// while the memory changed still carries the one before: it teaches nothing.
-    pub(crate) fn learn(&self, generation: Generation) -> bool {
+    /// Learns the generations that a reply carried. Returns how many are others than before.
+    pub(crate) fn learn(&self, generations: impl IntoIterator<Item = (Partition, Generation)>) -> usize {
         let mut state = lock(&self.state);
-        if state.generation == Some(generation) || state.previous_generation == Some(generation) {
-            return false;
-        }
-        state.previous_generation = state.generation.replace(generation);
-        let changed = state.previous_generation.is_some();
-        if changed {
-            self.metrics.generations.inc();
-        }
+        let known = &mut state.generations;
+        let changed = generations.into_iter().filter(|(partition, now)| known.learn(*partition, *now)).count();
+        self.metrics.generations.inc_by(u64::from(changed > 0));
         changed
     }
 
@@ -511,16 +504,5 @@ mod tests {
         let (older, _) = Line::new(login, Epoch(1), "r", 4096, Work::default());
         assert_eq!(hub.attach(&older), Err(Reason::Conflict));
         assert_eq!(newer.closing(), None);
-    }
-
-    #[test]
-    fn a_reply_that_was_under_way_while_the_memory_changed_teaches_nothing() {
-        let hub = hub();
-        assert!(!hub.learn(Generation(1)), "the first is no change");
-        assert!(hub.learn(Generation(2)));
-        assert!(!hub.learn(Generation(1)));
-        assert!(!hub.learn(Generation(2)));
-        assert_eq!(hub.generation(), Some(Generation(2)));
-        assert!(hub.learn(Generation(3)));
     }
 }

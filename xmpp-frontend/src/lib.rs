@@ -12,6 +12,7 @@ mod config;
 mod connection;
 mod credentials;
 mod drain;
+mod generations;
 mod hub;
 mod index;
 mod line;
@@ -37,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use idl::bus::{Bus, FrontInbox};
 use idl::clock::{SharedClock, SharedEntropy};
 use idl::contract::bus::TokenRevoked;
-use idl::ids::{FrontId, Generation};
+use idl::ids::{FrontId, Generation, Partition};
 use idl::token::KeyRing;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -285,10 +286,11 @@ impl Shared {
         self.spawn(self.connections.track_future(task));
     }
 
-    /// Learns the generation that a reply of the middle tier carried.
-    pub(crate) fn learn(&self, generation: Generation) {
-        if self.hub.learn(generation) {
-            tracing::info!("the middle tier's memory is another: announcing all connections anew");
+    /// Learns the generations that a reply of the middle tier carried.
+    pub(crate) fn learn(&self, generations: impl IntoIterator<Item = (Partition, Generation)>) {
+        let changed = self.hub.learn(generations);
+        if changed > 0 {
+            tracing::info!(partitions = changed, "the middle tier's memory is another: announcing connections anew");
             self.announce.notify_one();
         }
     }

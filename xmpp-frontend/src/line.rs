@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use idl::ids::{AccountId, Epoch};
+use idl::ids::{AccountId, Epoch, Partition, Shard};
 use tokio::sync::Notify;
 
 use crate::channels::Work;
@@ -19,6 +19,8 @@ use crate::sasl::Login;
 /// One bound resource.
 pub(crate) struct Line {
     pub(crate) place: Place,
+    /// The part of the middle tier that works for the account.
+    pub(crate) partition: Partition,
     pub(crate) resource: Box<str>,
     state: Mutex<State>,
     pub(crate) work: Mutex<Work>,
@@ -97,6 +99,7 @@ impl Line {
         };
         let line = Self {
             place: Place { account: login.account, epoch },
+            partition: Shard::of_account(login.account).into(),
             resource: resource.into(),
             state: Mutex::new(state),
             work: Mutex::new(work),

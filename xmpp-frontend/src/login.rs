@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use idl::error::{Code, Failure};
+use idl::ids::Shard;
 use idl::xml::Limits;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
@@ -127,7 +128,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         let patience = Patience::For(shared.config.limits.channel_retry_time_max);
         let connected = shared.middle.connect(login.account, &resource, None, patience).await;
         let connected = connected.map_err(|failure| not_connected(&failure))?;
-        shared.learn(connected.generation);
+        shared.learn([(Shard::of_account(login.account).into(), connected.generation)]);
         let bytes_max = shared.config.limits.outbox_bytes_max;
         let work = Work::new(connected.generation);
         let (line, attachment) = Line::new(login, connected.epoch, &resource, bytes_max, work);

@@ -7,7 +7,7 @@ use idl::bus::{Bus, Call, Reply, Request};
 use idl::clock::SharedEntropy;
 use idl::contract::bus as wire;
 use idl::error::{Code, Failure};
-use idl::ids::{AccountId, Epoch, FrontId, Generation, InvalidId, Shard};
+use idl::ids::{AccountId, Epoch, FrontId, Generation, InvalidId, Partition, Shard};
 use tokio::time::Instant;
 
 use crate::close::Reason;
@@ -44,7 +44,7 @@ pub(crate) struct Connected {
 
 /// A lease that was renewed.
 pub(crate) struct Leased {
-    pub(crate) generation: Generation,
+    pub(crate) generations: Vec<(Partition, Generation)>,
     pub(crate) revoked: Vec<wire::TokenRevoked>,
 }
 
@@ -146,15 +146,28 @@ impl Middle {
         }
     }
 
-    /// Says that this front lives.
+    /// Says that this front lives. Any middle will do: one that is just being replaced must not make it look dead, so two
+    /// are tried.
     pub(crate) async fn lease(&self) -> Result<Leased, Failure> {
-        let request = Request::FrontLease(wire::FrontLease { front: self.front.to_string() });
-        match self.ask(Shard(0), request, Patience::Once).await? {
-            Reply::Leased(leased) => {
-                Ok(Leased { generation: generation(&leased.generation)?, revoked: leased.revoked })
+        let request = || Request::FrontLease(wire::FrontLease { front: self.front.to_string() });
+        let shard = || Shard(u16::try_from(self.entropy.below(1 << 16)).unwrap_or(0));
+        let reply = match self.ask(shard(), request(), Patience::Once).await {
+            Err(failure) if failure.code.retryable() => self.ask(shard(), request(), Patience::Once).await?,
+            reply => reply?,
+        };
+        let Reply::Leased(leased) = reply else { return Err(unexpected("FrontLease")) };
+        let generations = match leased.generations {
+            Some(all) => {
+                // A partition that nobody has is told by none.
+                let known = Partition::all().zip(all).filter(|(_, bytes)| !bytes.is_empty());
+                known.map(|(partition, bytes)| Ok((partition, generation(&bytes)?))).collect::<Result<_, Failure>>()?
             }
-            _ => Err(unexpected("FrontLease")),
-        }
+            None => {
+                let generation = generation(&leased.generation)?;
+                Partition::all().map(|partition| (partition, generation)).collect()
+            }
+        };
+        Ok(Leased { generations, revoked: leased.revoked })
     }
 
     async fn ask_channel(

@@ -13,7 +13,7 @@ use idl::channel::Payload;
 use idl::clock::{Clock, SharedClock, SystemEntropy};
 use idl::contract::bus as wire;
 use idl::error::{Code, Failure};
-use idl::ids::{AccountId, Epoch, FrontId, Generation, MessageId};
+use idl::ids::{AccountId, Epoch, FrontId, Generation, MessageId, Partition, Shard};
 use idl::token::KeyRing;
 use idl::xml::{Event, Limits as XmlLimits, StreamReader};
 use minidom::Element;
@@ -237,6 +237,8 @@ struct Inner {
 
 struct State {
     generation: Generation,
+    /// Partitions whose memory is another's.
+    moved: BTreeMap<Partition, Generation>,
     revoked: Vec<wire::TokenRevoked>,
     index: HashMap<AccountId, Vec<wire::IndexEntry>>,
     /// What was asked, leases left out.
@@ -252,6 +254,7 @@ impl Middle {
     fn start(bus: &Arc<InProcess>) -> Self {
         let state = State {
             generation: Generation(1),
+            moved: BTreeMap::new(),
             revoked: Vec::new(),
             index: HashMap::new(),
             asked: Vec::new(),
@@ -284,6 +287,12 @@ impl Middle {
     /// Another life of the middle's memory.
     pub(crate) fn set_generation(&self, generation: u128) {
         self.state(|state| state.generation = Generation(generation));
+    }
+
+    /// What is remembered of an account's partition is in another life.
+    pub(crate) fn move_partition(&self, account: AccountId, generation: u128) {
+        let partition = Shard::of_account(account).into();
+        self.state(|state| state.moved.insert(partition, Generation(generation)));
     }
 
     pub(crate) fn set_revoked(&self, revoked: Vec<wire::TokenRevoked>) {
@@ -363,13 +372,22 @@ impl Middle {
 
 impl State {
     fn reply(&mut self, id: u128, request: &Request) -> Reply {
-        let generation = self.generation.to_bytes().to_vec();
+        let of = |partition: &Partition| self.moved.get(partition).unwrap_or(&self.generation).to_bytes().to_vec();
+        let account = match request {
+            Request::Connect(connect) => connect.account.parse().ok(),
+            Request::OpenChannel(open) => open.account.parse().ok(),
+            Request::ChannelUp(up) => up.account.parse().ok(),
+            _ => None,
+        };
+        let generation = account
+            .map_or(self.generation.to_bytes().to_vec(), |account: AccountId| of(&Shard::of_account(account).into()));
+        let generations = (!self.moved.is_empty()).then(|| Partition::all().map(|partition| of(&partition)).collect());
         let channel = |index, payloads, reopen| {
             Reply::Channel(wire::ChannelReply { index, payloads, generation: generation.clone(), reopen })
         };
         match request {
             Request::FrontLease(_) => {
-                Reply::Leased(wire::Leased { generation, revoked: self.revoked.clone(), generations: None })
+                Reply::Leased(wire::Leased { generation, revoked: self.revoked.clone(), generations })
             }
             Request::Connect(connect) => {
                 let epoch = connect.epoch.clone().unwrap_or_else(|| Epoch(id).to_bytes().to_vec());

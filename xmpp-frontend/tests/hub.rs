@@ -313,6 +313,31 @@ async fn two_resources_of_an_account_live_side_by_side() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn when_a_partition_moves_its_accounts_are_announced_anew_and_no_others() {
+    let world = World::new().await;
+    let _one = world.subscriber(account(1), &[]).await;
+    let _two = world.subscriber(account(2), &[]).await;
+    let [first, second] = [1, 2].map(|number| idl::ids::Shard::of_account(account(number)));
+    assert_ne!(first.0 % 64, second.0 % 64, "the accounts are in two partitions");
+    world.middle.wait_for("OpenChannel", 2).await;
+    world.middle.move_partition(account(1), 7);
+    world.middle.wait_for("Connect", 3).await;
+    world.middle.wait_for("OpenChannel", 3).await;
+    // More leases tell nothing new.
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    let announced: Vec<_> = world
+        .middle
+        .asked()
+        .into_iter()
+        .filter_map(|request| match request {
+            idl::bus::Request::Connect(connect) => connect.epoch.map(|_| connect.account),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(announced, [account(1).to_string()]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_generation_that_changes_has_every_connection_announced_anew_with_its_epoch() {
     let world = World::with(Limits { announcements_max: 2, ..Limits::default() }).await;
     let mut clients = Vec::new();
