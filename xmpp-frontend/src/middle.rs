@@ -156,16 +156,13 @@ impl Middle {
             reply => reply?,
         };
         let Reply::Leased(leased) = reply else { return Err(unexpected("FrontLease")) };
-        let generations = match leased.generations {
-            Some(all) => {
-                // A partition that nobody has is told by none.
-                let known = Partition::all().zip(all).filter(|(_, bytes)| !bytes.is_empty());
-                known.map(|(partition, bytes)| Ok((partition, generation(&bytes)?))).collect::<Result<_, Failure>>()?
-            }
-            None => {
-                let generation = generation(&leased.generation)?;
-                Partition::all().map(|partition| (partition, generation)).collect()
-            }
+        let generations = if let Some(all) = leased.generations {
+            // A partition that nobody has is told by none.
+            let known = Partition::all().zip(all).filter(|(_, bytes)| !bytes.is_empty());
+            known.map(|(partition, bytes)| Ok((partition, generation(&bytes)?))).collect::<Result<_, Failure>>()?
+        } else {
+            let generation = generation(&leased.generation)?;
+            Partition::all().map(|partition| (partition, generation)).collect()
         };
         Ok(Leased { generations, revoked: leased.revoked })
     }
