@@ -5,6 +5,7 @@
 //! asked for; a test that kills servers starts one of its own. A server ends with the process that started it, however that
 //! ends.
 
+mod hbase;
 mod mariadb;
 mod ports;
 mod programs;
@@ -14,6 +15,7 @@ mod waiting;
 
 use std::sync::OnceLock;
 
+pub use hbase::{HBase, HBaseOptions, TableSpec};
 pub use mariadb::MariaDb;
 pub use redis::Redis;
 
@@ -31,6 +33,17 @@ pub fn mariadb() -> Option<&'static MariaDb> {
     static ONE: OnceLock<Option<MariaDb>> = OnceLock::new();
     let one = ONE.get_or_init(|| {
         programs::present(MariaDb::missing(), "mariadb-server").then(|| MariaDb::start().expect("MariaDB starts"))
+    });
+    one.as_ref()
+}
+
+/// The HBase of this process, started now if it is not; `None`, said aloud, where what it needs is not installed and may be
+/// absent.
+pub fn hbase() -> Option<&'static HBase> {
+    static ONE: OnceLock<Option<HBase>> = OnceLock::new();
+    let one = ONE.get_or_init(|| {
+        let package = "default-jdk-headless and maven";
+        programs::present(HBase::missing(), package).then(|| HBase::start().expect("HBase starts"))
     });
     one.as_ref()
 }

@@ -22,7 +22,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 pub(crate) fn present(missing: Option<&str>, package: &str) -> bool {
     let Some(missing) = missing else { return true };
     let demanded = ["CI", "DEMAND_ALL_TESTS"].into_iter().filter_map(variable).any(|value| value != "0");
-    assert!(!demanded, "{missing} is not installed: ops/test installs it, from the package {package}");
-    eprintln!("skipped: {missing} is not installed; ops/test installs it, from the package {package}");
+    assert!(!demanded, "{missing} is not installed: ops/test installs it, from {package}");
+    eprintln!("skipped: {missing} is not installed; ops/test installs it, from {package}");
     false
 }
