@@ -12,11 +12,15 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 const CRATES: &[(&str, &[&str], &[&str])] = &[
     ("idl", &[], &["axum", "hyper", "ureq", "fjall", "rusqlite", "mysql_async", "hbase-thrift"]),
     ("schema", &["idl"], &["axum", "hyper", "minidom", "rxml"]),
-    ("middle-tier", &["idl", "schema"], &["axum", "hyper", "minidom", "rxml", "fjall", "rusqlite", "moka", "redis", "mysql_async", "hbase-thrift"]),
+    (
+        "middle-tier",
+        &["idl", "schema"],
+        &["axum", "hyper", "minidom", "rxml", "fjall", "rusqlite", "moka", "redis", "mysql_async", "hbase-thrift"],
+    ),
     ("xmpp-frontend", &["idl"], &["fjall", "rusqlite", "redis", "mysql_async", "hbase-thrift"]),
     ("http-frontend", &["idl"], &["fjall", "rusqlite", "redis", "mysql_async", "hbase-thrift", "minidom"]),
     ("sdk-android-bridge", &["idl"], &["axum", "hyper", "fjall", "rusqlite", "prometheus-client"]),
-    ("servers", &[], &[]),
+    ("ops/servers", &[], &["tokio", "redis", "mysql_async", "hbase-thrift"]),
     ("ops", &["idl", "schema", "middle-tier", "xmpp-frontend", "http-frontend", "sdk-android-bridge"], &[]),
 ];
 
@@ -71,6 +75,7 @@ fn text(path: &Path) -> String {
     String::from_utf8(fs::read(root().join(path)).expect("a file of the tree")).unwrap_or_default()
 }
 
+/// Every package by its folder, as a path from the root.
 fn packages() -> BTreeMap<String, Package> {
     let metadata = MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))
@@ -78,8 +83,8 @@ fn packages() -> BTreeMap<String, Package> {
         .exec()
         .expect("cargo knows the workspace");
     let folder = |package: &Package| {
-        let folder = package.manifest_path.parent().and_then(|folder| folder.file_name());
-        folder.expect("a package is in a folder").to_owned()
+        let folder = package.manifest_path.parent().and_then(|folder| folder.strip_prefix(root()).ok());
+        folder.expect("a package is in a folder below the root").to_string()
     };
     metadata.packages.into_iter().map(|package| (folder(&package), package)).collect()
 }

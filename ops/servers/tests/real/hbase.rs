@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::thread;
 use std::time::Duration;
 
 use servers::{HBase, HBaseOptions, TableSpec};
@@ -59,7 +60,7 @@ fn hbase_keeps_its_tables_and_its_port_when_it_is_killed_and_started_again() {
     let mut hbase = HBase::start().expect("it starts");
     hbase.create_tables(&[
         table("tower_bells"),
-        TableSpec { ttl: Some(Duration::from_secs(60)), ..table("tower_ropes") },
+        TableSpec { ttl: Some(Duration::from_mins(1)), ..table("tower_ropes") },
     ]);
     // Once more is nothing.
     hbase.create_tables(&[table("tower_bells")]);
@@ -101,7 +102,10 @@ fn a_gateway_of_its_own_lives_and_dies_apart_from_hbase() {
     assert!(tables(&hbase, true).is_err(), "there is nobody behind it");
     hbase.restart();
     assert_eq!(hbase.gateway_pid(), gateway);
-    let found = (0..30).find_map(|_| tables(&hbase, true).ok());
+    let found = (0..300).find_map(|_| {
+        thread::sleep(Duration::from_millis(100));
+        tables(&hbase, true).ok()
+    });
     assert_eq!(found.expect("it finds HBase again"), ["tower_bells"]);
 
     hbase.pause_gateway();
