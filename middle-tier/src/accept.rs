@@ -12,7 +12,7 @@ use schema::days::DayCounts;
 use schema::expiries::Expiry;
 use schema::feedback::InvalidKind;
 use schema::records::Record;
-use schema::registrations::Registration;
+use schema::profiles::Profile;
 use schema::traces::DropReason;
 
 use crate::accounts::signed;
@@ -240,9 +240,9 @@ struct Plan {
     id: MessageId,
     kind: i32,
     recipients: u64,
-    deliveries: Vec<(Arc<Message>, Vec<Arc<Registration>>)>,
+    deliveries: Vec<(Arc<Message>, Vec<Arc<Profile>>)>,
     /// Older messages that these take the place of.
-    collapsed: Vec<(Arc<Registration>, MessageId)>,
+    collapsed: Vec<(Arc<Profile>, MessageId)>,
 }
 
 impl Plans {
@@ -254,7 +254,7 @@ impl Plans {
     }
 
     /// What comes later in a request takes the place of what comes before it under the same collapse key.
-    fn collapse(&mut self, key: &str, registration: &Registration, outcomes: &mut Outcomes<'_>) {
+    fn collapse(&mut self, key: &str, registration: &Profile, outcomes: &mut Outcomes<'_>) {
         let regid = registration.regid;
         let Some(older) = self.newest.insert((regid, key.to_owned()), self.all.len()) else { return };
         let Some(older) = self.all.get_mut(older) else { return };
@@ -387,7 +387,7 @@ async fn singles(
 }
 
 /// Why a message is not for one of its targets, if it isn't.
-fn left_out_for(shared: &Shared, order: &Order, registration: &Registration) -> Option<DropReason> {
+fn left_out_for(shared: &Shared, order: &Order, registration: &Profile) -> Option<DropReason> {
     if order.filter.as_ref().is_some_and(|filter| !judge::holds(filter, registration)) {
         return Some(DropReason::Filtered);
     }
@@ -405,7 +405,7 @@ fn tell(
     message: &Message,
     invalid: &[String],
     left_out: &[(RegId, DropReason)],
-    registrations: &BTreeMap<RegId, Arc<Registration>>,
+    registrations: &BTreeMap<RegId, Arc<Profile>>,
     names: &BTreeMap<RegId, String>,
     outcomes: &mut Outcomes<'_>,
 ) {
@@ -454,16 +454,16 @@ fn paced_over(deliveries: u64, per_second: u32) -> u64 {
 /// One message for all, or, where receipts name the aliases that were sent to, one for each alias.
 fn deliveries(
     message: Message,
-    registrations: BTreeMap<RegId, Arc<Registration>>,
+    registrations: BTreeMap<RegId, Arc<Profile>>,
     names: &BTreeMap<RegId, String>,
-) -> Vec<(Arc<Message>, Vec<Arc<Registration>>)> {
+) -> Vec<(Arc<Message>, Vec<Arc<Profile>>)> {
     if registrations.is_empty() {
         return Vec::new();
     }
     if message.handling.callback.is_none() || names.is_empty() || message.notification.alias_name.is_some() {
         return vec![(Arc::new(message), registrations.into_values().collect())];
     }
-    let mut by_alias: BTreeMap<Option<&String>, Vec<Arc<Registration>>> = BTreeMap::new();
+    let mut by_alias: BTreeMap<Option<&String>, Vec<Arc<Profile>>> = BTreeMap::new();
     for (regid, registration) in registrations {
         by_alias.entry(names.get(&regid)).or_default().push(registration);
     }
@@ -473,7 +473,7 @@ fn deliveries(
         Arc::new(message)
     };
     // A message with several targets is stored once under its id, so each of these is stored in the mailboxes themselves.
-    let single = |(alias, registrations): (Option<&String>, Vec<Arc<Registration>>)| {
+    let single = |(alias, registrations): (Option<&String>, Vec<Arc<Profile>>)| {
         let message = of_alias(alias);
         registrations
             .into_iter()
@@ -487,8 +487,8 @@ fn deliveries(
 async fn collapsing(
     shared: &Arc<Shared>,
     order: &Order,
-    registrations: &BTreeMap<RegId, Arc<Registration>>,
-) -> Result<Vec<(Arc<Registration>, MessageId)>, Failure> {
+    registrations: &BTreeMap<RegId, Arc<Profile>>,
+) -> Result<Vec<(Arc<Profile>, MessageId)>, Failure> {
     let Some(key) = &order.handling.collapse_key else { return Ok(Vec::new()) };
     let registrations: Vec<_> = registrations.values().collect();
     let mut found = Vec::new();

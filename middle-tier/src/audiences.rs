@@ -56,7 +56,7 @@ pub(crate) async fn dry_run(shared: &Arc<Shared>, app: &App, order: &Order) -> R
         let concerned = resolved
             .registrations
             .values()
-            .filter(|registration| order.filter.as_ref().is_none_or(|filter| judge::holds(filter, registration)));
+            .filter(|registration| order.filter.as_ref().is_none_or(|filter| judge::holds(filter, registration.as_ref())));
         let (mut registrations, mut online) = (0, 0);
         for registration in concerned {
             registrations += 1;
@@ -121,7 +121,7 @@ pub(crate) async fn count(shared: &Arc<Shared>, app: &AppId, audience: &Audience
 /// How many of these registrations the expression holds for, from what is stored of each.
 async fn certain(shared: &Arc<Shared>, app: &AppId, audience: &Audience, regids: Vec<RegId>) -> Result<u64, Failure> {
     let found = shared.registrations.read(&regids).await?;
-    let holds = found.iter().flatten().filter(|found| found.app == *app && judge::holds(audience, found));
+    let holds = found.iter().flatten().filter(|found| found.app == *app && judge::holds(audience, *found));
     Ok(holds.count() as u64)
 }
 

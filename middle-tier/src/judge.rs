@@ -1,8 +1,11 @@
 //! Judgement: does a stored broadcast concern a registration? Decided from stored membership alone.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use idl::audience::{Audience, Comparison, Evaluate};
 use idl::ids::{Alias, MessageId, TopicName, UserAccount};
 use idl::message::Message;
+use schema::profiles::Profile;
 use schema::registrations::Registration;
 
 /// True if the broadcast waits for the registration: it is for it, and not only for who was connected.
@@ -16,17 +19,39 @@ pub(crate) fn is_for(message: &Message, registration: &Registration) -> bool {
     // Taking back concerns whom the message that is taken back concerned.
     let at = message.handling.revokes.unwrap_or(message.id);
     message.id > registration.created_at
-        && message.audience.as_ref().is_some_and(|audience| audience.evaluate(&Membership { registration, at }))
+        && message.audience.as_ref().is_some_and(|audience| audience.evaluate(&Membership { facts: registration.into(), at }))
 }
 
 /// True if an expression holds for a registration as it is now.
-pub(crate) fn holds(audience: &Audience, registration: &Registration) -> bool {
-    audience.evaluate(&Membership { registration, at: MessageId::MAX })
+pub(crate) fn holds<'a>(audience: &Audience, registration: impl Into<Facts<'a>>) -> bool {
+    audience.evaluate(&Membership { facts: registration.into(), at: MessageId::MAX })
+}
+
+/// What expressions ask of a registration.
+pub(crate) struct Facts<'a> {
+    attributes: &'a BTreeMap<String, String>,
+    aliases: &'a BTreeSet<Alias>,
+    user_accounts: &'a BTreeSet<UserAccount>,
+    topics: &'a BTreeMap<TopicName, MessageId>,
+}
+
+impl<'a> From<&'a Registration> for Facts<'a> {
+    fn from(registration: &'a Registration) -> Self {
+        let Registration { attributes, aliases, user_accounts, topics, .. } = registration;
+        Self { attributes, aliases, user_accounts, topics }
+    }
+}
+
+impl<'a> From<&'a Profile> for Facts<'a> {
+    fn from(profile: &'a Profile) -> Self {
+        let Profile { attributes, aliases, user_accounts, topics, .. } = profile;
+        Self { attributes, aliases, user_accounts, topics }
+    }
 }
 
 /// A registration's membership as it counts for a message.
 struct Membership<'a> {
-    registration: &'a Registration,
+    facts: Facts<'a>,
     at: MessageId,
 }
 
@@ -38,19 +63,19 @@ impl Evaluate for Membership<'_> {
     }
 
     fn topic(&self, topic: &TopicName) -> bool {
-        self.registration.topics.get(topic).is_some_and(|since| *since < self.at)
+        self.facts.topics.get(topic).is_some_and(|since| *since < self.at)
     }
 
     fn alias(&self, alias: &Alias) -> bool {
-        self.registration.aliases.contains(alias)
+        self.facts.aliases.contains(alias)
     }
 
     fn user_account(&self, user_account: &UserAccount) -> bool {
-        self.registration.user_accounts.contains(user_account)
+        self.facts.user_accounts.contains(user_account)
     }
 
     fn attribute(&self, comparison: &Comparison) -> bool {
-        self.registration.attributes.get(comparison.attribute()).is_some_and(|value| comparison.holds(value))
+        self.facts.attributes.get(comparison.attribute()).is_some_and(|value| comparison.holds(value))
     }
 
     fn and(&self, a: bool, b: bool) -> bool {

@@ -60,6 +60,7 @@ use schema::feedback::Feedback;
 use schema::idempotency::Idempotency;
 use schema::mailbox::Mailboxes;
 use schema::names::Names;
+use schema::profiles::{NearLimits, Profiles};
 use schema::records::Records;
 use schema::registrations::Registrations;
 use schema::sorted::SortedStore;
@@ -133,6 +134,8 @@ pub struct Config {
     pub receipt_post_bytes_max: usize,
     /// How long one post may take.
     pub receipt_post_time_max: Duration,
+    /// Profiles of registrations that are remembered in the process.
+    pub near: NearLimits,
 }
 
 impl Config {
@@ -167,6 +170,7 @@ impl Default for Config {
             receipts_per_post_max: 500,
             receipt_post_bytes_max: 256 * 1024,
             receipt_post_time_max: Duration::from_secs(15),
+            near: NearLimits::default(),
         }
     }
 }
@@ -213,6 +217,7 @@ pub(crate) struct Shared {
     pub(crate) poster: Arc<dyn Poster>,
     pub(crate) accounts: Accounts,
     pub(crate) registrations: Registrations,
+    pub(crate) profiles: Profiles,
     pub(crate) names: Names,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) timelines: Timelines,
@@ -259,13 +264,15 @@ impl Middle {
         let started_ms = clock.now_ms();
         let (broadcasts, publisher) = publish::queue();
         let (audience_counts, counter) = audiences::queue();
+        let profiles = Profiles::new(Arc::clone(&sorted), Arc::clone(&cache), config.near);
         let shared = Arc::new(Shared {
             bus,
             apps: Apps::new(Arc::clone(&catalog)),
             catalog,
             cache,
             accounts: Accounts::new(Arc::clone(&sorted)),
-            registrations: Registrations::new(Arc::clone(&sorted)),
+            registrations: Registrations::remembered(Arc::clone(&sorted), profiles.clone()),
+            profiles,
             names: Names::new(Arc::clone(&sorted)),
             mailboxes: Mailboxes::new(Arc::clone(&sorted)),
             timelines: Timelines::new(Arc::clone(&sorted)),
@@ -316,6 +323,7 @@ impl Middle {
         jobs.spawn(publisher.run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(counter.run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(sweep::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(follow_profiles(Arc::clone(&shared), drain.clone()));
         jobs.spawn(alarms::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(counts::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(schedules::run(Arc::clone(&shared), drain.clone()));
@@ -336,4 +344,9 @@ impl Middle {
         }
         shared.tasks.finish().await;
     }
+}
+
+/// Forgets profiles that other middles changed, until `drain` is cancelled.
+async fn follow_profiles(shared: Arc<Shared>, drain: CancellationToken) {
+    drain.run_until_cancelled(shared.profiles.follow()).await;
 }

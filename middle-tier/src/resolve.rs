@@ -6,7 +6,7 @@ use std::sync::Arc;
 use idl::error::{Code, Failure};
 use idl::ids::{Alias, AppId, RegId, UserAccount};
 use schema::names::Name;
-use schema::registrations::Registration;
+use schema::profiles::Profile;
 
 use crate::Shared;
 use crate::accept::RECIPIENTS_MAX;
@@ -17,7 +17,7 @@ const PAGE: usize = 500;
 /// Registrations to send to, and the targets that named none.
 #[derive(Default)]
 pub(crate) struct Resolved {
-    pub(crate) registrations: BTreeMap<RegId, Arc<Registration>>,
+    pub(crate) registrations: BTreeMap<RegId, Arc<Profile>>,
     pub(crate) bad_targets: Vec<String>,
     /// By which alias a registration was found, where one was.
     pub(crate) names: BTreeMap<RegId, String>,
@@ -29,12 +29,12 @@ pub(crate) async fn regids(shared: &Shared, app: &AppId, targets: Vec<String>) -
     let mut resolved = Resolved::default();
     let parsed: Vec<Option<RegId>> = targets.iter().map(|target| target.parse().ok()).collect();
     let known: Vec<RegId> = parsed.iter().flatten().copied().collect();
-    let mut found = shared.registrations.read(&known).await?.into_iter();
+    let mut found = shared.profiles.read(&known).await?.into_iter();
     for (target, regid) in targets.into_iter().zip(parsed) {
         let registration = regid.and_then(|_| found.next().flatten()).filter(|found| found.app == *app);
         match registration {
             Some(registration) => {
-                resolved.registrations.insert(registration.regid, Arc::new(registration));
+                resolved.registrations.insert(registration.regid, registration);
             }
             None => resolved.bad_targets.push(target),
         }
@@ -91,19 +91,19 @@ pub(crate) async fn members(
     shared: &Shared,
     app: &AppId,
     name: &Name,
-) -> Result<BTreeMap<RegId, Arc<Registration>>, Failure> {
+) -> Result<BTreeMap<RegId, Arc<Profile>>, Failure> {
     let limit = shared.config.registrations_per_name_max;
     let mut members = BTreeMap::new();
     let mut after = None;
     loop {
         let page = shared.names.members(app, name, after, PAGE).await?;
-        for registration in shared.registrations.read(&page).await?.into_iter().flatten() {
+        for registration in shared.profiles.read(&page).await?.into_iter().flatten() {
             let has = match name {
                 Name::Alias(alias) => registration.aliases.contains(alias),
                 Name::UserAccount(user_account) => registration.user_accounts.contains(user_account),
             };
             if has && registration.app == *app {
-                members.insert(registration.regid, Arc::new(registration));
+                members.insert(registration.regid, registration);
             }
         }
         if members.len() > limit {

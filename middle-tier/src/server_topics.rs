@@ -6,7 +6,7 @@ use idl::contract::bus::{ChangeTopic, TopicChanged};
 use idl::error::{Code, Failure};
 use idl::ids::{MessageId, TopicName};
 use schema::catalog::App;
-use schema::registrations::Registration;
+use schema::profiles::Profile;
 use tokio::task::JoinSet;
 
 use crate::accept::check_packages;
@@ -62,7 +62,7 @@ async fn finish(changes: &mut JoinSet<Result<(), Failure>>) -> Result<(), Failur
 async fn change_one(
     shared: &Arc<Shared>,
     id: MessageId,
-    found: &Registration,
+    found: &Profile,
     topic: &TopicName,
     subscribe: bool,
 ) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 //! topic members, messages, mailboxes, timelines), the [`catalog`] (what is small and filtered richly: apps, revocations,
 //! segments, templates, schedules) and the [`cache`] (routes and leases, which may vanish at any moment). The domain stores
 //! ([`accounts`], [`registrations`], [`names`], [`topics`], [`messages`], [`mailbox`], [`timeline`], [`records`],
-//! [`traces`], [`receipts`], [`expiries`], [`feedback`], [`idempotency`], [`days`]) are written once, on the sorted store;
+//! [`traces`], [`profiles`], [`receipts`], [`expiries`], [`feedback`], [`idempotency`], [`days`]) are written once, on the sorted store;
 //! each says its key layout at the top of its file. A [`batch`] writes to several of them as one.
 
 pub mod accounts;
@@ -20,6 +20,7 @@ pub mod keys;
 pub mod mailbox;
 pub mod messages;
 pub mod names;
+pub mod profiles;
 pub mod receipts;
 pub mod records;
 pub mod registrations;

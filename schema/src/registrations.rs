@@ -32,6 +32,7 @@ use crate::accounts;
 use crate::batch::Batch;
 use crate::keys::Key;
 use crate::names::{self, Name};
+use crate::profiles::Profiles;
 use crate::sorted::{Cells, Mutation, Put, Row, RowRead, SortedStore, StoreError, Table};
 use crate::topics;
 use crate::value::{Read, Reader, Writer};
@@ -146,12 +147,29 @@ pub struct Progress {
 #[derive(Clone)]
 pub struct Registrations {
     store: Arc<dyn SortedStore>,
+    /// Forget what changes here.
+    profiles: Option<Profiles>,
 }
 
 impl Registrations {
     /// On a sorted store.
     pub fn new(store: Arc<dyn SortedStore>) -> Self {
-        Self { store }
+        Self { store, profiles: None }
+    }
+
+    /// On a sorted store whose registrations' profiles are remembered: they forget what changes here.
+    pub fn remembered(store: Arc<dyn SortedStore>, profiles: Profiles) -> Self {
+        Self { store, profiles: Some(profiles) }
+    }
+
+    /// Writes what changes a registration's profile.
+    async fn write(&self, regid: RegId, batch: Vec<Mutation>) -> Result<(), StoreError> {
+        let written = self.store.write(batch).await;
+        // Also when it failed: it may have happened.
+        if let Some(profiles) = &self.profiles {
+            profiles.forget(&[regid]).await;
+        }
+        written
     }
 
     /// The registrations with these ids, in this order, in one multi-row read; `None` where there is none.
@@ -173,7 +191,7 @@ impl Registrations {
             accounts::registration_cell(&new.app),
             new.regid.0.to_vec(),
         ));
-        self.store.write(batch).await
+        self.write(new.regid, batch).await
     }
 
     /// Writes what differs between two states of one registration, with its index rows: the row first. Nothing is written
@@ -186,7 +204,7 @@ impl Registrations {
             batch.push(put(new.regid, BASE.to_vec(), after));
         }
         differences(Some(old), new, &mut batch);
-        if batch.is_empty() { Ok(()) } else { self.store.write(batch).await }
+        if batch.is_empty() { Ok(()) } else { self.write(new.regid, batch).await }
     }
 
     /// Removes a registration and all that hangs on it: its row first, then the account's cell (if it is still this
@@ -205,7 +223,7 @@ impl Registrations {
         }
         batch.extend(index_rows(registration).into_iter().map(|(table, row)| Mutation::DeleteRow { table, row }));
         batch.push(Mutation::DeleteRow { table: Table::Mailboxes, row: regid.0.to_vec() });
-        self.store.write(batch).await
+        self.write(regid, batch).await
     }
 
     /// Writes the progress of registrations in one call, over what is stored. That of a registration that is gone does not
