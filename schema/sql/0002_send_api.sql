@@ -1,10 +1,10 @@
 -- An application signs its receipts and may be limited in what it sends; 0 is no limit. The table is made anew because a
 -- column that is added would need a default, and a secret must not have one.
 CREATE TABLE app_with_limits (
-    id                   TEXT PRIMARY KEY NOT NULL,
+    id                   TEXT /* 255 */ PRIMARY KEY NOT NULL,
     package              TEXT NOT NULL,
     app_key              TEXT NOT NULL,
-    secret_sha256        BLOB NOT NULL CHECK (length(secret_sha256) = 32),
+    secret_sha256        BLOB /* 32 */ NOT NULL CHECK (length(secret_sha256) = 32),
     agreement_secret     BLOB NOT NULL CHECK (length(agreement_secret) = 32),
     broadcast_key        BLOB NOT NULL CHECK (length(broadcast_key) = 32),
     signing_seed         BLOB NOT NULL CHECK (length(signing_seed) = 32),
@@ -26,8 +26,8 @@ CREATE UNIQUE INDEX app_by_secret ON app (secret_sha256);
 
 -- Audience expressions under names.
 CREATE TABLE segment (
-    app           TEXT NOT NULL,
-    name          TEXT NOT NULL CHECK (name <> ''),
+    app           TEXT /* 255 */ NOT NULL,
+    name          TEXT /* 1024 */ NOT NULL CHECK (name <> ''),
     expression    TEXT NOT NULL,
     changed_at_ms INTEGER NOT NULL,
     PRIMARY KEY (app, name)
@@ -35,8 +35,8 @@ CREATE TABLE segment (
 
 -- Texts with variables under names. Extras are a JSON object of strings.
 CREATE TABLE template (
-    app           TEXT NOT NULL,
-    name          TEXT NOT NULL CHECK (name <> ''),
+    app           TEXT /* 255 */ NOT NULL,
+    name          TEXT /* 1024 */ NOT NULL CHECK (name <> ''),
     title         TEXT,
     description   TEXT,
     payload       TEXT,
@@ -47,9 +47,9 @@ CREATE TABLE template (
 
 -- Sends that go out later. A firing has begun while firing_message is set.
 CREATE TABLE schedule (
-    id               BLOB PRIMARY KEY NOT NULL CHECK (length(id) = 16),
-    app              TEXT NOT NULL,
-    job_key          TEXT,
+    id               BLOB /* 16 */ PRIMARY KEY NOT NULL CHECK (length(id) = 16),
+    app              TEXT /* 255 */ NOT NULL,
+    job_key          TEXT /* 1024 */,
     created_at_ms    INTEGER NOT NULL,
     due_ms           INTEGER NOT NULL,
     local_time       TEXT,
@@ -57,7 +57,7 @@ CREATE TABLE schedule (
     repeat_time_zone TEXT,
     repeat_until_ms  INTEGER,
     send             BLOB NOT NULL,
-    state            TEXT NOT NULL CHECK (state IN ('waiting', 'done')),
+    state            TEXT /* 16 */ NOT NULL CHECK (state IN ('waiting', 'done')),
     firing_due_ms    INTEGER,
     firing_message   BLOB CHECK (length(firing_message) = 16),
     last_message     BLOB CHECK (length(last_message) = 16),
@@ -70,5 +70,6 @@ CREATE TABLE schedule (
 CREATE INDEX schedule_by_due ON schedule (state, due_ms, id);
 CREATE INDEX schedule_by_app ON schedule (app, id);
 CREATE INDEX schedule_by_job_key ON schedule (app, job_key, id) WHERE job_key IS NOT NULL;
--- How many of an application wait is counted whenever it makes another.
-CREATE INDEX schedule_that_waits ON schedule (app) WHERE state = 'waiting';
+-- How many of an application wait is counted whenever it makes another. MySQL, which has all rows in an index, takes the
+-- comment for what it says.
+CREATE INDEX schedule_that_waits ON schedule (app /*! , state */) WHERE state = 'waiting';

@@ -13,6 +13,7 @@
 //! [`TimedOut`]: crate::sorted::StoreError::TimedOut
 
 pub mod apps;
+pub mod mysql;
 pub mod revocations;
 pub mod schedules;
 pub mod segments;
@@ -24,6 +25,11 @@ pub use revocations::Revocations;
 pub use schedules::{Created, Firing, Repeat, Schedule, ScheduleState, Schedules};
 pub use segments::{Segment, Segments};
 pub use templates::{Template, Templates};
+
+/// The numbered migrations, in SQLite's words, which [`mysql`] puts into its own; the number of a migration is its place,
+/// from 1. Never changed in what they do once released, only added to.
+const MIGRATIONS: &[&str] =
+    &[include_str!("../sql/0001_apps_and_revocations.sql"), include_str!("../sql/0002_send_api.sql")];
 
 /// Everything in the catalog. What can be done with it is in the traits that it unites, one a topic.
 pub trait Catalog: Apps + Revocations + Segments + Templates + Schedules {}

@@ -14,7 +14,7 @@ use std::time::Duration;
 use idl::ids::AppId;
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, TransactionBehavior, params};
 
-use super::Stored;
+use super::{MIGRATIONS, Stored};
 use crate::sorted::StoreError;
 
 mod apps;
@@ -22,10 +22,6 @@ mod revocations;
 mod schedules;
 mod segments;
 mod templates;
-
-/// The numbered migrations; the number of a migration is its place, from 1. Never changed once released, only added to.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../../sql/0001_apps_and_revocations.sql"), include_str!("../../sql/0002_send_api.sql")];
 
 /// How long a statement waits for another process that has the file locked, such as a tool of the operator's.
 const BUSY: Duration = Duration::from_secs(5);
