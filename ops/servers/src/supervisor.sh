@@ -10,8 +10,14 @@ kind=$2
 shift 2
 pid=
 
-finish() {
+end_server() {
     [ -z "$pid" ] || { kill -KILL "-$pid" "$pid"; wait "$pid"; } 2>/dev/null
+    pid=
+    exec 3>&-
+}
+
+finish() {
+    end_server
     rm -rf "$folder"
 }
 trap finish EXIT
@@ -28,6 +34,7 @@ esac
 while read -r order rest; do
     case $order in
     start)
+        end_server
         # A group of its own, so that what the server starts dies with it. It and we wait for each other at the pipe.
         setsid "$@" <"$folder/commands" >&5 2>>"$folder/log" 5>&- &
         pid=$!
@@ -35,13 +42,11 @@ while read -r order rest; do
         echo "supervisor: $pid"
         ;;
     KILL)
-        { kill -KILL "-$pid" "$pid"; wait "$pid"; } 2>/dev/null
-        pid=
-        exec 3>&-
+        end_server
         echo "supervisor: killed"
         ;;
     STOP | CONT)
-        kill "-$order" "$pid" 2>/dev/null
+        [ -z "$pid" ] || kill "-$order" "$pid" 2>/dev/null
         echo "supervisor: signalled"
         ;;
     tell)

@@ -1,6 +1,7 @@
 //! Redis can be killed, started again and made to stand still, and never outlives who started it.
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -31,6 +32,13 @@ fn redis_keeps_its_data_and_its_port_when_it_is_killed_and_started_again() {
     assert_eq!(answer(&redis, "GET bell").expect("get"), "rings");
     assert_eq!(redis.url(), url);
     assert_ne!(redis.pid(), pid);
+    // A restart of one that runs is a kill first; one that is gone can be killed again.
+    redis.restart();
+    assert_eq!(answer(&redis, "GET bell").expect("get"), "rings");
+    redis.kill();
+    redis.kill();
+    redis.restart();
+    assert_eq!(answer(&redis, "GET bell").expect("get"), "rings");
 }
 
 #[test]
@@ -54,6 +62,29 @@ fn a_redis_with_a_password_starts_and_asks_for_it() {
     let redis = Redis::start_with(&["--requirepass", "campana"]).expect("it starts");
     assert!(answer(&redis, "GET bell").expect("an answer").starts_with("-NOAUTH"));
     assert_eq!(answer(&redis, "AUTH campana").expect("an answer"), "+OK");
+}
+
+#[test]
+fn a_redis_with_a_certificate_speaks_tls_and_nothing_else() {
+    if servers::redis().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| folder.path().join(name).display().to_string());
+    fs::write(&certificate, made.cert.pem()).expect("a file");
+    fs::write(&key, made.signing_key.serialize_pem()).expect("a file");
+    let args = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &certificate];
+    let redis = Redis::start_with(&args).expect("it starts");
+    assert_eq!(redis.url(), format!("rediss://127.0.0.1:{}", redis.port()));
+
+    let mut stream = TcpStream::connect(("127.0.0.1", redis.port())).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+    stream.write_all(b"PING\r\n").expect("written");
+    // It may send an alert first: 21 and the version.
+    let mut said = Vec::new();
+    let _ = stream.read_to_end(&mut said);
+    assert!(said.is_empty() || said.starts_with(&[21, 3]), "{}", String::from_utf8_lossy(&said));
 }
 
 #[test]
