@@ -8,6 +8,7 @@ use tokio::sync::broadcast;
 use crate::sorted::StoreError;
 
 pub mod in_process;
+pub mod redis;
 
 /// Which front holds a connection of an account, and since when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,20 @@ pub struct Left {
     pub day_sent: u64,
     /// Milliseconds until the second has room for one message; 0 if it has.
     pub wait_ms: u64,
+}
+
+impl Left {
+    /// What is left of a second with room for `per_second_max`, and of a day.
+    fn of(second_left: f64, per_second_max: f64, day_sent: u64) -> Self {
+        let missing = (1.0 - second_left).max(0.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not below 0, and a cast saturates"
+        )]
+        let wait_ms = if per_second_max > 0.0 { (missing / per_second_max * 1000.0).ceil() as u64 } else { 0 };
+        Self { second_left, day_sent, wait_ms }
+    }
 }
 
 /// What a cache knows of a record.

@@ -39,14 +39,14 @@ impl Quotas {
                 None => return Grant::Unknown,
             }
             if want.messages > 0 && sent.saturating_add(want.messages) > per_day {
-                return Grant::DailyQuota(used.left(max, sent));
+                return Grant::DailyQuota(Left::of(used.left, max, sent));
             }
         }
         if per_second > 0 && want.messages > 0 {
             #[expect(clippy::cast_precision_loss, reason = "beyond 2^53 messages one more or less is of no account")]
             let wanted = want.messages as f64;
             if used.left < wanted.min(max) && !want.owe {
-                return Grant::RateLimited(used.left(max, sent));
+                return Grant::RateLimited(Left::of(used.left, max, sent));
             }
             let left = used.left - wanted;
             // What was scheduled is paid off in a second, however much of it came at once; what is owed besides stays.
@@ -56,7 +56,7 @@ impl Quotas {
             *known = known.saturating_add(want.messages);
             sent = *known;
         }
-        Grant::Taken(used.left(max, sent))
+        Grant::Taken(Left::of(used.left, max, sent))
     }
 
     pub(super) fn refund(&mut self, app: &AppId, day: u32, messages: u64) {
@@ -88,16 +88,5 @@ impl Used {
             }
         }
         self.days.iter_mut().find(|(known, _)| *known == day).map(|(_, sent)| sent)
-    }
-
-    fn left(&self, max: f64, day_sent: u64) -> Left {
-        let missing = (1.0 - self.left).max(0.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "not below 0, and a cast saturates"
-        )]
-        let wait_ms = if max > 0.0 { (missing / max * 1000.0).ceil() as u64 } else { 0 };
-        Left { second_left: self.left, day_sent, wait_ms }
     }
 }
