@@ -12,7 +12,9 @@ use idl::ids::{AccountId, AppId, FrontId, MessageId, RegId};
 use idl::message::{Handling, Message};
 use schema::cache::Cache;
 use schema::cache::in_process::{CacheLimits, InProcessCache};
+use schema::cache::redis::{RedisCache, RedisLimits, RedisOptions};
 use schema::catalog::Catalog;
+use schema::catalog::mysql::{MysqlCatalog, MysqlOptions};
 use schema::catalog::sqlite::SqliteCatalog;
 use schema::registrations::{Cursor, RecentBroadcast, Registration};
 use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -82,6 +84,29 @@ pub(crate) fn sqlite_in_memory() -> CatalogWorld {
     CatalogWorld { catalog: Arc::new(SqliteCatalog::in_memory().unwrap()), _folder: None }
 }
 
+/// A database of its own for each case.
+pub(crate) fn mysql() -> Option<CatalogWorld> {
+    static CASES: AtomicU64 = AtomicU64::new(0);
+    let server = servers::mariadb()?;
+    let url = server.url(&format!("case_{}", CASES.fetch_add(1, Ordering::Relaxed)));
+    // Patient, for all cases together are more than the machine does at once.
+    let patience = Duration::from_mins(1);
+    let options = MysqlOptions {
+        url,
+        connections_max: 4,
+        connect_timeout: patience,
+        statement_timeout: patience,
+        call_timeout: patience,
+        ..MysqlOptions::default()
+    };
+    let opening = async {
+        MysqlCatalog::migrate(&options).await?;
+        MysqlCatalog::open(options).await
+    };
+    let catalog = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(opening)).unwrap();
+    Some(CatalogWorld { catalog: Arc::new(catalog), _folder: None })
+}
+
 pub(crate) struct CacheWorld {
     pub(crate) cache: Arc<dyn Cache>,
     pub(crate) clock: Arc<TestClock>,
@@ -93,6 +118,44 @@ pub(crate) fn in_process() -> CacheWorld {
         (TestClock::new(), CacheLimits { routes_max: 4, fronts_max: 2, lease: Duration::from_secs(10) });
     let cache = Arc::new(InProcessCache::new(clock.clone(), Arc::new(SystemEntropy), limits));
     CacheWorld { cache, clock, limits }
+}
+
+/// Processes that share a cache in Redis.
+pub(crate) struct RedisProcesses {
+    pub(crate) one: RedisCache,
+    pub(crate) other: RedisCache,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) options: RedisOptions,
+}
+
+pub(crate) fn redis_processes() -> Option<RedisProcesses> {
+    static CASES: AtomicU64 = AtomicU64::new(0);
+    let (server, clock) = (servers::redis()?, TestClock::new());
+    let options = RedisOptions {
+        url: server.url(),
+        prefix: format!("conformance.{}", CASES.fetch_add(1, Ordering::SeqCst)),
+        // A machine that is busy is no fault here.
+        connect_timeout: Duration::from_secs(30),
+        response_timeout: Duration::from_secs(30),
+        limits: RedisLimits {
+            fronts_max: 2,
+            resources_max: 4,
+            lease: Duration::from_millis(300),
+            ..RedisLimits::default()
+        },
+        clock: Some(clock.clone()),
+        ..RedisOptions::default()
+    };
+    let process = || RedisCache::start(options.clone(), Arc::new(SystemEntropy)).unwrap();
+    Some(RedisProcesses { one: process(), other: process(), clock, options })
+}
+
+pub(crate) fn redis() -> Option<CacheWorld> {
+    let RedisProcesses { one, clock, options, .. } = redis_processes()?;
+    // Routes are bounded by the server's memory alone.
+    let limits =
+        CacheLimits { routes_max: usize::MAX, fronts_max: options.limits.fronts_max, lease: options.limits.lease };
+    Some(CacheWorld { cache: Arc::new(one), clock, limits })
 }
 
 // ------------------------------------------------------------------------------------------------ cells
