@@ -1,8 +1,9 @@
-//! Routes, leases and generations.
+//! Routes, leases, generations and records.
 
 use idl::ids::{AccountId, Epoch, FrontId};
-use schema::cache::{Claim, Route};
+use schema::cache::{Claim, Forgotten, Known, Route};
 use schema::sorted::StoreError;
+use tokio::sync::broadcast::error::TryRecvError;
 
 use crate::world::{CacheWorld, START_MS};
 
@@ -13,10 +14,12 @@ cases! { $ cache:
     a_route_is_released_by_its_epoch_alone,
     a_front_lives_while_its_lease_lasts,
     wiping_forgets_everything_and_begins_a_new_generation,
-    a_full_cache_refuses_a_claim_and_keeps_its_routes,
-    routes_of_fronts_that_are_gone_make_room,
     leases_are_bounded_and_those_that_ended_make_room,
     one_of_many_concurrent_claims_is_left,
+    an_account_is_connected_by_a_front_that_lives,
+    what_is_known_of_a_record_is_what_was_kept_or_nothing,
+    what_was_forgotten_is_not_known,
+    nothing_is_heard_of_what_this_process_forgot,
 }
 
 const A: AccountId = AccountId(1);
@@ -90,31 +93,6 @@ pub(crate) async fn wiping_forgets_everything_and_begins_a_new_generation(world:
     assert!(!cache.front_lives(FrontId(1)).await.unwrap());
 }
 
-pub(crate) async fn a_full_cache_refuses_a_claim_and_keeps_its_routes(world: CacheWorld) {
-    let cache = world.cache;
-    cache.renew_lease(FrontId(1)).await.unwrap();
-    for account in 0..world.limits.routes_max as u128 {
-        cache.claim(AccountId(account), "push", route(1, 10)).await.unwrap();
-    }
-    assert!(matches!(cache.claim(AccountId(99), "push", route(1, 11)).await, Err(StoreError::Unavailable(_))));
-    assert_eq!(cache.route(AccountId(0), "push").await.unwrap(), Some(route(1, 10)));
-    let again = cache.claim(AccountId(0), "push", route(1, 12)).await.unwrap();
-    assert_eq!(again, Claim::Won { previous: Some(route(1, 10)) }, "a route that is held may change hands");
-    assert!(cache.release(AccountId(1), "push", Epoch(10)).await.unwrap());
-    assert_eq!(cache.claim(AccountId(99), "push", route(1, 11)).await.unwrap(), Claim::Won { previous: None });
-}
-
-pub(crate) async fn routes_of_fronts_that_are_gone_make_room(world: CacheWorld) {
-    let cache = world.cache;
-    cache.renew_lease(FrontId(1)).await.unwrap();
-    for account in 0..world.limits.routes_max as u128 {
-        cache.claim(AccountId(account), "push", route(account % 2, 10)).await.unwrap();
-    }
-    assert_eq!(cache.claim(AccountId(99), "push", route(1, 11)).await.unwrap(), Claim::Won { previous: None });
-    assert_eq!(cache.route(AccountId(0), "push").await.unwrap(), None, "front 0 has no lease");
-    assert_eq!(cache.route(AccountId(1), "push").await.unwrap(), Some(route(1, 10)));
-}
-
 pub(crate) async fn leases_are_bounded_and_those_that_ended_make_room(world: CacheWorld) {
     let cache = world.cache;
     for front in 0..world.limits.fronts_max as u128 {
@@ -136,4 +114,55 @@ pub(crate) async fn one_of_many_concurrent_claims_is_left(world: CacheWorld) {
         claim.await.unwrap().unwrap();
     }
     assert_eq!(world.cache.route(A, "push").await.unwrap(), Some(route(50, 50)));
+}
+
+pub(crate) async fn an_account_is_connected_by_a_front_that_lives(world: CacheWorld) {
+    let cache = world.cache;
+    let (living, gone, nobody) = (FrontId(1), 2, AccountId(9));
+    cache.renew_lease(living).await.unwrap();
+    cache.claim(A, "push", route(gone, 10)).await.unwrap();
+    cache.claim(A, "desk", route(1, 11)).await.unwrap();
+    cache.claim(AccountId(2), "push", route(gone, 12)).await.unwrap();
+    cache.claim(AccountId(3), "push", route(1, 13)).await.unwrap();
+    let accounts = [AccountId(3), nobody, A, AccountId(2), A];
+    assert_eq!(cache.connected(&accounts).await.unwrap(), [true, false, true, false, true]);
+    assert!(cache.connected(&[]).await.unwrap().is_empty());
+    cache.release(A, "desk", Epoch(11)).await.unwrap();
+    assert_eq!(cache.connected(&[A]).await.unwrap(), [false]);
+    world.clock.set(START_MS + u64::try_from(world.limits.lease.as_millis()).unwrap());
+    assert_eq!(cache.connected(&[AccountId(3)]).await.unwrap(), [false], "its front is gone");
+}
+
+pub(crate) async fn what_is_known_of_a_record_is_what_was_kept_or_nothing(world: CacheWorld) {
+    let cache = world.cache;
+    let keys: Vec<Vec<u8>> = (0..50_u8).map(|key| vec![key; usize::from(key)]).collect();
+    assert_eq!(cache.records(&keys).await.unwrap(), vec![None; 50]);
+    let known = |key: &Vec<u8>| if key.len() % 3 == 0 { Known::Absent } else { Known::Present(key.repeat(2)) };
+    let kept = keys.iter().filter(|key| key.len() % 2 == 0).map(|key| (key.clone(), known(key))).collect();
+    cache.keep(kept).await.unwrap();
+    for (key, found) in keys.iter().zip(cache.records(&keys).await.unwrap()) {
+        assert!(found.is_none() || key.len() % 2 == 0 && found == Some(known(key)), "{key:?}: {found:?}");
+    }
+    cache.keep(Vec::new()).await.unwrap();
+    assert_eq!(cache.records(&[]).await.unwrap(), []);
+}
+
+pub(crate) async fn what_was_forgotten_is_not_known(world: CacheWorld) {
+    let (cache, key) = (world.cache, b"key".to_vec());
+    cache.keep(vec![(key.clone(), Known::Present(b"old".to_vec()))]).await.unwrap();
+    cache.forget(std::slice::from_ref(&key)).await.unwrap();
+    assert_eq!(cache.records(std::slice::from_ref(&key)).await.unwrap(), [None]);
+    cache.keep(vec![(key.clone(), Known::Present(b"old".to_vec()))]).await.unwrap();
+    assert_eq!(cache.records(&[key]).await.unwrap(), [None], "a slow reader put back what was old");
+    cache.forget(&[]).await.unwrap();
+}
+
+pub(crate) async fn nothing_is_heard_of_what_this_process_forgot(world: CacheWorld) {
+    let mut forgotten = world.cache.forgotten();
+    world.cache.forget(&[b"key".to_vec()]).await.unwrap();
+    match forgotten.try_recv() {
+        // A subscription that has just begun.
+        Err(TryRecvError::Empty) | Ok(Forgotten::All) => {}
+        other => panic!("{other:?}"),
+    }
 }
