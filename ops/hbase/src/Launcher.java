@@ -9,6 +9,8 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.HexFormat;
 import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Future;
 import org.apache.hadoop.conf.Configuration;
 import org.apache.hadoop.fs.FileUtil;
 import org.apache.hadoop.hbase.HBaseConfiguration;
@@ -36,7 +38,14 @@ import org.apache.hadoop.util.ToolRunner;
  * <pre>Launcher REGION_SERVER_PORT[,…] GATEWAY_PORT|- framed|buffered</pre>
  *
  * Says "launcher: ready" when every table can be used, then answers each line of its standard input with one line:
- * "launcher: done" or "launcher: failed: …".
+ * "launcher: done" or "launcher: failed: …":
+ *
+ * <pre>
+ * create (TABLE FAMILY TTL_SECONDS|- HEX_SPLIT_KEY[,…]|-)…
+ * disable-drop PREFIX
+ * abort-regionserver
+ * add-regionserver
+ * </pre>
  */
 public final class Launcher {
     private static final String LOOPBACK = "127.0.0.1";
@@ -57,7 +66,11 @@ public final class Launcher {
             cluster.addRegionServer(onPort(ports[i]), i);
         }
         cluster.startup();
-        connection = ConnectionFactory.createConnection(conf);
+        // What takes long is asked after more often than a client would.
+        Configuration impatient = new Configuration(conf);
+        impatient.setInt(HConstants.HBASE_CLIENT_PAUSE, 10);
+        impatient.setInt(HConstants.HBASE_CLIENT_RETRIES_NUMBER, 1000);
+        connection = ConnectionFactory.createConnection(impatient);
         admin = connection.getAdmin();
         untilTrue("the master to be ready", () -> cluster.getActiveMaster() != null && cluster.getActiveMaster().isInitialized());
         for (TableName table : admin.listTableNames()) {
@@ -90,7 +103,15 @@ public final class Launcher {
     private String answer(String[] words) {
         try {
             switch (words[0]) {
-                case "create" -> create(words[1], words[2], words[3], words[4]);
+                case "create" -> {
+                    List<Future<Void>> made = new ArrayList<>();
+                    for (int i = 1; i < words.length; i += 4) {
+                        made.add(create(words[i], words[i + 1], words[i + 2], words[i + 3]));
+                    }
+                    for (Future<Void> table : made) {
+                        table.get();
+                    }
+                }
                 case "abort-regionserver" -> abortRegionServer();
                 case "add-regionserver" -> addRegionServer();
                 case "disable-drop" -> drop(words[1]);
@@ -103,8 +124,8 @@ public final class Launcher {
         }
     }
 
-    /** A table with one family, cut into regions at the keys; nothing if it is there already. */
-    private void create(String name, String family, String ttl, String splits) throws IOException {
+    /** Begins to make a table with one family, cut into regions at the keys; nothing if it is there already. */
+    private Future<Void> create(String name, String family, String ttl, String splits) throws IOException {
         var described = ColumnFamilyDescriptorBuilder.newBuilder(family.getBytes(StandardCharsets.UTF_8))
             .setBloomFilterType(BloomType.ROW)
             .setBlockCacheEnabled(true)
@@ -115,17 +136,13 @@ public final class Launcher {
         TableName table = TableName.valueOf(name);
         TableDescriptor descriptor = TableDescriptorBuilder.newBuilder(table).setColumnFamily(described.build()).build();
         if (admin.tableExists(table)) {
-            return;
+            return CompletableFuture.completedFuture(null);
         }
-        if (splits.equals("-")) {
-            admin.createTable(descriptor);
-        } else {
-            List<byte[]> keys = new ArrayList<>();
-            for (String key : splits.split(",")) {
-                keys.add(HexFormat.of().parseHex(key));
-            }
-            admin.createTable(descriptor, keys.toArray(new byte[0][]));
+        List<byte[]> keys = new ArrayList<>();
+        for (String key : splits.equals("-") ? new String[0] : splits.split(",")) {
+            keys.add(HexFormat.of().parseHex(key));
         }
+        return admin.createTableAsync(descriptor, keys.isEmpty() ? null : keys.toArray(new byte[0][]));
     }
 
     /** Makes a region server end as after a fault of its own, without handing over its regions. */

@@ -53,25 +53,25 @@ pub struct TableSpec {
 }
 
 impl TableSpec {
-    /// The command for the launcher.
-    fn command(&self) -> anyhow::Result<String> {
+    /// As the launcher is told.
+    fn described(&self) -> anyhow::Result<String> {
         for name in [&self.name, &self.family] {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
             ensure!(!name.is_empty() && name.bytes().all(plain), "{name:?} is no name of a table or family");
         }
         ensure!(self.splits.iter().all(|key| !key.is_empty()), "{}: the first region has no first key", self.name);
         let ttl = self.ttl.map_or_else(|| "-".to_owned(), |ttl| ttl.as_secs().max(1).to_string());
-        let mut command = format!("create {} {} {ttl} ", self.name, self.family);
+        let mut described = format!("{} {} {ttl} ", self.name, self.family);
         for (i, key) in self.splits.iter().enumerate() {
-            command.push_str(if i > 0 { "," } else { "" });
+            described.push_str(if i > 0 { "," } else { "" });
             for byte in key {
-                let _ = write!(command, "{byte:02x}");
+                let _ = write!(described, "{byte:02x}");
             }
         }
         if self.splits.is_empty() {
-            command.push('-');
+            described.push('-');
         }
-        Ok(command)
+        Ok(described)
     }
 }
 
@@ -134,13 +134,15 @@ impl HBase {
         self.cluster.folder().join("log")
     }
 
-    /// Makes the tables; one that is there already is left as it is. They can be used when this returns. Panics if a table
+    /// Makes the tables, all at once; one that is there already is left as it is. They can be used when this returns. Panics if a table
     /// can't be made.
     pub fn create_tables(&self, tables: &[TableSpec]) {
-        for table in tables {
-            let made = table.command().and_then(|command| self.command(&command));
-            made.with_context(|| format!("table {}", table.name)).expect("a table can be made");
+        if tables.is_empty() {
+            return;
         }
+        let described: Result<Vec<_>, _> = tables.iter().map(TableSpec::described).collect();
+        let made = described.and_then(|described| self.command(&format!("create {}", described.join(" "))));
+        made.expect("the tables can be made");
     }
 
     /// Removes every table whose name begins so. Panics if that can't be done.

@@ -1,55 +1,58 @@
 //! HBase can be killed, started again and made to stand still, whole or its gateway alone, and never outlives who started it.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
+use hbase_thrift::hbase::{HbaseSyncClient, Mutation, THbaseSyncClient};
 use servers::{HBase, HBaseOptions, TableSpec};
+use thrift017::protocol::{TBinaryInputProtocol, TBinaryOutputProtocol};
+use thrift017::transport::{
+    TBufferedReadTransport, TBufferedWriteTransport, TFramedReadTransport, TFramedWriteTransport, TIoChannel,
+    TReadTransport, TTcpChannel, TWriteTransport,
+};
 
 fn table(name: &str) -> TableSpec {
     let splits = (1..64).map(|shard| vec![shard * 4]).collect();
     TableSpec { name: name.to_owned(), family: "d".to_owned(), splits, ttl: None }
 }
 
-/// The names of all tables, as the gateway tells them: one call of Thrift's binary protocol, by hand.
-fn tables(hbase: &HBase, framed: bool) -> io::Result<Vec<String>> {
-    let mut stream = TcpStream::connect(hbase.gateway())?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    // Version 1, a call, its name and number, and a struct without fields.
-    let call = b"\x80\x01\x00\x01\x00\x00\x00\x0dgetTableNames\x00\x00\x00\x01\x00";
-    if framed {
-        stream.write_all(&u32::try_from(call.len()).expect("it is short").to_be_bytes())?;
-    }
-    stream.write_all(call)?;
-    if framed {
-        stream.read_exact(&mut [0; 4])?;
-    }
-    let mut head = [0; 25];
-    stream.read_exact(&mut head)?;
-    assert_eq!(head[..4], *b"\x80\x01\x00\x02", "it is a reply");
-    // Field 0, a list of strings.
-    let mut field = [0; 4];
-    stream.read_exact(&mut field)?;
-    if field[0] != 15 {
-        return Err(io::Error::other("the gateway knows no answer"));
-    }
-    assert_eq!(field, *b"\x0f\x00\x00\x0b");
-    (0..number(&mut stream)?)
-        .map(|_| {
-            let mut name = vec![0; number(&mut stream)?];
-            stream.read_exact(&mut name)?;
-            Ok(String::from_utf8(name).expect("a plain name"))
-        })
-        .collect()
+/// A client of its gateway, in the framed or the buffered transport.
+fn client(hbase: &HBase, framed: bool) -> thrift017::Result<impl THbaseSyncClient> {
+    let stream = TcpStream::connect(hbase.gateway())?;
+    // Longer than the gateway itself waits for HBase.
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+    let (read, write) = TTcpChannel::with_stream(stream).split()?;
+    let (read, write): (Box<dyn TReadTransport + Send>, Box<dyn TWriteTransport + Send>) = if framed {
+        (Box::new(TFramedReadTransport::new(read)), Box::new(TFramedWriteTransport::new(write)))
+    } else {
+        (Box::new(TBufferedReadTransport::new(read)), Box::new(TBufferedWriteTransport::new(write)))
+    };
+    Ok(HbaseSyncClient::new(TBinaryInputProtocol::new(read, true), TBinaryOutputProtocol::new(write, true)))
 }
 
-fn number(stream: &mut TcpStream) -> io::Result<usize> {
-    let mut bytes = [0; 4];
-    stream.read_exact(&mut bytes)?;
-    let number = usize::try_from(u32::from_be_bytes(bytes)).expect("it fits");
-    assert!(number < 10_000, "{number} is no length in this test");
-    Ok(number)
+/// The names of all tables.
+fn tables(hbase: &HBase, framed: bool) -> thrift017::Result<Vec<String>> {
+    let names = client(hbase, framed)?.get_table_names()?;
+    Ok(names.into_iter().map(|name| String::from_utf8(name).expect("a plain name")).collect())
+}
+
+/// Writes a row of one cell into each of the first regions of the table.
+fn ring(hbase: &HBase, framed: bool) -> thrift017::Result<()> {
+    let mut client = client(hbase, framed)?;
+    for shard in 0..16 {
+        let mutation = Mutation::new(false, b"d:note".to_vec(), b"G".to_vec(), true);
+        client.mutate_row(b"tower_bells".to_vec(), vec![shard * 4, 1], vec![mutation], BTreeMap::new())?;
+    }
+    Ok(())
+}
+
+/// How many of these rows are there.
+fn rung(hbase: &HBase, framed: bool) -> thrift017::Result<usize> {
+    let rows = (0..16).map(|shard| vec![shard * 4, 1]).collect();
+    Ok(client(hbase, framed)?.get_rows(b"tower_bells".to_vec(), rows, BTreeMap::new())?.len())
 }
 
 #[test]
@@ -65,11 +68,13 @@ fn hbase_keeps_its_tables_and_its_port_when_it_is_killed_and_started_again() {
     // Once more is nothing.
     hbase.create_tables(&[table("tower_bells")]);
     assert_eq!(tables(&hbase, false).expect("names"), ["tower_bells", "tower_ropes"]);
+    ring(&hbase, false).expect("written");
     let (gateway, pid) = (hbase.gateway(), hbase.pid());
     hbase.kill();
     assert!(TcpStream::connect(gateway).is_err(), "it is gone");
     hbase.restart();
     assert_eq!(tables(&hbase, false).expect("names"), ["tower_bells", "tower_ropes"]);
+    assert_eq!(rung(&hbase, false).expect("rows"), 16);
     assert_eq!(hbase.gateway(), gateway);
     assert_ne!(hbase.pid(), pid);
     hbase.pause();
@@ -97,16 +102,17 @@ fn a_gateway_of_its_own_lives_and_dies_apart_from_hbase() {
     hbase.restart_gateway();
     assert_eq!(tables(&hbase, true).expect("names"), ["tower_bells"]);
 
+    ring(&hbase, true).expect("written");
     let gateway = hbase.gateway_pid();
     hbase.kill();
-    assert!(tables(&hbase, true).is_err(), "there is nobody behind it");
+    assert!(rung(&hbase, true).is_err(), "there is nobody behind it");
     hbase.restart();
     assert_eq!(hbase.gateway_pid(), gateway);
     let found = (0..300).find_map(|_| {
         thread::sleep(Duration::from_millis(100));
-        tables(&hbase, true).ok()
+        rung(&hbase, true).ok()
     });
-    assert_eq!(found.expect("it finds HBase again"), ["tower_bells"]);
+    assert_eq!(found.expect("it finds HBase again"), 16);
 
     hbase.pause_gateway();
     let mut stream = TcpStream::connect(hbase.gateway()).expect("the system accepts for it");
@@ -125,7 +131,9 @@ fn a_region_server_can_end_when_another_is_there() {
     let hbase = HBase::start().expect("it starts");
     hbase.create_tables(&[table("tower_bells")]);
     hbase.add_region_server();
+    ring(&hbase, false).expect("written");
     hbase.abort_region_server();
+    assert_eq!(rung(&hbase, false).expect("rows"), 16);
     hbase.create_tables(&[table("tower_ropes")]);
     assert_eq!(tables(&hbase, false).expect("names"), ["tower_bells", "tower_ropes"]);
 }
