@@ -88,9 +88,8 @@ struct Shared {
 /// What was answered when the generation was asked for.
 struct Asked {
     at: Instant,
-    /// Over which connection.
-    connection: u64,
-    answer: Result<Generation, StoreError>,
+    /// And the number of the connection that answered.
+    answer: Result<(Generation, u64), StoreError>,
 }
 
 impl Drop for RedisCache {
@@ -170,21 +169,22 @@ impl Shared {
     }
 
     /// The generation; the new one that is given here if there is none, or in any case.
-    async fn ask_generation(&self, begin: bool) -> Result<Generation, StoreError> {
+    /// And the number of the connection that answered.
+    async fn ask_generation(&self, begin: bool) -> Result<(Generation, u64), StoreError> {
         // Its time only helps a reader of it.
         let clock = self.clock.clone().unwrap_or_else(|| Arc::new(SystemClock));
         let candidate = new_generation(&clock, &self.entropy).to_string();
         let key = self.keys.generation();
         let begin = u8::from(begin);
-        let answer: String = self
+        let (answer, connection): (String, u64) = self
             .connection
             .call(Effect::Writes, async move |mut link| {
                 let mut call = GENERATION.prepare_invoke();
                 call.key(key).arg(candidate).arg(&*link.run).arg(begin);
-                call.invoke_async(&mut link.connection).await
+                Ok((call.invoke_async(&mut link.connection).await?, link.number))
             })
             .await?;
-        parsed(&answer)
+        Ok((parsed(&answer)?, connection))
     }
 }
 
@@ -373,20 +373,19 @@ impl Cache for RedisCache {
         // Whoever waits here gets the answer of who asks, also when it is an error: else they would wait one by one.
         let mut asked = shared.generation.lock().await;
         if let Some(asked) = &*asked {
-            let fresh = asked.answer.is_ok()
-                && asked.connection == shared.connection.number()
-                && asked.at.elapsed() < shared.limits.generation_age_max;
+            let fresh = asked.answer.as_ref().is_ok_and(|(_, connection)| {
+                shared.connection.number() == Some(*connection) && asked.at.elapsed() < shared.limits.generation_age_max
+            });
             if fresh || asked.at > began {
-                return asked.answer.clone();
+                return asked.answer.clone().map(|(generation, _)| generation);
             }
         }
-        let connection = shared.connection.number();
         let at = Instant::now();
         let answer = shared.ask_generation(false).await;
-        // The age counts from the question, and who came while it was asked may have the answer.
+        // A generation is as old as the question; an error is for all who came before it.
         let at = if answer.is_ok() { at } else { Instant::now() };
-        *asked = Some(Asked { at, connection, answer: answer.clone() });
-        answer
+        *asked = Some(Asked { at, answer: answer.clone() });
+        answer.map(|(generation, _)| generation)
     }
 
     async fn wipe(&self) -> Result<Generation, StoreError> {
@@ -394,7 +393,7 @@ impl Cache for RedisCache {
         shared.delete_everything().await?;
         let mut asked = shared.generation.lock().await;
         *asked = None;
-        let generation = shared.ask_generation(true).await?;
+        let (generation, _) = shared.ask_generation(true).await?;
         let mut pipe = redis::pipe();
         pipe.publish(shared.keys.forgotten(), forgotten::everything(&shared.speaker));
         shared.pipe::<Value>(Effect::Writes, pipe).await?;

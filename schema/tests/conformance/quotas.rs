@@ -16,6 +16,7 @@ cases! { $ quotas:
     an_app_without_limits_is_not_counted,
     around_midnight_both_days_are_known,
     changed_limits_begin_anew,
+    wiping_forgets_what_was_used,
     apps_have_quotas_of_their_own,
     of_many_at_once_so_many_pass_as_there_is_room_for,
     numbers_beyond_all_use_do_no_harm,
@@ -150,6 +151,15 @@ pub(crate) async fn changed_limits_begin_anew(world: CacheWorld) {
     assert_eq!(cache.take(want(&app, 20, 100, 1)).await.unwrap(), Grant::Unknown);
     let again = Want { sent_before: Some(10), ..want(&app, 20, 100, 1) };
     assert_eq!(cache.take(again).await.unwrap(), Grant::Taken(left(19.0, 11, 0)));
+}
+
+pub(crate) async fn wiping_forgets_what_was_used(world: CacheWorld) {
+    let (cache, app) = (world.cache, app("demo"));
+    let all = Want { sent_before: Some(0), ..want(&app, 10, 100, 10) };
+    assert_eq!(cache.take(all).await.unwrap(), Grant::Taken(left(0.0, 10, 100)));
+    cache.wipe().await.unwrap();
+    assert_eq!(cache.take(want(&app, 10, 100, 10)).await.unwrap(), Grant::Unknown);
+    assert_eq!(cache.take(all).await.unwrap(), Grant::Taken(left(0.0, 10, 100)));
 }
 
 pub(crate) async fn apps_have_quotas_of_their_own(world: CacheWorld) {

@@ -201,9 +201,9 @@ impl Connection {
         }
     }
 
-    /// The number of the connection that is there; 0 for none.
-    pub(super) fn number(&self) -> u64 {
-        if let Slot::Up(link) = &*self.slot.borrow() { link.number } else { 0 }
+    /// The number of the connection, while there is one.
+    pub(super) fn number(&self) -> Option<u64> {
+        if let Slot::Up(link) = &*self.slot.borrow() { Some(link.number) } else { None }
     }
 
     /// One call, within the time for a response.

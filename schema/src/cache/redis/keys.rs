@@ -15,6 +15,7 @@
 use std::fmt::Write as _;
 
 use idl::ids::{AccountId, AppId, Shard};
+use ring::digest;
 
 /// Tags of routes, as many as the work of the middle tier has partitions.
 const ROUTE_TAGS: u16 = 64;
@@ -59,11 +60,7 @@ impl Keys {
 
     /// The tag of a record and its name.
     pub(super) fn record(&self, key: &[u8]) -> (u8, String) {
-        // FNV-1a: it need only spread.
-        let hash = key
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-        let tag = (hash >> 56) as u8 % RECORD_TAGS;
+        let tag = digest::digest(&digest::SHA256, key).as_ref()[0] % RECORD_TAGS;
         let mut name = format!("{}:{{r{tag}}}:record:", self.prefix);
         for byte in key {
             // Writing to a string can't fail.
@@ -85,5 +82,40 @@ impl Keys {
     pub(super) fn everything(&self) -> [String; 6] {
         ["{s??}:route:*", "{fronts}:lease", "{meta}:sweep", "{*}:quota", "{*}:sent", "{r*}:record:*"]
             .map(|pattern| format!("{}:{pattern}", self.prefix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(name: &str) -> &str {
+        let (_, rest) = name.split_once('{').expect("a tag");
+        rest.split_once('}').expect("a tag that ends").0
+    }
+
+    #[test]
+    fn keys_that_one_script_touches_have_one_tag() {
+        let (keys, app) = (Keys::new("campanile"), "com.example.demo".parse().expect("an app id"));
+        assert_eq!(tag(&keys.quota(&app)), tag(&keys.sent(&app)));
+    }
+
+    #[test]
+    fn what_grows_spreads_over_all_its_tags() {
+        let keys = Keys::new("campanile");
+        let mut routes: Vec<_> = (0..1000).map(|account| tag(&keys.routes(AccountId(account))).to_owned()).collect();
+        let mut records: Vec<_> = (0..1000_u32).map(|key| keys.record(&key.to_be_bytes()).0).collect();
+        routes.sort_unstable();
+        routes.dedup();
+        records.sort_unstable();
+        records.dedup();
+        assert_eq!((routes.len(), records.len()), (usize::from(ROUTE_TAGS), usize::from(RECORD_TAGS)));
+    }
+
+    #[test]
+    fn records_with_other_keys_have_other_names() {
+        let keys = Keys::new("campanile");
+        assert_ne!(keys.record(b"").1, keys.record(b"\0").1);
+        assert_ne!(keys.record(b"\x01\x02").1, keys.record(b"\x12").1);
     }
 }
