@@ -15,6 +15,7 @@ use idl::error::{Code, Failure};
 use thiserror::Error;
 
 pub mod embedded;
+pub mod hbase;
 pub mod memory;
 
 /// The tables of the store.
