@@ -34,6 +34,11 @@ pub struct MariaDb {
 impl MariaDb {
     /// Starts one on an empty data folder.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_with([])
+    }
+
+    /// As [`Self::start`], with further arguments for the server, such as `--ssl-cert=…`.
+    pub fn start_with(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<Self> {
         let [server, install] = ["mariadbd", "mariadb-install-db"]
             .map(|name| programs::find(name).with_context(|| format!("{name} is not installed")));
         let folder = supervised::folder("mariadb")?;
@@ -61,7 +66,7 @@ impl MariaDb {
             "--innodb-log-file-size=16M".into(),
             "--innodb-buffer-pool-size=64M".into(),
         ];
-        let server = Supervised::new("MariaDB", folder, Speech::Silent, command)?;
+        let server = Supervised::new("MariaDB", folder, Speech::Silent, command.into_iter().chain(arguments))?;
         let mariadb = Self { server, port };
         mariadb.run()?;
         Ok(mariadb)
