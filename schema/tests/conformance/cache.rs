@@ -137,11 +137,11 @@ pub(crate) async fn what_is_known_of_a_record_is_what_was_kept_or_nothing(world:
     let cache = world.cache;
     let keys: Vec<Vec<u8>> = (0..50_u8).map(|key| vec![key; usize::from(key)]).collect();
     assert_eq!(cache.records(&keys).await.unwrap(), vec![None; 50]);
-    let known = |key: &Vec<u8>| if key.len() % 3 == 0 { Known::Absent } else { Known::Present(key.repeat(2)) };
-    let kept = keys.iter().filter(|key| key.len() % 2 == 0).map(|key| (key.clone(), known(key))).collect();
+    let known = |key: &Vec<u8>| if key.len().is_multiple_of(3) { Known::Absent } else { Known::Present(key.repeat(2)) };
+    let kept = keys.iter().filter(|key| key.len().is_multiple_of(2)).map(|key| (key.clone(), known(key))).collect();
     cache.keep(kept).await.unwrap();
     for (key, found) in keys.iter().zip(cache.records(&keys).await.unwrap()) {
-        assert!(found.is_none() || key.len() % 2 == 0 && found == Some(known(key)), "{key:?}: {found:?}");
+        assert!(found.is_none() || key.len().is_multiple_of(2) && found == Some(known(key)), "{key:?}: {found:?}");
     }
     cache.keep(Vec::new()).await.unwrap();
     assert_eq!(cache.records(&[]).await.unwrap(), []);

@@ -320,11 +320,11 @@ pub(crate) async fn options_that_cannot_be_used_are_refused_without_quoting_a_pa
             Err(error) => error.to_string(),
         }
     };
-    let text = with(|options| options.prefix = "two words".to_owned());
+    let text = with(|options| "two words".clone_into(&mut options.prefix));
     assert!(text.contains("two words") && text.contains("1 to 64 characters"), "{text}");
-    let text = with(|options| options.url = "redis://anna:secret@host:port".to_owned());
+    let text = with(|options| "redis://anna:secret@host:port".clone_into(&mut options.url));
     assert!(text.contains("redis://user:password@host:port") && !text.contains("secret"), "{text}");
-    let text = with(|options| options.url = "mysql://anna:secret@host".to_owned());
+    let text = with(|options| "mysql://anna:secret@host".clone_into(&mut options.url));
     assert!(!text.contains("secret"), "{text}");
     let text = with(|options| options.ca_file = Some("/no/such/file".into()));
     assert!(text.contains("/no/such/file"), "{text}");
