@@ -6,6 +6,7 @@ mod app;
 mod check_config;
 mod ctl;
 mod device;
+mod keys;
 mod send;
 mod serve;
 mod server;
@@ -64,6 +65,8 @@ enum Command {
     App(app::AppCommand),
     /// Speak to the running server
     Ctl(ctl::Ctl),
+    /// Make the keys that the processes of an installation share
+    Keys(keys::Keys),
     /// Check the settings and show what would be in force
     CheckConfig,
 }
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Send(command) => command.run(&settings),
         Command::App(command) => command.run(&settings),
         Command::Ctl(command) => command.run(&settings),
+        Command::Keys(command) => command.run(&settings),
         Command::CheckConfig => check_config::run(&settings),
     };
     match done {
@@ -138,7 +142,8 @@ impl Settings {
         for set in &self.set {
             let (key, value) =
                 set.split_once('=').with_context(|| Usage(format!("--set {set} must be --set KEY=VALUE")))?;
-            said.push((format!("--set {set}"), key.to_owned(), value.to_owned()));
+            // Without the value, which may be a secret.
+            said.push((format!("--set {key}"), key.to_owned(), value.to_owned()));
         }
         if let Some(data) = &self.data {
             said.push(("--data".to_owned(), "data".to_owned(), data.clone()));

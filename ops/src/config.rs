@@ -3,21 +3,27 @@
 //! This is the one place that reads the environment. A key that does not exist is an error naming the nearest one that
 //! does, wherever it was written; `docs/configuration.md` is generated from the table and held by a test.
 
+mod engines;
 mod keys;
+mod rules;
+mod urls;
 mod values;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use http_frontend::Endpoint;
 use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::callbacks::Callbacks;
 
+pub use self::engines::{Gateway, Hbase, Mysql, Redis};
 pub use self::keys::{KEYS, Key, reference};
-pub use self::values::{BusKind, CatalogKind, Listener, LogFormat, Role, StoreKind};
+pub use self::urls::{MysqlUrl, RedisUrl, Secret};
+pub use self::values::{BusKind, CatalogKind, Listener, LogFormat, Prefix, Role, StoreKind, Transport};
 
 /// Everything that `campanile serve` can be told.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +42,8 @@ pub struct Config {
     pub http: Http,
     /// Certificates.
     pub tls: Tls,
+    /// The keys that the processes of an installation share.
+    pub identity: Identity,
     /// What receipts may reach.
     pub callbacks: Callbacks,
     /// The operator's own listener.
@@ -46,6 +54,12 @@ pub struct Config {
     pub catalog: Catalog,
     /// How tiers reach each other.
     pub bus: BusSection,
+    /// HBase, where the store is on it.
+    pub hbase: Hbase,
+    /// MySQL, where the catalog is on it.
+    pub mysql: Mysql,
+    /// Redis, where bus and cache are on it.
+    pub redis: Redis,
     /// What is written to stderr while serving.
     pub log: Log,
     /// How much there may be of everything.
@@ -83,6 +97,8 @@ pub struct Xmpp {
     pub plain: Listener,
     /// Host name that devices are told to connect to; the domain when empty.
     pub advertised_host: String,
+    /// Where devices are told to connect; this process's own listeners when empty.
+    pub endpoints: Vec<Endpoint>,
 }
 
 impl Default for Xmpp {
@@ -92,6 +108,7 @@ impl Default for Xmpp {
             tls: Listener::on([0, 0, 0, 0], 5223),
             plain: Listener(None),
             advertised_host: String::new(),
+            endpoints: Vec::new(),
         }
     }
 }
@@ -118,6 +135,13 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// PEM file with its private key.
     pub key: PathBuf,
+}
+
+/// `[identity]`
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// File with the keys; that of the data folder when empty.
+    pub keys: PathBuf,
 }
 
 /// `[telemetry]`
@@ -249,7 +273,7 @@ impl Config {
         for (flag, key, value) in &sources.flags {
             config.set(key, &Written::Word(value.clone()), || Place::Flag(flag.clone()))?;
         }
-        config.check()?;
+        config.check().map_err(|problem| ConfigError { place: Place::Whole, problem })?;
         Ok(config)
     }
 
@@ -258,17 +282,18 @@ impl Config {
         &self.data.0
     }
 
-    /// The listeners by key, those that are off left out.
+    /// The listeners of this role by key, those that are off left out.
     pub fn listeners(&self) -> Vec<(&'static str, SocketAddr)> {
+        let (front, http) = (self.role.has_front(), self.role.has_http());
         let all = [
-            ("xmpp.starttls", self.xmpp.starttls),
-            ("xmpp.tls", self.xmpp.tls),
-            ("xmpp.plain", self.xmpp.plain),
-            ("http.https", self.http.https),
-            ("http.plain", self.http.plain),
-            ("telemetry.listen", self.telemetry.listen),
+            (front, "xmpp.starttls", self.xmpp.starttls),
+            (front, "xmpp.tls", self.xmpp.tls),
+            (front, "xmpp.plain", self.xmpp.plain),
+            (http, "http.https", self.http.https),
+            (http, "http.plain", self.http.plain),
+            (true, "telemetry.listen", self.telemetry.listen),
         ];
-        all.into_iter().filter_map(|(key, listener)| Some((key, listener.0?))).collect()
+        all.into_iter().filter_map(|(of_role, key, listener)| Some((key, listener.0.filter(|_| of_role)?))).collect()
     }
 
     fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
@@ -293,49 +318,6 @@ impl Config {
             return Err(ConfigError { place: place(), problem });
         };
         key.set(self, value).map_err(|problem| ConfigError { place: place(), problem: format!("{name} {problem}") })
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        let fail = |problem: String| Err(ConfigError { place: Place::Whole, problem });
-        for (key, listener) in [("xmpp.plain", self.xmpp.plain), ("http.plain", self.http.plain)] {
-            if let Some(address) = listener.0
-                && !address.ip().is_loopback()
-                && !self.allow_plain_remote
-            {
-                return fail(format!(
-                    "{key} = \"{address}\" would serve without TLS to other machines; bind it to 127.0.0.1, or set \
-                     allow_plain_remote = true"
-                ));
-            }
-        }
-        if self.tls.certificate.as_os_str().is_empty() != self.tls.key.as_os_str().is_empty() {
-            return fail(
-                "tls.certificate and tls.key go together; set both, or neither for the instance's own CA".to_owned(),
-            );
-        }
-        for (key, given, only) in [
-            ("store.kind", self.store.kind.name(), StoreKind::Embedded.name()),
-            ("catalog.kind", self.catalog.kind.name(), CatalogKind::Sqlite.name()),
-            ("bus.kind", self.bus.kind.name(), BusKind::InProcess.name()),
-        ] {
-            if given != only {
-                return fail(format!("{key} = \"{given}\" is not in this version yet; use \"{only}\""));
-            }
-        }
-        if self.role != Role::All {
-            return fail(format!(
-                "role = \"{}\" needs bus.kind = \"redis\", which is not in this version yet; use role = \"all\"",
-                self.role.name()
-            ));
-        }
-        for (index, (key, address)) in self.listeners().iter().enumerate() {
-            if let Some((other, _)) =
-                self.listeners().iter().take(index).find(|(_, earlier)| earlier == address && address.port() != 0)
-            {
-                return fail(format!("{other} and {key} are both {address}; give each an address of its own"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -502,14 +484,6 @@ mod tests {
             assert!(error.contains("allow_plain_remote = true"), "{error}");
         }
         assert!(from_file("allow_plain_remote = true\n[http]\nplain = \"0.0.0.0:0\"\n").is_ok());
-    }
-
-    #[test]
-    fn what_is_not_there_yet_says_so() {
-        let error = from_environment("CAMPANILE_ROLE", "middle-tier").expect_err("needs Redis");
-        assert!(error.contains("needs bus.kind = \"redis\", which is not in this version yet"), "{error}");
-        let error = from_file("[store]\nkind = \"hbase\"\n").expect_err("not there");
-        assert!(error.contains("store.kind = \"hbase\" is not in this version yet; use \"embedded\""), "{error}");
     }
 
     #[test]

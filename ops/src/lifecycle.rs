@@ -1,8 +1,10 @@
 //! How the process lives and ends: signals, readiness, the drain, and what happens when a part of it crashes.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -17,25 +19,37 @@ use tokio_util::sync::CancellationToken;
 /// How often a tier that is not ready is looked at while the server starts.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 
-/// Whether the server can serve.
+/// Whether the server can serve. Clones are of one server.
 #[derive(Clone)]
 pub struct Health {
     started: Arc<AtomicBool>,
     stop: CancellationToken,
+    watched: Arc<RwLock<Watched>>,
+}
+
+#[derive(Default)]
+struct Watched {
     tiers: Vec<(&'static str, IsReady)>,
+    engines: Vec<(&'static str, Trouble)>,
 }
 
 type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
+type Trouble = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 impl Health {
     /// Of a server that has not started yet, and ends when `stop` is cancelled.
     pub fn new(stop: CancellationToken) -> Self {
-        Self { started: Arc::default(), stop, tiers: Vec::new() }
+        Self { started: Arc::default(), stop, watched: Arc::default() }
     }
 
-    /// Asks a tier, too. For the time before it is shared.
-    pub fn watch(&mut self, tier: &'static str, ready: impl Fn() -> bool + Send + Sync + 'static) {
-        self.tiers.push((tier, Arc::new(ready)));
+    /// Asks a tier, too.
+    pub fn watch(&self, tier: &'static str, ready: impl Fn() -> bool + Send + Sync + 'static) {
+        self.watched.write().unwrap_or_else(PoisonError::into_inner).tiers.push((tier, Arc::new(ready)));
+    }
+
+    /// Asks an engine that others run, too, for what is wrong with it. Several may have the same name.
+    pub fn watch_engine(&self, engine: &'static str, trouble: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.watched.write().unwrap_or_else(PoisonError::into_inner).engines.push((engine, Arc::new(trouble)));
     }
 
     /// From now on it has started.
@@ -43,9 +57,9 @@ impl Health {
         self.started.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until every tier is ready.
+    /// Waits until every engine is there and every tier is ready.
     pub async fn tiers_ready(&self) {
-        while !self.tiers.iter().all(|(_, ready)| ready()) {
+        while !self.away().is_empty() || self.unready_tier().is_some() {
             sleep(BETWEEN_LOOKS).await;
         }
     }
@@ -55,10 +69,70 @@ impl Health {
         if self.stop.is_cancelled() {
             return Some("draining".to_owned());
         }
+        let away = self.away();
+        if !away.is_empty() {
+            return Some(format!("waiting for {}", away.into_iter().collect::<Vec<_>>().join(", ")));
+        }
         if !self.started.load(Ordering::Relaxed) {
             return Some("starting".to_owned());
         }
-        self.tiers.iter().find(|(_, ready)| !ready()).map(|(tier, _)| format!("the {tier} is not ready"))
+        self.unready_tier().map(|tier| format!("the {tier} is not ready"))
+    }
+
+    /// How the engines that others run are, by name.
+    pub fn engines(&self) -> BTreeMap<&'static str, EngineState> {
+        let mut engines = BTreeMap::new();
+        for (engine, trouble) in &self.watched().engines {
+            let state = engines.entry(*engine).or_insert(EngineState::Up);
+            if let Some(trouble) = trouble() {
+                *state = EngineState::Away(trouble);
+            }
+        }
+        engines
+    }
+
+    /// The engines that something is wrong with.
+    fn away(&self) -> BTreeSet<&'static str> {
+        self.watched().engines.iter().filter(|(_, trouble)| trouble().is_some()).map(|(engine, _)| *engine).collect()
+    }
+
+    fn unready_tier(&self) -> Option<&'static str> {
+        self.watched().tiers.iter().find(|(_, ready)| !ready()).map(|(tier, _)| *tier)
+    }
+
+    fn watched(&self) -> RwLockReadGuard<'_, Watched> {
+        self.watched.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How an engine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineState {
+    /// It is there.
+    Up,
+    /// It can't be used, and why. Tries go on.
+    Away(String),
+}
+
+impl EngineState {
+    /// True if it is there.
+    pub fn is_up(&self) -> bool {
+        *self == Self::Up
+    }
+}
+
+impl fmt::Display for EngineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Up => f.write_str("up"),
+            Self::Away(trouble) => write!(f, "away: {trouble}"),
+        }
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("not_ready_because", &self.not_ready_because()).finish()
     }
 }
 
@@ -145,6 +219,12 @@ pub fn notify_ready() {
     notify(&NotifyState::Ready);
 }
 
+/// Tells the service manager that the server still starts, because it waits for something, and must not be given up.
+pub fn notify_waiting(status: &str, patience: Duration) {
+    notify(&NotifyState::Status(status));
+    notify(&NotifyState::ExtendTimeoutUsec(u32::try_from(patience.as_micros()).unwrap_or(u32::MAX)));
+}
+
 /// Tells the service manager that the server is going to end.
 pub fn notify_stopping() {
     notify(&NotifyState::Stopping);
@@ -198,7 +278,7 @@ mod tests {
     #[test]
     fn a_server_is_ready_when_it_has_started_and_its_tiers_are_until_it_drains() {
         let stop = CancellationToken::new();
-        let mut health = Health::new(stop.clone());
+        let health = Health::new(stop.clone());
         let front = Arc::new(AtomicBool::new(false));
         let watched = Arc::clone(&front);
         health.watch("front", move || watched.load(Ordering::Relaxed));
@@ -207,6 +287,16 @@ mod tests {
         assert_eq!(health.not_ready_because().as_deref(), Some("the front is not ready"));
         front.store(true, Ordering::Relaxed);
         assert_eq!(health.not_ready_because(), None);
+        let bus = Arc::new(AtomicBool::new(false));
+        let watched = Arc::clone(&bus);
+        health.watch_engine("redis", move || (!watched.load(Ordering::Relaxed)).then(|| "refused".to_owned()));
+        health.watch_engine("redis", || None);
+        health.watch_engine("hbase", || Some("silent".to_owned()));
+        assert_eq!(health.not_ready_because().as_deref(), Some("waiting for hbase, redis"));
+        assert_eq!(health.engines()["redis"].to_string(), "away: refused");
+        bus.store(true, Ordering::Relaxed);
+        assert_eq!(health.not_ready_because().as_deref(), Some("waiting for hbase"));
+        assert!(health.engines()["redis"].is_up());
         stop.cancel();
         assert_eq!(health.not_ready_because().as_deref(), Some("draining"));
     }

@@ -154,8 +154,8 @@ impl AdminSocket {
 pub struct Process {
     /// Says how the server is.
     pub status: Arc<dyn Fn() -> Value + Send + Sync>,
-    /// Read again by [`Ask::Reload`].
-    pub certificate: Arc<LiveCertificate>,
+    /// Read again by [`Ask::Reload`]; a role that nobody connects to has none.
+    pub certificate: Option<Arc<LiveCertificate>>,
     /// Cancelled by [`Ask::Drain`].
     pub stop: CancellationToken,
 }
@@ -200,7 +200,8 @@ impl Answerer {
         match ask {
             Ask::Status => Ok((self.process.status)()),
             Ask::Reload => {
-                let certificate = &self.process.certificate;
+                let none = || Failure::new(Code::Illegal, "this role has no certificate: nobody connects to it");
+                let certificate = self.process.certificate.as_ref().ok_or_else(none)?;
                 let failed = |error| Failure::new(Code::System, format!("{error:#}"));
                 let reloaded = certificate.reload().await.map_err(failed)?;
                 let expires_ms = certificate.current().not_after_ms;
@@ -314,7 +315,7 @@ mod tests {
         let certificate = LiveCertificate::load(&Config::default(), &folder, &clock, &mut Registry::default());
         let process = Process {
             status: Arc::new(|| json!({ "state": "ready" })),
-            certificate: Arc::new(certificate.expect("makes")),
+            certificate: Some(Arc::new(certificate.expect("makes"))),
             stop: stop.clone(),
         };
         let serving = tokio::spawn(socket.serve(admin, process, drain.clone(), tasks.clone()));

@@ -1,8 +1,10 @@
 //! What can be seen from outside: logs, `/live`, `/ready` and `/metrics`.
 
+pub mod figures;
+
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::Router;
@@ -11,11 +13,9 @@ use axum::response::IntoResponse as _;
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use schema::sorted::embedded::EmbeddedMetrics;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -95,39 +95,24 @@ pub struct BoundTelemetry {
     router: Router,
 }
 
-/// What the embedded store has done.
-#[derive(Debug)]
-pub struct Store(pub Arc<EmbeddedMetrics>);
+/// What the page of metrics is made of: nothing until the parts of the process are built.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<OnceLock<Registry>>);
 
-impl Collector for Store {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let store = &self.0;
-        let counters = [
-            ("campanile_store_groups", "Groups of writes that were synced", store.groups()),
-            ("campanile_store_requests", "Write requests in those groups", store.requests()),
-            ("campanile_store_mutations", "Cells written and deleted in those groups", store.mutations()),
-            ("campanile_store_groups_failed", "Groups that could not be written", store.groups_failed()),
-            (
-                "campanile_store_refused_full",
-                "Requests refused because the disk has too little room",
-                store.refused_full(),
-            ),
-            ("campanile_store_mended", "How often the store was reopened after a failed write", store.mended()),
-        ];
-        for (name, help, value) in counters {
-            let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-        }
-        Ok(())
+impl Metrics {
+    /// From now on these are on the page.
+    pub fn publish(&self, registry: Registry) {
+        // Once in the life of a process.
+        let _ = self.0.set(registry);
     }
 }
 
 /// Binds the operator's listener.
-pub async fn bind(address: SocketAddr, registry: Arc<Registry>, health: Health) -> Result<BoundTelemetry> {
+pub async fn bind(address: SocketAddr, metrics: Metrics, health: Health) -> Result<BoundTelemetry> {
     let listener = TcpListener::bind(address).await.map_err(|error| {
         anyhow!("listening on {address}: {error}; set telemetry.listen to another address, or to \"\" for none")
     })?;
-    Ok(BoundTelemetry { listener, router: router(registry, health) })
+    Ok(BoundTelemetry { listener, router: router(metrics, health) })
 }
 
 impl BoundTelemetry {
@@ -150,10 +135,13 @@ impl BoundTelemetry {
     }
 }
 
-fn router(registry: Arc<Registry>, health: Health) -> Router {
+fn router(metrics: Metrics, health: Health) -> Router {
     let metrics = move || async move {
+        let Some(registry) = metrics.0.get() else {
+            return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+        };
         let mut page = String::new();
-        match prometheus_client::encoding::text::encode(&mut page, &registry) {
+        match prometheus_client::encoding::text::encode(&mut page, registry) {
             Ok(()) => {
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 ([(header::CONTENT_TYPE, kind)], page).into_response()

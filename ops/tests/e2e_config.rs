@@ -103,9 +103,18 @@ fn what_can_not_be_served_is_refused_before_anything_starts() {
         (&["--set", "callbacks.ca=/nowhere.pem"], "callbacks.ca /nowhere.pem"),
         (&["--set", "callbacks.allow=127.0.0.1/8"], "must be a list of networks"),
         (&["--set", "log.level=loud,=,"], "log.level"),
-        (&["--role", "middle-tier"], "needs bus.kind = \"redis\", which is not in this version yet"),
+        (
+            &["--role", "middle"],
+            "role = \"middle\" reaches the others over Redis: set bus.kind = \"redis\" with redis.url;",
+        ),
         (&["--role", "bell"], "--role: role is \"bell\"; it must be one of"),
-        (&["--set", "bus.kind=redis"], "use \"in-process\""),
+        (&["--set", "bus.kind=redis"], "bus.kind = \"redis\" needs redis.url: set it, such as"),
+        (&["--set", "store.kind=hbase"], "store.kind = \"hbase\" needs hbase.gateways"),
+        (&["--set", "catalog.kind=mysql"], "catalog.kind = \"mysql\" needs mysql.url"),
+        (&["--set", "redis.url=http://cache"], "redis.url is not as it must be: a URL such as \"redis://"),
+        (&["--set", "mysql.password_file=/nowhere"], "mysql.password_file /nowhere can't be read"),
+        (&["--role", "front", "--set", "bus.kind=redis", "--set", "redis.url=redis://cache"], "set identity.keys"),
+        (&["--role", "http", "--set", "bus.kind=redis", "--set", "redis.url=redis://cache"], "set xmpp.endpoints"),
     ];
     for (arguments, expected) in cases {
         let output =
@@ -115,6 +124,59 @@ fn what_can_not_be_served_is_refused_before_anything_starts() {
         assert!(said.contains(expected), "{arguments:?}: {said}");
         assert!(!data.exists(), "{arguments:?} touched the data folder");
     }
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    fs::write(&password, "in-a-file\n").expect("writes");
+    let mut command = campanile();
+    command
+        .args(["check-config", "--set", "mysql.url=mysql://tower:in-a-url@db/campanile"])
+        .arg("--set")
+        .arg(format!("redis.password_file={}", password.display()));
+    for json in [&[][..], &["--json"]] {
+        let output = command.args(json).output().expect("the binary runs");
+        let said = text(&output.stdout);
+        assert!(output.status.success() && said.contains("mysql://tower:***@db/campanile"), "{said}");
+        assert!(!said.contains("in-a-url") && !said.contains("in-a-file"), "{said}");
+    }
+    // A value that is refused is not repeated either.
+    command.env("CAMPANILE_REDIS__URL", "http://:in-the-environment@cache");
+    let (code, said) = refusal(&command.output().expect("the binary runs"));
+    assert_eq!((code, said.contains("CAMPANILE_REDIS__URL")), (Some(2), true), "{said}");
+    assert!(!said.contains("in-the-environment"), "{said}");
+    let twice = ["check-config", "--set", "mysql.password=on-the-command-line", "--set", "mysql.password_file=/a"];
+    let (code, said) = refusal(&run(&twice));
+    assert_eq!((code, said.contains("given more than once")), (Some(2), true), "{said}");
+    assert!(!said.contains("on-the-command-line"), "{said}");
+}
+
+#[test]
+fn shared_keys_are_made_once_and_serve_as_those_of_a_data_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("a path").to_owned();
+    let (whole, fronts) = (path("keys.json"), path("front.json"));
+    let made = run(&["--json", "keys", "make", &whole]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let (code, said) = refusal(&run(&["keys", "make", &whole]));
+    assert_eq!((code, said.contains("keys are never replaced")), (Some(1), true), "{said}");
+    assert!(run(&["keys", "for-fronts", &whole, &fronts]).status.success());
+    for file in [&whole, &fronts] {
+        assert_eq!(fs::metadata(file).expect("is there").permissions().mode() & 0o777, 0o600);
+    }
+    assert!(!text(&fs::read(&fronts).expect("is there")).contains("regid_key"));
+
+    let server = Server::start_with(&[("identity.keys", &whole)]);
+    assert!(!server.folder().keys().exists());
+    TerminalDevice::start(&server, &[]).regid();
+    let (code, said) = refusal(&run(&["serve", "--data", &path("data"), "--set", &format!("identity.keys={fronts}")]));
+    assert_eq!(
+        (code, said.contains("a middle needs the file that campanile keys make made")),
+        (Some(1), true),
+        "{said}"
+    );
 }
 
 /// What a server says to whoever started it: after `run.json` is written, so it may take a moment longer.

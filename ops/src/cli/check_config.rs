@@ -35,6 +35,9 @@ pub(super) fn check_files(config: &Config) -> Result<()> {
             .map_err(|error| Usage(format!("{error:#}")))
             .context("configuration")?;
     }
+    for password in [config.mysql.url(), config.redis.url()] {
+        password.map(drop).map_err(Usage).context("configuration")?;
+    }
     CallbackClient::new(&config.callbacks, config.limits.callbacks)
         .map(drop)
         .map_err(|error| Usage(format!("{error:#}")))

@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
+use idl::ids::Partition;
 use serde_json::Value;
 
 use super::{Settings, small_runtime};
 use crate::admin::Ask;
-use crate::config::Config;
+use crate::config::{BusKind, Config};
 use crate::data_folder::DataFolder;
 use crate::identity::Reloaded;
 use crate::socket::ask_server;
@@ -69,12 +70,20 @@ impl Ctl {
     }
 }
 
-/// Asks the server of the data folder; without one, opens the store itself.
+/// Asks the server of the data folder; without one, opens the store itself, where that is in the folder.
 pub(super) fn ask(config: &Config, ask: &Ask) -> Result<Value> {
     let folder = DataFolder::at(config.data());
     for tries_left in (0..TRIES).rev() {
         if let Some(answer) = ask_server(&folder, ask)? {
             return Ok(answer);
+        }
+        if config.bus.kind != BusKind::InProcess {
+            bail!(
+                "no server runs on the data folder {}; with bus.kind = \"{}\" any process of the installation can be \
+                 asked: give the data folder of one that runs here with --data",
+                folder.path().display(),
+                config.bus.kind.name()
+            );
         }
         folder.create()?;
         match folder.own() {
@@ -107,6 +116,12 @@ fn words_of(status: &Value) -> String {
         status["pid"],
         status["uptime_s"]
     );
+    if let Some(partitions) = status["partitions"].as_array() {
+        let _ = write!(words, ", with {} of {} partitions", partitions.len(), Partition::COUNT);
+    }
+    for (engine, state) in status["engines"].as_object().into_iter().flatten() {
+        let _ = write!(words, "\n  {engine:<16} {}", state.as_str().unwrap_or_default());
+    }
     for (key, address) in status["listeners"].as_object().into_iter().flatten() {
         let _ = write!(words, "\n  {key:<16} {}", address.as_str().unwrap_or_default());
     }

@@ -24,7 +24,7 @@ const DEMO_TOPIC: &str = "news";
 /// Run the server.
 #[derive(Args, Default)]
 pub(super) struct Serve {
-    /// Which tiers to run: all, xmpp-frontend, middle-tier or http-frontend [default: all]
+    /// Which tiers to run: all, front, middle or http [default: all]
     #[arg(long)]
     role: Option<String>,
 }

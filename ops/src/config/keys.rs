@@ -6,6 +6,7 @@ use std::time::Duration;
 use schema::cache::in_process::CacheLimits;
 use schema::sorted::embedded::EmbeddedOptions;
 
+use super::engines::{MysqlLimits, RedisLimits};
 use super::values::Setting;
 use super::{Config, Written};
 use crate::callbacks;
@@ -29,6 +30,10 @@ pub struct Limits {
     pub cache: CacheLimits,
     /// Of the embedded store.
     pub store: EmbeddedOptions,
+    /// Of the catalog on MySQL.
+    pub mysql: MysqlLimits,
+    /// Of the cache on Redis.
+    pub redis: RedisLimits,
 }
 
 impl Default for Limits {
@@ -42,6 +47,8 @@ impl Default for Limits {
             callbacks: callbacks::Limits::default(),
             cache: CacheLimits::default(),
             store: EmbeddedOptions::default(),
+            mysql: MysqlLimits::default(),
+            redis: RedisLimits::default(),
         }
     }
 }
@@ -109,7 +116,8 @@ keys! {
         "The XMPP domain: what comes after the @ of a device account, and a name in the server's certificate. Accounts \
          keep the domain they were made with, so choose it before the first device.";
     "role" => role,
-        "Which tiers this process runs. All but `all` need `bus.kind = \"redis\"`.";
+        "Which tiers this process runs: `front` holds device connections, `middle` decides, `http` serves the HTTPS API, \
+         `all` is all of them. Processes of single roles share nothing but Redis, HBase and MySQL.";
     "allow_plain_remote" => allow_plain_remote,
         "Lets `xmpp.plain` and `http.plain` bind to addresses other than loopback. Whoever can see the traffic then sees \
          tokens and secrets.";
@@ -121,6 +129,9 @@ keys! {
         "Listener for devices without TLS, for tests and for a proxy that ends TLS.";
     "xmpp.advertised_host" => xmpp.advertised_host,
         "Host name that devices are told to connect to, when it is not the domain.";
+    "xmpp.endpoints" => xmpp.endpoints,
+        "Where devices are told to connect, when that is not this process's own listeners: for the role `http`, all fronts, \
+         or what spreads connections over them.";
     "http.https" => http.https,
         "Listener of the public API: app servers and new device accounts.";
     "http.plain" => http.plain,
@@ -130,6 +141,10 @@ keys! {
          or `campanile ctl reload` reads it again.";
     "tls.key" => tls.key,
         "PEM file with the private key of `tls.certificate`, read together with it.";
+    "identity.keys" => identity.keys,
+        "File with the keys that prove tokens and derive registration ids, the same for every process of an installation; \
+         `campanile keys make` makes one. Empty: `keys.json` in the data folder, for the role `all` alone. Fronts need no more \
+         than what `campanile keys for-fronts` copies of it, and the role `http` needs none.";
     "callbacks.allow" => callbacks.allow,
         "Networks that the callback URLs of app servers may lead to although they are not public: private and loopback \
          ones are refused otherwise, so that no callback is a way into your network.";
@@ -139,12 +154,42 @@ keys! {
         "Listener for `/live`, `/ready` and `/metrics` (Prometheus). It has no authentication: keep it on loopback or on \
          a network of your own.";
     "store.kind" => store.kind,
-        "Where registrations, mailboxes and timelines are: `embedded` in the data folder; `hbase` is not in this version \
-         yet.";
+        "Where registrations, mailboxes and timelines are: `embedded` in the data folder, or `hbase`, through the Thrift \
+         gateways of `hbase.gateways`.";
     "catalog.kind" => catalog.kind,
-        "Where applications are: `sqlite` in the data folder; `mysql` is not in this version yet.";
+        "Where applications are: `sqlite` in the data folder, or `mysql`, in the database of `mysql.url`.";
     "bus.kind" => bus.kind,
-        "How the tiers reach each other: `in-process`; `redis` is not in this version yet.";
+        "How the tiers reach each other: `in-process`, or `redis`, which then also holds what middles share: routes, quotas, \
+         hot records.";
+    "hbase.gateways" => hbase.gateways,
+        "Thrift gateways of HBase. They have no authentication: keep them on a network of your own.";
+    "hbase.transport" => hbase.transport,
+        "How the gateways frame what is said to them: `buffered` unless they were started with `-framed` or as a non-blocking \
+         server. What does not fit hangs.";
+    "hbase.prefix" => hbase.prefix,
+        "What the names of tables begin with, before an underscore, so that installations may share an HBase.";
+    "mysql.url" => mysql.url,
+        "The MySQL or MariaDB of the catalog, with a user and a database of its own. A password in it is shown nowhere.";
+    "mysql.password" => mysql.password,
+        "The password, where it is not in the URL: as `CAMPANILE_MYSQL__PASSWORD` it is in no file.";
+    "mysql.password_file" => mysql.password_file,
+        "File whose first line is the password, as service managers give secrets.";
+    "mysql.ca" => mysql.ca,
+        "PEM file with the CAs that the server's certificate may come from. With it, TLS is demanded.";
+    "redis.url" => redis.url,
+        "The Redis of bus and cache. `rediss` is with TLS; a user is one of its ACL. A password in it is shown nowhere.";
+    "redis.password" => redis.password,
+        "The password, where it is not in the URL: as `CAMPANILE_REDIS__PASSWORD` it is in no file.";
+    "redis.password_file" => redis.password_file,
+        "File whose first line is the password, as service managers give secrets.";
+    "redis.ca" => redis.ca,
+        "PEM file with the CAs that the server's certificate may come from, for `rediss`. Empty: the public ones.";
+    "redis.certificate" => redis.certificate,
+        "PEM file with this process's own certificate, for a Redis that demands one of its clients.";
+    "redis.key" => redis.key,
+        "PEM file with the private key of `redis.certificate`.";
+    "redis.prefix" => redis.prefix,
+        "What the names of keys begin with, before a colon, so that installations may share a Redis.";
     "log.format" => log.format,
         "How log lines on stderr look.";
     "log.level" => log.level,
@@ -279,6 +324,10 @@ keys! {
         "Size of one post.";
     "limits.middle_receipt_post_ms_max" => limits.middle.receipt_post_time_max,
         "How long one post of receipts is waited for.";
+    "limits.middle_near_bytes_max" => limits.middle.near.bytes_max,
+        "Memory for what was read lately and is kept near: hot records of the stores.";
+    "limits.middle_near_ms" => limits.middle.near.time_to_live,
+        "How long such a record is kept, unless a change of it is heard of before.";
     "limits.callbacks_connect_ms_max" => limits.callbacks.connect_time_max,
         "Resolving the host of a callback URL, connecting and TLS, together.";
     "limits.callbacks_post_ms_max" => limits.callbacks.post_time_max,
@@ -286,9 +335,9 @@ keys! {
     "limits.cache_routes_max" => limits.cache.routes_max,
         "Routes: one for each connected resource of an account.";
     "limits.cache_fronts_max" => limits.cache.fronts_max,
-        "Fronts with a lease.";
+        "Fronts with a lease, also in Redis.";
     "limits.cache_lease_ms" => limits.cache.lease,
-        "How long a front counts as alive after it said so.";
+        "How long a front counts as alive after it said so, also in Redis.";
     "limits.store_queue_max" => limits.store.queue_max,
         "Write requests that wait for the committing thread; further ones wait for room.";
     "limits.store_group_mutations_max" => limits.store.group_mutations_max,
@@ -301,6 +350,34 @@ keys! {
         "One table in memory before it is written to a file.";
     "limits.store_free_bytes_min" => limits.store.free_bytes_min or 0,
         "With less than this free on the disk only deletions are accepted; 0: no such check.";
+    "limits.mysql_connections_max" => limits.mysql.connections_max,
+        "Connections of this process to MySQL.";
+    "limits.mysql_connect_ms_max" => limits.mysql.connect_time_max,
+        "Waiting for one of them, whether free or new.";
+    "limits.mysql_statement_ms_max" => limits.mysql.statement_time_max,
+        "One statement; MySQL is told to end it then.";
+    "limits.mysql_call_ms_max" => limits.mysql.call_time_max,
+        "One call, with all its statements and tries.";
+    "limits.redis_connect_ms_max" => limits.redis.connect_time_max,
+        "One try to connect to Redis, with TLS and login.";
+    "limits.redis_response_ms_max" => limits.redis.response_time_max,
+        "One call of the cache on Redis; without an answer the connection is replaced.";
+    "limits.redis_retry_ms_max" => limits.redis.retry_pause_max,
+        "Longest pause between two tries to connect.";
+    "limits.redis_resources_max" => limits.redis.resources_max,
+        "Routes of one account.";
+    "limits.redis_record_ms" => limits.redis.record_time,
+        "How long a record that a middle has read is kept for the others.";
+    "limits.redis_absent_ms" => limits.redis.absent_time,
+        "How long it is kept that there is none.";
+    "limits.redis_tombstone_ms" => limits.redis.tombstone_time,
+        "How long nothing is kept of a record after it changed; longer than a read of it takes.";
+    "limits.redis_record_bytes_max" => limits.redis.record_bytes_max,
+        "Largest record that is kept.";
+    "limits.redis_generation_ms_max" => limits.redis.generation_age_max,
+        "How old what a process knows of the cache's generation may be.";
+    "limits.redis_sweep_ms" => limits.redis.sweep_interval,
+        "How often routes of fronts that are gone are looked for, by one middle of all.";
 }
 
 /// `docs/configuration.md`, from the table.
@@ -362,14 +439,19 @@ mod tests {
         }
     }
 
-    /// The fields of a struct, from what `Debug` shows of it.
+    /// The fields of a struct that are none themselves, from what `Debug` shows of it.
     fn fields(shown: &str) -> usize {
         let (mut depth, mut fields) = (0, 0);
         for c in shown.chars() {
             match c {
+                '{' if depth > 0 => {
+                    // The field that holds this struct.
+                    fields -= 1;
+                    depth += 1;
+                }
                 '{' | '(' => depth += 1,
                 '}' | ')' => depth -= 1,
-                ':' if depth == 1 => fields += 1,
+                ':' => fields += 1,
                 _ => {}
             }
         }
@@ -378,7 +460,7 @@ mod tests {
 
     #[test]
     fn every_limit_of_every_tier_has_a_key() {
-        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store } = Limits::default();
+        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store, mysql, redis } = Limits::default();
         let tiers = [
             ("bus", format!("{bus:?}")),
             ("xmpp", format!("{xmpp:?}")),
@@ -387,6 +469,8 @@ mod tests {
             ("callbacks", format!("{callbacks:?}")),
             ("cache", format!("{cache:?}")),
             ("store", format!("{store:?}")),
+            ("mysql", format!("{mysql:?}")),
+            ("redis", format!("{redis:?}")),
         ];
         for (tier, shown) in tiers {
             let keys = KEYS.iter().filter(|key| key.name.starts_with(&format!("limits.{tier}_"))).count();

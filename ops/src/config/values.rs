@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http_frontend::{Endpoint, EndpointTls};
+
+use super::engines::{Gateway, host_and_port, write_host};
 use super::{DataPath, Domain, Written};
 use crate::callbacks::Network;
 
@@ -11,6 +14,9 @@ use crate::callbacks::Network;
 pub(super) trait Setting: Sized {
     /// What is valid, in words; goes after "must be" and into the reference.
     const EXPECTED: &'static str;
+
+    /// What was written is never repeated.
+    const SECRET: bool = false;
 
     /// From a word or a string.
     fn from_word(word: &str) -> Option<Self>;
@@ -29,6 +35,9 @@ pub(super) trait Setting: Sized {
             Written::Other(what) => ((*what).to_owned(), None),
         };
         value.ok_or_else(|| {
+            if Self::SECRET {
+                return format!("is not as it must be: {}", Self::EXPECTED);
+            }
             let found: String = found.chars().take(80).collect();
             format!("is {found}; it must be {}", Self::EXPECTED)
         })
@@ -179,24 +188,113 @@ impl Setting for PathBuf {
     }
 }
 
-impl Setting for Vec<Network> {
-    const EXPECTED: &'static str = "a list of networks such as [\"10.0.0.0/8\", \"fd00::/8\"], with commas alone outside \
-                                    of files";
+/// What a list can be of.
+trait Listed: Sized {
+    /// What the list must be, in words.
+    const EXPECTED: &'static str;
+
+    fn parse(text: &str) -> Option<Self>;
+
+    fn text(&self) -> String;
+}
+
+impl<T: Listed> Setting for Vec<T> {
+    const EXPECTED: &'static str = T::EXPECTED;
 
     fn from_word(word: &str) -> Option<Self> {
         if word.is_empty() {
             return Some(Self::new());
         }
-        word.split(',').map(|network| network.trim().parse().ok()).collect()
+        word.split(',').map(|text| T::parse(text.trim())).collect()
     }
 
     fn from_list(texts: &[String]) -> Option<Self> {
-        texts.iter().map(|network| network.parse().ok()).collect()
+        texts.iter().map(|text| T::parse(text)).collect()
     }
 
     fn show(&self) -> String {
-        let shown: Vec<_> = self.iter().map(|network| format!("\"{network}\"")).collect();
+        let shown: Vec<_> = self.iter().map(|listed| format!("\"{}\"", listed.text())).collect();
         format!("[{}]", shown.join(", "))
+    }
+}
+
+impl Listed for Network {
+    const EXPECTED: &'static str = "a list of networks such as [\"10.0.0.0/8\", \"fd00::/8\"], with commas alone outside \
+                                    of files";
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Listed for Gateway {
+    const EXPECTED: &'static str = "a list of hosts with ports such as [\"hbase-1.example.com:9090\"], with commas alone \
+                                    outside of files";
+
+    fn parse(text: &str) -> Option<Self> {
+        Self::parse(text)
+    }
+
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Listed for Endpoint {
+    const EXPECTED: &'static str = "a list of hosts with ports and how TLS begins there, such as \
+                                    [\"front-1.example.com:5223:direct\", \"front-1.example.com:5222:starttls\"], with \
+                                    commas alone outside of files";
+
+    fn parse(text: &str) -> Option<Self> {
+        let (place, tls) = text.rsplit_once(':')?;
+        let tls = match tls {
+            "direct" => EndpointTls::Direct,
+            "starttls" => EndpointTls::StartTls,
+            _ => return None,
+        };
+        let (host, port) = host_and_port(place)?;
+        Some(Self { host, port, tls })
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string can't fail.
+        let _ = write_host(&mut text, &self.host);
+        let tls = match self.tls {
+            EndpointTls::Direct => "direct",
+            EndpointTls::StartTls => "starttls",
+        };
+        format!("{text}:{}:{tls}", self.port)
+    }
+}
+
+/// What the names of an installation begin with in an engine that several share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix(pub String);
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self("campanile".to_owned())
+    }
+}
+
+impl Setting for Prefix {
+    const EXPECTED: &'static str = "1 to 32 lower-case letters, digits and underscores, a letter first";
+
+    fn from_word(word: &str) -> Option<Self> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        ((1..=32).contains(&word.len())
+            && word.starts_with(|c: char| c.is_ascii_lowercase())
+            && word.chars().all(plain))
+        .then(|| Self(word.to_owned()))
+    }
+
+    fn show(&self) -> String {
+        format!("{:?}", self.0)
     }
 }
 
@@ -267,15 +365,32 @@ macro_rules! word {
 
 word! {
     /// Which tiers a process runs.
-    Role, "one of \"all\", \"xmpp-frontend\", \"middle-tier\", \"http-frontend\"", All,
+    Role, "one of \"all\", \"front\", \"middle\", \"http\"", All,
     /// Every tier.
     All = "all",
     /// The tier that holds device connections.
-    XmppFrontend = "xmpp-frontend",
+    Front = "front",
     /// The tier that decides.
-    MiddleTier = "middle-tier",
+    Middle = "middle",
     /// The tier that serves the HTTPS API.
-    HttpFrontend = "http-frontend",
+    Http = "http",
+}
+
+impl Role {
+    /// True if this process holds device connections.
+    pub const fn has_front(self) -> bool {
+        matches!(self, Self::All | Self::Front)
+    }
+
+    /// True if this process decides, on the stores.
+    pub const fn has_middle(self) -> bool {
+        matches!(self, Self::All | Self::Middle)
+    }
+
+    /// True if this process serves the HTTPS API.
+    pub const fn has_http(self) -> bool {
+        matches!(self, Self::All | Self::Http)
+    }
 }
 
 word! {
@@ -303,6 +418,15 @@ word! {
     InProcess = "in-process",
     /// Redis streams.
     Redis = "redis",
+}
+
+word! {
+    /// How a Thrift gateway frames what is said to it.
+    Transport, "one of \"buffered\", \"framed\"", Buffered,
+    /// One message after the other, as the gateway does when nothing is said to it.
+    Buffered = "buffered",
+    /// Each message behind its length: `-framed` and the non-blocking servers of the gateway.
+    Framed = "framed",
 }
 
 word! {

@@ -114,6 +114,7 @@ fn set_validity(parameters: &mut CertificateParams, now_s: u64, days: u64) {
 pub(super) fn names_of(config: &Config) -> BTreeSet<String> {
     let mut names = BTreeSet::from([config.domain.0.clone(), "localhost".to_owned()]);
     names.extend(Some(config.xmpp.advertised_host.clone()).filter(|host| !host.is_empty()));
+    names.extend(config.xmpp.endpoints.iter().map(|endpoint| endpoint.host.clone()));
     names.extend(std::fs::read_to_string("/proc/sys/kernel/hostname").ok().and_then(|name| dns_name(name.trim())));
     let mut addresses = BTreeSet::from([IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)]);
     addresses.extend(config.listeners().iter().map(|(_, address)| address.ip()).filter(|ip| !ip.is_unspecified()));
