@@ -9,7 +9,7 @@ use super::MysqlOptions;
 use crate::sorted::StoreError;
 
 /// A connection that nobody used for so long is closed.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 /// The server closes one that is silent for so long, with the transaction in it: its process is gone without a word, and
 /// others wait for its locks.
 const SILENT_SECONDS: u64 = 90;

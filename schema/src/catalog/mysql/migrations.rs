@@ -1,8 +1,8 @@
 //! The schema in MySQL: the same migrations as SQLite's, put into MySQL's words.
 //!
 //! `schema_version` says how many migrations are whole and how many statements of the next one are done, because MySQL ends
-//! a transaction with every statement that changes a table. Of a process that dies in the middle the next one carries on
-//! where it was; only the statement that was under way may have been done unnoticed, which shows by what it then says.
+//! a transaction with every statement that changes a table. Where a process died in the middle the next one carries on.
+//! The one statement that had begun then may have been done unnoticed, which shows by what the server says to it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -22,14 +22,19 @@ pub(super) const STATE: &str = "SELECT version, step FROM schema_version WHERE n
 pub(super) const NO_SUCH_TABLE: &str = "(error 1146)";
 
 const MAKE_STATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (number INT PRIMARY KEY NOT NULL, \
-                          version BIGINT NOT NULL, step BIGINT NOT NULL) ENGINE = InnoDB";
+                          version BIGINT NOT NULL, step BIGINT NOT NULL, begun BIGINT NOT NULL) ENGINE = InnoDB";
+/// As [`STATE`], and whether one more statement has begun.
+const WHOLE_STATE: &str = "SELECT version, step, begun FROM schema_version WHERE number = 1";
+const BEGIN: &str = "UPDATE schema_version SET begun = 1 WHERE number = 1";
+const REFUSED: &str = "UPDATE schema_version SET begun = 0 WHERE number = 1";
+const DONE: &str = "UPDATE schema_version SET step = step + 1, begun = 0 WHERE number = 1";
 /// What only this backend has: the rows that its transactions lock.
 const MAKE_LOCKS: &str =
     "CREATE TABLE IF NOT EXISTS app_lock (app VARBINARY(255) PRIMARY KEY NOT NULL) ENGINE = InnoDB";
 /// How long a process waits for another one that migrates, and for those that use a table.
-const LOCK: Duration = Duration::from_secs(60);
+const LOCK: Duration = Duration::from_mins(1);
 /// Longest time of one statement. It goes on at the server if it takes longer.
-const STATEMENT: Duration = Duration::from_secs(3600);
+const STATEMENT: Duration = Duration::from_hours(1);
 
 /// What migrating did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +83,11 @@ async fn migrate_locked(connection: &mut Conn, migrations: &[&str]) -> Result<Mi
         let text = format!("another process has been migrating this database for {LOCK:?}: try again when it is done");
         return Err(StoreError::Unavailable(text));
     }
-    let (version, mut step) = state(connection).await?;
+    let (version, mut step, begun) = state(connection).await?;
     let from = usize::try_from(version).ok().filter(|from| *from <= migrations.len());
     let from = from.ok_or_else(|| too_new(version, migrations.len()))?;
     answer(connection.query_drop(MAKE_LOCKS)).await?;
-    // What was under way when a process died may be done already; whatever comes after it is not.
-    let mut may_be_done = true;
+    let mut may_be_done = begun != 0;
     for (done, migration) in migrations.iter().enumerate().skip(from) {
         let statements = statements(migration);
         for statement in statements.iter().skip(usize::try_from(step).unwrap_or_default()) {
@@ -99,8 +103,8 @@ async fn migrate_locked(connection: &mut Conn, migrations: &[&str]) -> Result<Mi
 }
 
 /// Where the database is; makes the table that says it in one that is empty.
-async fn state(connection: &mut Conn) -> Result<(i64, i64), StoreError> {
-    match answer(connection.query_first::<(i64, i64), _>(STATE)).await {
+async fn state(connection: &mut Conn) -> Result<(i64, i64, i64), StoreError> {
+    match answer(connection.query_first::<(i64, i64, i64), _>(WHOLE_STATE)).await {
         Ok(Some(state)) => return Ok(state),
         Ok(None) => {}
         Err(StoreError::Unavailable(text)) if text.contains(NO_SUCH_TABLE) => {
@@ -114,21 +118,28 @@ async fn state(connection: &mut Conn) -> Result<(i64, i64), StoreError> {
         }
         Err(error) => return Err(error),
     }
-    let insert = "INSERT INTO schema_version (number, version, step) VALUES (1, 0, 0)";
+    let insert = "INSERT INTO schema_version (number, version, step, begun) VALUES (1, 0, 0, 0)";
     answer(connection.query_drop(insert)).await?;
-    Ok((0, 0))
+    Ok((0, 0, 0))
 }
 
 /// Runs one statement and writes that it is done: as a whole where it changes rows.
 async fn apply(connection: &mut Conn, statement: &str, may_be_done: bool) -> Result<(), StoreError> {
+    answer(connection.query_drop(BEGIN)).await?;
     answer(connection.query_drop("START TRANSACTION")).await?;
     match timeout(STATEMENT, connection.query_drop(statement)).await {
         Ok(Ok(())) => {}
         Ok(Err(Error::Server(error))) if may_be_done && is_done(statement, error.code) => {}
-        Ok(Err(error)) => return Err(failed(error)),
+        Ok(Err(error)) => {
+            if matches!(error, Error::Server(_)) {
+                answer(connection.query_drop("ROLLBACK")).await?;
+                answer(connection.query_drop(REFUSED)).await?;
+            }
+            return Err(failed(error));
+        }
         Err(_) => return Err(StoreError::TimedOut),
     }
-    answer(connection.query_drop("UPDATE schema_version SET step = step + 1 WHERE number = 1")).await?;
+    answer(connection.query_drop(DONE)).await?;
     answer(connection.query_drop("COMMIT")).await
 }
 
@@ -242,6 +253,51 @@ mod tests {
             (Some((3, 0)), "number 3 and this build knows 2 at most: run a newer build"),
         ] {
             assert!(judge(at, 2).unwrap_err().to_string().contains(says), "{at:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_done_but_not_noted_when_a_process_died_is_not_done_again() {
+        let Some(server) = servers::mariadb() else { return };
+        let patient = Duration::from_mins(1);
+        for (before, migration) in MIGRATIONS.iter().enumerate() {
+            for cut in 0..statements(migration).len() {
+                let url = server.url(&format!("cut_{before}_{cut}"));
+                let options = MysqlOptions { url, connect_timeout: patient, ..MysqlOptions::default() };
+                migrate(&options, &MIGRATIONS[..before]).await.unwrap();
+                let mut connection = Conn::new(settings_for_migrating(&options, LOCK).unwrap()).await.unwrap();
+                for (number, statement) in statements(migration).iter().enumerate().take(cut + 1) {
+                    let changes_rows = statement.starts_with("INSERT");
+                    if number < cut || changes_rows {
+                        apply(&mut connection, statement, false).await.unwrap();
+                    } else {
+                        connection.query_drop(BEGIN).await.unwrap();
+                        connection.query_drop(statement).await.unwrap();
+                    }
+                }
+                connection.disconnect().await.unwrap();
+                let migrated = migrate(&options, MIGRATIONS).await.unwrap();
+                assert_eq!(migrated, Migrated { from: before, to: MIGRATIONS.len() });
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_fails_is_not_taken_for_one_that_was_done() {
+        let Some(server) = servers::mariadb() else { return };
+        let options = MysqlOptions {
+            url: server.url("broken"),
+            connect_timeout: Duration::from_mins(1),
+            ..MysqlOptions::default()
+        };
+        let broken = [
+            "CREATE TABLE a (b INTEGER) STRICT;",
+            "CREATE TABLE c (d INTEGER) STRICT; CREATE TABLE a (b INTEGER) STRICT;",
+        ];
+        for _ in 0..2 {
+            // The second time it is the first statement of the run.
+            let error = migrate(&options, &broken).await.unwrap_err().to_string();
+            assert!(error.contains("already exists"), "{error}");
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::BuildHasher as _;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use idl::ids::AppId;
@@ -64,7 +65,7 @@ impl Failure {
     }
 
     fn ends_the_connection(&self) -> bool {
-        matches!(self, Self::Lost(_) | Self::Silent(_) | Self::Unknown)
+        matches!(self, Self::Lost(_) | Self::Silent(_) | Self::Barred(_) | Self::Unknown)
     }
 }
 
@@ -255,7 +256,7 @@ impl<'a> Tries<'a> {
             Failure::Lost(text) | Failure::Silent(text) | Failure::Barred(text) => health.failed(text.clone()),
             Failure::Unknown => health.failed("COMMIT was not answered".into()),
             Failure::Conflict(_) | Failure::Slow(_) | Failure::Taken | Failure::Refused(_) | Failure::Damaged(_) => {
-                health.answered()
+                health.answered();
             }
         }
         Some(Err(failure.told()))
@@ -272,8 +273,12 @@ fn drawn() -> f64 {
 pub(super) fn failure(error: Error) -> Failure {
     let error = match error {
         Error::Server(error) => error,
+        Error::Io(IoError::Tls(error)) => return Failure::Barred(first_line(&error.to_string())),
+        // So comes what TLS doesn't like of the server, such as who signed its certificate.
+        Error::Io(IoError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+            return Failure::Barred(first_line(&error.to_string()));
+        }
         Error::Io(IoError::Io(error)) => return Failure::Lost(error.to_string()),
-        Error::Io(IoError::Tls(error)) => return Failure::Barred(first_line(&format!("TLS: {error}"))),
         // The connection is in a state that is unlike what we know.
         error => return Failure::Lost(first_line(&error.to_string())),
     };
