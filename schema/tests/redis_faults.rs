@@ -261,6 +261,30 @@ async fn scripts_that_the_server_forgot_are_given_to_it_again() {
     assert_eq!(cache.claim(A, "push", route(1, 10)).await.unwrap(), Claim::Won { previous: Some(route(1, 10)) });
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_front_whose_lease_comes_back_between_two_looks_of_a_sweep_keeps_its_routes() {
+    let Some(server) = server(&[]) else { return };
+    let limits = RedisLimits { lease: Duration::from_secs(2), ..RedisLimits::default() };
+    let cache = start(RedisOptions { limits, ..options(&server) });
+    cache.claim(A, "push", route(1, 10)).await.unwrap();
+    cache.claim(A, "desk", route(2, 10)).await.unwrap();
+    let before = cache.metrics().commands();
+    let renewed = async {
+        // The first look asks for keys, what they hold and who lives; what comes behind that comes too late for it.
+        until("the first look", async || cache.metrics().commands() >= before + 3).await;
+        cache.renew_lease(FrontId(1)).await.unwrap();
+        // Again in time for the second look.
+        until("the second look", async || {
+            cache.renew_lease(FrontId(1)).await.unwrap();
+            cache.route(A, "desk").await.unwrap().is_none()
+        })
+        .await;
+    };
+    let (swept, ()) = tokio::join!(cache.sweep_routes(), renewed);
+    assert_eq!(swept.unwrap(), 1, "front 2 never had a lease");
+    assert_eq!(cache.route(A, "push").await.unwrap(), Some(route(1, 10)));
+}
+
 /// The rule as the options document it.
 fn documented_rule() -> String {
     let source = include_str!("../src/cache/redis/options.rs");
