@@ -32,7 +32,7 @@ pub(crate) enum Speech {
 
 /// A server process that can be killed and started again with the same command.
 pub(crate) struct Supervised {
-    name: &'static str,
+    name: String,
     folder: PathBuf,
     pid: AtomicU32,
     talk: Mutex<Talk>,
@@ -48,11 +48,12 @@ struct Talk {
 impl Supervised {
     /// Starts the supervisor, which owns the folder from now on, but not yet the server.
     pub(crate) fn new(
-        name: &'static str,
+        name: impl Into<String>,
         folder: PathBuf,
         speech: Speech,
         command: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> anyhow::Result<Self> {
+        let name = name.into();
         let kind = if speech == Speech::Speaks { "speaker" } else { "server" };
         let mut supervisor = Command::new("sh")
             .args(["-c", SUPERVISOR, "supervisor"])
@@ -109,6 +110,19 @@ impl Supervised {
             if matches!(self.state(), Some('T') | None) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         waiting::until(AT_ONCE_MAX, stopped).with_context(|| format!("{} did not stop", self.name))
+    }
+
+    /// Tells the server to end by itself.
+    pub(crate) fn terminate(&self) -> anyhow::Result<()> {
+        self.order("TERM").map(drop)
+    }
+
+    /// Waits until the server has ended by itself and returns its exit code, as the shell gives it.
+    pub(crate) fn ended(&self, limit: Duration) -> anyhow::Result<i32> {
+        let ended = || if matches!(self.state(), Some('Z') | None) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        waiting::until(limit, ended).with_context(|| format!("{} did not end within {limit:?}", self.name))?;
+        let answer = self.order("reap")?;
+        answer.parse().map_err(|_| anyhow!("the supervisor of {} answered {answer:?}", self.name))
     }
 
     /// Lets a paused server go on.
@@ -181,7 +195,7 @@ impl Supervised {
     }
 
     /// Whether it was started and has ended by itself; where that can't be seen, it never seems so.
-    fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.state() == Some('Z')
     }
 
@@ -192,7 +206,8 @@ impl Supervised {
         text.rsplit_once(')')?.1.trim_start().chars().next()
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines that the server wrote.
+    pub(crate) fn log_tail(&self) -> String {
         let log = fs::read(self.folder.join("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<_> = log.lines().collect();

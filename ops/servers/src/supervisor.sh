@@ -3,8 +3,8 @@
 #
 #   supervisor FOLDER server|speaker COMMAND…
 #
-# Orders: start, KILL, STOP, CONT, and "tell LINE", which hands the line to the server's standard input. Each is answered
-# with one line. A speaker's standard output goes where the answers go, a mere server's goes to the log.
+# Orders: start, KILL, STOP, CONT, TERM, "reap", which waits for the end of the server and tells its exit code, and "tell LINE",
+# which hands the line to the server's standard input. Each is answered with one line. A speaker's standard output goes where the answers go, a mere server's goes to the log.
 folder=$1
 kind=$2
 shift 2
@@ -18,7 +18,11 @@ end_server() {
 
 finish() {
     end_server
-    rm -rf "$folder"
+    # Others that end now may still write below it.
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        rm -rf "$folder" 2>/dev/null && break
+        sleep 0.2
+    done
 }
 trap finish EXIT
 trap 'exit 1' HUP INT TERM
@@ -44,6 +48,18 @@ while read -r order rest; do
     KILL)
         end_server
         echo "supervisor: killed"
+        ;;
+    TERM)
+        # It alone: what it has started is its own business.
+        [ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null
+        echo "supervisor: signalled"
+        ;;
+    reap)
+        status=0
+        [ -z "$pid" ] || wait "$pid" || status=$?
+        pid=
+        exec 3>&-
+        echo "supervisor: $status"
         ;;
     STOP | CONT)
         [ -z "$pid" ] || kill "-$order" "$pid" 2>/dev/null

@@ -21,18 +21,35 @@ fn target() -> PathBuf {
     marked.map_or_else(named, Path::to_owned)
 }
 
-/// The first program that is missing, if the class path can't be had without it.
+/// What is missing, if the class path is not there and can't be made.
 pub(super) fn missing() -> Option<&'static str> {
     let made = target().join("hbase");
     let is_made = made.join(".jars").exists() && made.join(".launcher").exists();
     let needed: &[_] = if is_made { &["java"] } else { &["java", "javac", "mvn"] };
-    needed.iter().copied().find(|name| programs::find(name).is_none())
+    let absent = needed.iter().copied().find(|name| programs::find(name).is_none());
+    if absent.is_some() || is_made {
+        return absent;
+    }
+    // Who has these programs may still have no network.
+    let error = build().err()?;
+    eprintln!("{error:#}");
+    Some("the class path of HBase")
 }
 
 /// A class path that begins with this folder. What is absent or outdated is made first, which takes a minute once; two
 /// processes that find it so do it once.
 pub(super) fn class_path(first: &Path) -> anyhow::Result<OsString> {
+    build()?;
     let made = target().join("hbase");
+    let mut class_path = first.as_os_str().to_owned();
+    for part in ["classes", "jars/*"] {
+        class_path.push(":");
+        class_path.push(made.join(part));
+    }
+    Ok(class_path)
+}
+
+fn build() -> anyhow::Result<()> {
     let output = Command::new(root().join("ops/hbase/build"))
         .env("CARGO_TARGET_DIR", target())
         .stdin(Stdio::null())
@@ -44,10 +61,5 @@ pub(super) fn class_path(first: &Path) -> anyhow::Result<OsString> {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    let mut class_path = first.as_os_str().to_owned();
-    for part in ["classes", "jars/*"] {
-        class_path.push(":");
-        class_path.push(made.join(part));
-    }
-    Ok(class_path)
+    Ok(())
 }
