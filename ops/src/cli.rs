@@ -7,6 +7,7 @@ mod check_config;
 mod ctl;
 mod device;
 mod keys;
+mod migrate;
 mod send;
 mod serve;
 mod server;
@@ -65,6 +66,8 @@ enum Command {
     App(app::AppCommand),
     /// Speak to the running server
     Ctl(ctl::Ctl),
+    /// Make or update the tables in HBase and the database in MySQL
+    Migrate(migrate::Migrate),
     /// Make the keys that the processes of an installation share
     Keys(keys::Keys),
     /// Check the settings and show what would be in force
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Send(command) => command.run(&settings),
         Command::App(command) => command.run(&settings),
         Command::Ctl(command) => command.run(&settings),
+        Command::Migrate(command) => command.run(&settings),
         Command::Keys(command) => command.run(&settings),
         Command::CheckConfig => check_config::run(&settings),
     };

@@ -23,7 +23,7 @@ use crate::callbacks::Callbacks;
 pub use self::engines::{Gateway, Hbase, Mysql, Redis};
 pub use self::keys::{KEYS, Key, reference};
 pub use self::urls::{MysqlUrl, RedisUrl, Secret};
-pub use self::values::{BusKind, CatalogKind, Listener, LogFormat, Prefix, Role, StoreKind, Transport};
+pub use self::values::{BusKind, CatalogKind, Compression, Listener, LogFormat, Prefix, Role, StoreKind, Transport};
 
 /// Everything that `campanile serve` can be told.
 #[derive(Debug, Clone, Default)]

@@ -2,6 +2,7 @@
 //! runs until it is told to stop, and the parts end in the opposite order. The role says which tiers there are.
 
 mod engines;
+pub mod migration;
 mod tiers;
 mod waiting;
 

@@ -179,6 +179,24 @@ fn shared_keys_are_made_once_and_serve_as_those_of_a_data_folder() {
     );
 }
 
+#[test]
+fn migrating_needs_engines_and_prints_what_the_gateway_can_not_do() {
+    let output = run(&["migrate"]);
+    assert!(output.status.success());
+    assert!(text(&output.stdout).starts_with("nothing to do: "), "{}", text(&output.stdout));
+    let shell = run(&["migrate", "--print-hbase-shell", "--regions", "4", "--set", "hbase.prefix=town"]);
+    let said = text(&shell.stdout);
+    assert!(
+        said.contains("create('town_accounts', {NAME => 'c', ") && said.contains(r#"["\x40", "\x80", "\xc0"]"#),
+        "{said}"
+    );
+    let (code, said) = refusal(&run(&["migrate", "--regions", "4"]));
+    assert_eq!((code, said.contains("--print-hbase-shell")), (Some(2), true), "{said}");
+    let nowhere = ["migrate", "--set", "catalog.kind=mysql", "--set", "mysql.url=mysql://u:secret@127.0.0.1:1/c"];
+    let (code, said) = refusal(&run(&nowhere));
+    assert_eq!((code, said.contains("secret")), (Some(1), false), "{said}");
+}
+
 /// What a server says to whoever started it: after `run.json` is written, so it may take a moment longer.
 fn announcement(server: &Server) -> String {
     wait_for("the announcement", || {

@@ -8,7 +8,7 @@ use schema::cache::redis::RedisOptions;
 use schema::catalog::mysql::MysqlOptions;
 
 use super::urls::{self, MysqlUrl, RedisUrl, Secret};
-use super::values::{Prefix, Transport};
+use super::values::{Compression, Prefix, Transport};
 
 /// `[hbase]`
 #[derive(Debug, Clone, Default)]
@@ -19,6 +19,8 @@ pub struct Hbase {
     pub transport: Transport,
     /// What the names of tables begin with.
     pub prefix: Prefix,
+    /// How tables that are made are compressed.
+    pub compression: Compression,
 }
 
 /// `[mysql]`
@@ -45,10 +47,6 @@ pub struct Redis {
     pub password_file: PathBuf,
     /// CAs that its certificate may come from.
     pub ca: PathBuf,
-    /// Our own certificate, for a Redis that demands one.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
     /// What the names of keys begin with.
     pub prefix: Prefix,
 }
@@ -73,11 +71,7 @@ impl Redis {
 
     /// Refuses what does not go together.
     pub(super) fn check(&self) -> Result<(), String> {
-        urls::one_password("redis", self.url.has_password(), &self.password, &self.password_file)?;
-        if self.certificate.as_os_str().is_empty() != self.key.as_os_str().is_empty() {
-            return Err("redis.certificate and redis.key go together; set both, or neither".to_owned());
-        }
-        Ok(())
+        urls::one_password("redis", self.url.has_password(), &self.password, &self.password_file)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use schema::cache::in_process::CacheLimits;
 use schema::sorted::embedded::EmbeddedOptions;
+use schema::sorted::hbase::HbaseOptions;
 
 use super::engines::{MysqlLimits, RedisLimits};
 use super::values::Setting;
@@ -30,6 +31,8 @@ pub struct Limits {
     pub cache: CacheLimits,
     /// Of the embedded store.
     pub store: EmbeddedOptions,
+    /// Of the store on HBase, whose places and names are elsewhere.
+    pub hbase: HbaseOptions,
     /// Of the catalog on MySQL.
     pub mysql: MysqlLimits,
     /// Of the cache on Redis.
@@ -47,6 +50,7 @@ impl Default for Limits {
             callbacks: callbacks::Limits::default(),
             cache: CacheLimits::default(),
             store: EmbeddedOptions::default(),
+            hbase: HbaseOptions::default(),
             mysql: MysqlLimits::default(),
             redis: RedisLimits::default(),
         }
@@ -168,6 +172,8 @@ keys! {
          server. What does not fit hangs.";
     "hbase.prefix" => hbase.prefix,
         "What the names of tables begin with, before an underscore, so that installations may share an HBase.";
+    "hbase.compression" => hbase.compression,
+        "How tables that `campanile migrate` makes are compressed; which ways there are depends on how the cluster was built.";
     "mysql.url" => mysql.url,
         "The MySQL or MariaDB of the catalog, with a user and a database of its own. A password in it is shown nowhere.";
     "mysql.password" => mysql.password,
@@ -184,10 +190,6 @@ keys! {
         "File whose first line is the password, as service managers give secrets.";
     "redis.ca" => redis.ca,
         "PEM file with the CAs that the server's certificate may come from, for `rediss`. Empty: the public ones.";
-    "redis.certificate" => redis.certificate,
-        "PEM file with this process's own certificate, for a Redis that demands one of its clients.";
-    "redis.key" => redis.key,
-        "PEM file with the private key of `redis.certificate`.";
     "redis.prefix" => redis.prefix,
         "What the names of keys begin with, before a colon, so that installations may share a Redis.";
     "log.format" => log.format,
@@ -350,6 +352,40 @@ keys! {
         "One table in memory before it is written to a file.";
     "limits.store_free_bytes_min" => limits.store.free_bytes_min or 0,
         "With less than this free on the disk only deletions are accepted; 0: no such check.";
+    "limits.hbase_write_threads" => limits.hbase.write_threads,
+        "Threads, and connections, that write to HBase.";
+    "limits.hbase_guard_threads" => limits.hbase.guard_threads,
+        "Threads, and connections, that write what must not be there yet.";
+    "limits.hbase_read_threads" => limits.hbase.read_threads,
+        "Threads, and connections, that read rows.";
+    "limits.hbase_scan_threads" => limits.hbase.scan_threads,
+        "Threads, and connections, that go through ranges of rows.";
+    "limits.hbase_queue_max" => limits.hbase.queue_max,
+        "Requests that wait for these threads, in each queue; further ones wait for room.";
+    "limits.hbase_group_mutations_max" => limits.hbase.group_mutations_max,
+        "Mutations in one group of writes and in one call.";
+    "limits.hbase_group_bytes_max" => limits.hbase.group_bytes_max,
+        "Keys and values in one group of writes and in one call.";
+    "limits.hbase_group_ms_max" => limits.hbase.group_wait,
+        "How long a group waits for more while there is much to write.";
+    "limits.hbase_row_bytes_max" => limits.hbase.row_bytes_max,
+        "What one batch writes to one row; a framed gateway closes the connection above 2 MiB.";
+    "limits.hbase_gather_rows_max" => limits.hbase.gather_rows_max,
+        "Rows read by one call, of all who want some at that moment.";
+    "limits.hbase_response_bytes_max" => limits.hbase.response_bytes_max,
+        "Largest answer that is read.";
+    "limits.hbase_connect_ms_max" => limits.hbase.connect_timeout,
+        "One try to connect to a gateway.";
+    "limits.hbase_read_ms_max" => limits.hbase.read_timeout,
+        "One call, from sending it to the whole answer.";
+    "limits.hbase_operation_ms_max" => limits.hbase.operation_timeout,
+        "One operation, with all its tries and its time in the queue.";
+    "limits.hbase_scan_ms_max" => limits.hbase.scan_timeout,
+        "The same for going through a range of rows.";
+    "limits.hbase_idle_ms_max" => limits.hbase.idle_max,
+        "A connection that was idle for so long is made anew; gateways close theirs after a minute.";
+    "limits.hbase_breaker_failures_max" => limits.hbase.breaker_failures,
+        "Failures in a row after which a gateway is left alone for a while.";
     "limits.mysql_connections_max" => limits.mysql.connections_max,
         "Connections of this process to MySQL.";
     "limits.mysql_connect_ms_max" => limits.mysql.connect_time_max,
@@ -460,7 +496,11 @@ mod tests {
 
     #[test]
     fn every_limit_of_every_tier_has_a_key() {
-        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store, mysql, redis } = Limits::default();
+        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store, hbase, mysql, redis } =
+            Limits::default();
+        // Where gateways are is no limit; nor are these two.
+        let hbase = HbaseOptions { gateways: Vec::new(), ..hbase };
+        let hbase = format!("{hbase:?}").replace("gateways:", "").replace("transport:", "").replace("prefix:", "");
         let tiers = [
             ("bus", format!("{bus:?}")),
             ("xmpp", format!("{xmpp:?}")),
@@ -469,6 +509,7 @@ mod tests {
             ("callbacks", format!("{callbacks:?}")),
             ("cache", format!("{cache:?}")),
             ("store", format!("{store:?}")),
+            ("hbase", hbase),
             ("mysql", format!("{mysql:?}")),
             ("redis", format!("{redis:?}")),
         ];

@@ -430,6 +430,21 @@ word! {
 }
 
 word! {
+    /// How HBase compresses tables.
+    Compression, "one of \"none\", \"snappy\", \"lz4\", \"zstd\", \"gz\"", None,
+    /// Not at all.
+    None = "none",
+    /// Snappy.
+    Snappy = "snappy",
+    /// LZ4.
+    Lz4 = "lz4",
+    /// Zstandard.
+    Zstd = "zstd",
+    /// Gzip.
+    Gz = "gz",
+}
+
+word! {
     /// How log lines look.
     LogFormat, "one of \"human\", \"json\"", Human,
     /// For people.

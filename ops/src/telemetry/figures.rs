@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use schema::cache::redis::RedisMetrics;
 use schema::catalog::mysql::MysqlMetrics;
 use schema::sorted::embedded::EmbeddedMetrics;
+use schema::sorted::hbase::HbaseMetrics;
 
 use crate::lifecycle::Health;
 
@@ -109,6 +110,45 @@ pub fn embedded(store: &EmbeddedMetrics) -> Vec<Figure> {
             "campanile_store_mended",
             "How often the store was reopened after a failed write",
             store.mended(),
+        ),
+    ]
+}
+
+/// The store on HBase.
+pub fn hbase(store: &HbaseMetrics) -> Vec<Figure> {
+    vec![
+        Figure::counter("campanile_hbase_groups", "Groups of writes that were sent", store.groups()),
+        Figure::counter("campanile_hbase_writes", "Write requests in those groups", store.writes()),
+        Figure::counter("campanile_hbase_mutations", "Cells and rows changed by those requests", store.mutations()),
+        Figure::counter("campanile_hbase_calls", "Calls that those groups took", store.calls()),
+        Figure::counter(
+            "campanile_hbase_writes_failed",
+            "Write requests not done, or not surely",
+            store.writes_failed(),
+        ),
+        Figure::counter("campanile_hbase_guards", "Requests to write what must not be there", store.guards()),
+        Figure::counter("campanile_hbase_reads", "Requests to read rows", store.reads()),
+        Figure::counter(
+            "campanile_hbase_reads_gathered",
+            "Groups of such requests that were served together",
+            store.reads_gathered(),
+        ),
+        Figure::counter("campanile_hbase_read_calls", "Calls that they took", store.read_calls()),
+        Figure::counter("campanile_hbase_rows_asked", "Rows asked for in those calls", store.rows_asked()),
+        Figure::counter("campanile_hbase_scans", "Requests to go through a range of rows", store.scans()),
+        Figure::counter("campanile_hbase_scan_calls", "Pages that they took", store.scan_calls()),
+        Figure::counter("campanile_hbase_retries", "Tries after the first one", store.retries()),
+        Figure::counter("campanile_hbase_connections", "Connections that were made", store.connections()),
+        Figure::counter(
+            "campanile_hbase_breakers_opened",
+            "How often a gateway was left alone because it failed",
+            store.breakers_opened(),
+        ),
+        Figure::counter("campanile_hbase_queue_full", "Requests that found no room in time", store.queue_full()),
+        Figure::counter(
+            "campanile_hbase_clock_skewed",
+            "Cells read that were written more than a minute ahead of this clock",
+            store.clock_skewed(),
         ),
     ]
 }

