@@ -27,6 +27,8 @@ mod revoked;
 mod ring;
 mod sasl;
 mod scram;
+#[cfg(feature = "simulation")]
+mod simulated;
 mod stanza;
 mod walk;
 mod xmpp_io;
