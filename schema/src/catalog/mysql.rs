@@ -134,13 +134,13 @@ impl MysqlCatalog {
     }
 
     async fn check_schema(&self) -> Result<(), StoreError> {
-        let select = migrations::STATE;
-        let outcome = self.one("schema_version", select, Vec::new(), |row| Ok((row.take(0)?, row.take(1)?))).await;
-        let at = match outcome {
-            Ok(at) => at,
-            Err(StoreError::Unavailable(text)) if text.contains(migrations::NO_SUCH_TABLE) => None,
-            Err(error) => return Err(error),
+        let at = match self.read(migrations::STATE, Vec::new()).await {
+            Ok(rows) => rows.into_iter().next(),
+            Err(Failure::NoTable(_)) => None,
+            Err(failure) => return Err(failure.told()),
         };
+        let mut at = at.map(|row| Found { row, table: "schema_version" });
+        let at = at.as_mut().map(|row| Ok((row.take(0)?, row.take(1)?))).transpose()?;
         migrations::judge(at, MIGRATIONS.len())
     }
 
@@ -163,7 +163,7 @@ impl MysqlCatalog {
         values: Vec<Value>,
         decode: Decode<T>,
     ) -> Result<Vec<T>, StoreError> {
-        let rows = self.read(select, values).await?;
+        let rows = self.read(select, values).await.map_err(Failure::told)?;
         rows.into_iter().map(|row| decode(&mut Found { row, table })).collect()
     }
 

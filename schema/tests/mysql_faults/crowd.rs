@@ -29,7 +29,7 @@ async fn a_change_waits_for_a_lock_no_longer_than_it_may() {
     let begun = Instant::now();
     let error = catalog.put_segment(segment("late"), 9).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(2) + SLACK, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4) + SLACK, "{:?}", begun.elapsed());
     // What others do goes on meanwhile.
     catalog.revoke_tokens(AccountId(1), 1).await.unwrap();
     holder.query_drop("COMMIT").await.unwrap();
@@ -112,7 +112,7 @@ async fn connections_that_were_ended_while_nobody_used_them_are_not_noticed() {
 #[tokio::test]
 async fn more_calls_than_connections_wait_in_bounded_time() {
     let Some(options) = fresh() else { return };
-    let options = MysqlOptions { connections_max: 2, connect_timeout: Duration::from_millis(300), ..options };
+    let options = MysqlOptions { connections_max: 2, connect_timeout: Duration::from_secs(2), ..options };
     let catalog = std::sync::Arc::new(made(options.clone()).await);
     let mut holder = holding_the_lock(&options.url).await;
     let changes: Vec<_> = (0..2)
@@ -124,8 +124,8 @@ async fn more_calls_than_connections_wait_in_bounded_time() {
     waiting(&options.url, 2).await;
     let begun = Instant::now();
     let error = catalog.ping().await.unwrap_err().to_string();
-    assert!(error.contains("no connection within 300ms; 2 are in use"), "{error}");
-    assert!(begun.elapsed() < Duration::from_millis(300) + SLACK);
+    assert!(error.contains("no connection within 2s; 2 are in use"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(2) + SLACK);
     let metrics = catalog.metrics();
     assert_eq!((metrics.connections, metrics.connections_in_use), (2, 2));
     assert!(metrics.timeouts >= 1 && !catalog.state().is_well());
@@ -140,7 +140,7 @@ async fn more_calls_than_connections_wait_in_bounded_time() {
 #[tokio::test]
 async fn a_query_that_takes_too_long_is_ended_at_the_server_and_costs_no_connection() {
     let Some(options) = fresh() else { return };
-    let options = MysqlOptions { statement_timeout: Duration::from_secs(1), ..options };
+    let options = MysqlOptions { statement_timeout: Duration::from_secs(2), ..options };
     let catalog = made(options.clone()).await;
     let mut beside = beside(&options.url).await;
     let others = "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id()";

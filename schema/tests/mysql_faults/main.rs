@@ -25,7 +25,7 @@ mod ways_in;
 /// Nothing here takes so long.
 const LONG: Duration = Duration::from_mins(1);
 /// What a call may take beyond its time on a machine that is busy with other tests.
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(5);
 
 /// Options for an empty database of the server that the tests share.
 fn fresh() -> Option<MysqlOptions> {
@@ -49,9 +49,9 @@ fn patient() -> MysqlOptions {
 /// For what has to fail soon.
 fn impatient(options: MysqlOptions) -> MysqlOptions {
     MysqlOptions {
-        connect_timeout: Duration::from_secs(1),
-        statement_timeout: Duration::from_secs(1),
-        call_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_secs(2),
+        statement_timeout: Duration::from_secs(2),
+        call_timeout: Duration::from_secs(4),
         ..options
     }
 }

@@ -11,15 +11,13 @@ use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Error};
 use tokio::time::timeout;
 
+use super::MysqlOptions;
 use super::connections::settings_for_migrating;
-use super::tries::failure;
-use super::{MysqlOptions, connections};
+use super::tries::{Failure, failure};
 use crate::sorted::StoreError;
 
 /// How many migrations are whole, and how many statements of the next one are done.
 pub(super) const STATE: &str = "SELECT version, step FROM schema_version WHERE number = 1";
-/// How a server's refusal ends that doesn't have a table.
-pub(super) const NO_SUCH_TABLE: &str = "(error 1146)";
 
 const MAKE_STATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (number INT PRIMARY KEY NOT NULL, \
                           version BIGINT NOT NULL, step BIGINT NOT NULL, begun BIGINT NOT NULL) ENGINE = InnoDB";
@@ -53,39 +51,35 @@ pub(super) fn judge(at: Option<(i64, i64)>, known: usize) -> Result<(), StoreErr
         Ok(version) if version < known => Err(StoreError::Unavailable(format!(
             "the catalog's schema is number {version} and this build needs {known}: run `campanile migrate`"
         ))),
-        _ => Err(too_new(version, known)),
+        _ => Err(StoreError::Unavailable(too_new(version, known))),
     }
 }
 
-fn too_new(version: i64, known: usize) -> StoreError {
-    StoreError::Unavailable(format!(
-        "the catalog's schema is number {version} and this build knows {known} at most: run a newer build"
-    ))
+fn too_new(version: i64, known: usize) -> String {
+    format!("the catalog's schema is number {version} and this build knows {known} at most: run a newer build")
 }
 
 /// Applies the migrations that the database lacks.
 pub(super) async fn migrate(options: &MysqlOptions, migrations: &[&str]) -> Result<Migrated, StoreError> {
     let settings = settings_for_migrating(options, LOCK)?;
-    let place = connections::without_password(&options.url);
     let connecting = timeout(options.connect_timeout, Conn::new(settings)).await;
-    let mut connection = connecting
-        .map_err(|_| StoreError::Unavailable(format!("{place} did not answer within {:?}", options.connect_timeout)))?
-        .map_err(failed)?;
+    let connecting = connecting.map_err(|_| Failure::Silent(format!("no answer within {:?}", options.connect_timeout)));
+    let mut connection = connecting.and_then(|made| made.map_err(failure)).map_err(Failure::told)?;
     let outcome = migrate_locked(&mut connection, migrations).await;
     // The lock goes with the connection; that it could not be closed in good form is no failure.
     let _ = timeout(options.connect_timeout, connection.disconnect()).await;
-    outcome
+    outcome.map_err(Failure::told)
 }
 
-async fn migrate_locked(connection: &mut Conn, migrations: &[&str]) -> Result<Migrated, StoreError> {
+async fn migrate_locked(connection: &mut Conn, migrations: &[&str]) -> Result<Migrated, Failure> {
     let lock = format!("SELECT GET_LOCK(concat('campanile.', sha1(database())), {})", LOCK.as_secs());
     if answer(connection.query_first::<Option<i64>, _>(lock)).await?.flatten() != Some(1) {
         let text = format!("another process has been migrating this database for {LOCK:?}: try again when it is done");
-        return Err(StoreError::Unavailable(text));
+        return Err(Failure::Refused(text));
     }
     let (version, mut step, begun) = state(connection).await?;
     let from = usize::try_from(version).ok().filter(|from| *from <= migrations.len());
-    let from = from.ok_or_else(|| too_new(version, migrations.len()))?;
+    let from = from.ok_or_else(|| Failure::Refused(too_new(version, migrations.len())))?;
     answer(connection.query_drop(MAKE_LOCKS)).await?;
     let mut may_be_done = begun != 0;
     for (done, migration) in migrations.iter().enumerate().skip(from) {
@@ -103,20 +97,20 @@ async fn migrate_locked(connection: &mut Conn, migrations: &[&str]) -> Result<Mi
 }
 
 /// Where the database is; makes the table that says it in one that is empty.
-async fn state(connection: &mut Conn) -> Result<(i64, i64, i64), StoreError> {
+async fn state(connection: &mut Conn) -> Result<(i64, i64, i64), Failure> {
     match answer(connection.query_first::<(i64, i64, i64), _>(WHOLE_STATE)).await {
         Ok(Some(state)) => return Ok(state),
         Ok(None) => {}
-        Err(StoreError::Unavailable(text)) if text.contains(NO_SUCH_TABLE) => {
+        Err(Failure::NoTable(_)) => {
             // What is there already would be taken for what a migration made.
             let others = "SELECT count(*) FROM information_schema.tables WHERE table_schema = database()";
             if answer(connection.query_first::<i64, _>(others)).await? != Some(0) {
                 let text = "the database holds tables of something else: give the catalog a database of its own";
-                return Err(StoreError::Unavailable(text.into()));
+                return Err(Failure::Refused(text.into()));
             }
             answer(connection.query_drop(MAKE_STATE)).await?;
         }
-        Err(error) => return Err(error),
+        Err(failure) => return Err(failure),
     }
     let insert = "INSERT INTO schema_version (number, version, step, begun) VALUES (1, 0, 0, 0)";
     answer(connection.query_drop(insert)).await?;
@@ -124,7 +118,7 @@ async fn state(connection: &mut Conn) -> Result<(i64, i64, i64), StoreError> {
 }
 
 /// Runs one statement and writes that it is done: as a whole where it changes rows.
-async fn apply(connection: &mut Conn, statement: &str, may_be_done: bool) -> Result<(), StoreError> {
+async fn apply(connection: &mut Conn, statement: &str, may_be_done: bool) -> Result<(), Failure> {
     answer(connection.query_drop(BEGIN)).await?;
     answer(connection.query_drop("START TRANSACTION")).await?;
     match timeout(STATEMENT, connection.query_drop(statement)).await {
@@ -135,9 +129,9 @@ async fn apply(connection: &mut Conn, statement: &str, may_be_done: bool) -> Res
                 answer(connection.query_drop("ROLLBACK")).await?;
                 answer(connection.query_drop(REFUSED)).await?;
             }
-            return Err(failed(error));
+            return Err(failure(error));
         }
-        Err(_) => return Err(StoreError::TimedOut),
+        Err(_) => return Err(Failure::Unknown),
     }
     answer(connection.query_drop(DONE)).await?;
     answer(connection.query_drop("COMMIT")).await
@@ -155,14 +149,9 @@ fn is_done(statement: &str, code: u16) -> bool {
     }
 }
 
-async fn answer<T>(asked: impl Future<Output = mysql_async::Result<T>>) -> Result<T, StoreError> {
+async fn answer<T>(asked: impl Future<Output = mysql_async::Result<T>>) -> Result<T, Failure> {
     // The lock is waited for among them.
-    let patience = LOCK * 2;
-    timeout(patience, asked).await.map_err(|_| StoreError::TimedOut)?.map_err(failed)
-}
-
-fn failed(error: Error) -> StoreError {
-    failure(error).told()
+    timeout(LOCK * 2, asked).await.map_err(|_| Failure::Unknown)?.map_err(failure)
 }
 
 /// The statements of a migration as MySQL takes them. The words are SQLite's, in the part of SQL that both have, but for:

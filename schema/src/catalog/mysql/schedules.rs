@@ -219,3 +219,48 @@ fn decode(row: &mut Found) -> Result<Schedule, StoreError> {
         fired: row.number(14)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mysql_async::prelude::Queryable as _;
+    use mysql_async::{Conn, Params, Row};
+
+    use super::*;
+    use crate::catalog::mysql::MysqlOptions;
+
+    #[tokio::test]
+    async fn no_question_reads_all_schedules_or_sorts_them() {
+        let Some(server) = servers::mariadb() else { return };
+        let url = server.url("plans");
+        let patient = Duration::from_mins(1);
+        let options = MysqlOptions { url: url.clone(), connect_timeout: patient, ..MysqlOptions::default() };
+        MysqlCatalog::migrate(&options).await.unwrap();
+        let mut connection = Conn::from_url(url).await.unwrap();
+        // Enough of several applications that the server takes the trouble to choose.
+        let fill = "INSERT INTO schedule (id, app, job_key, created_at_ms, due_ms, send, state, fired) SELECT \
+                    unhex(lpad(hex(seq), 32, '0')), concat('app-', seq % 50), concat('key-', seq % 500), 0, seq, 'send', \
+                    if(seq % 3 = 0, 'done', 'waiting'), 0 FROM seq_1_to_20000";
+        connection.query_drop(fill).await.unwrap();
+        connection.query_drop("ANALYZE TABLE schedule").await.unwrap();
+        let (app, id): (Value, Value) = ("app-9".into(), 9_u128.to_be_bytes().into());
+        for (statement, values, index) in [
+            (format!("{SCHEDULE} {ONE}"), vec![id.clone(), app.clone()], "PRIMARY"),
+            (format!("{SCHEDULE} {OF_APP}"), vec![app.clone(), id, 10.into()], "schedule_by_app"),
+            (format!("{SCHEDULE} {OF_JOB_KEY}"), vec![app.clone(), "key-9".into(), 10.into()], "schedule_by_job_key"),
+            (format!("{SCHEDULE} {DUE}"), vec![200.into(), 10.into()], "schedule_by_due"),
+            (NEXT_DUE.into(), Vec::new(), "schedule_by_due"),
+            (WAITING.into(), vec![app], "schedule_that_waits"),
+            (FORGET.into(), vec![200.into()], "schedule_by_due"),
+        ] {
+            let explain = format!("EXPLAIN {statement}");
+            let plan: Option<Row> = connection.exec_first(explain, Params::Positional(values)).await.unwrap();
+            let plan = plan.unwrap();
+            let key: Option<String> = plan.get("key").unwrap();
+            let extra: Option<String> = plan.get("Extra").unwrap();
+            assert_eq!(key.as_deref(), Some(index), "{statement}");
+            assert!(!extra.unwrap_or_default().contains("filesort"), "{statement}");
+        }
+    }
+}

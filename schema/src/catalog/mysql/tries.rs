@@ -39,6 +39,8 @@ pub(super) enum Failure {
     Barred(String),
     /// A key is there already.
     Taken,
+    /// There is no such table.
+    NoTable(String),
     /// The server doesn't want it.
     Refused(String),
     /// What was found can't be read.
@@ -56,6 +58,7 @@ impl Failure {
             | Self::Slow(text)
             | Self::Silent(text)
             | Self::Barred(text)
+            | Self::NoTable(text)
             | Self::Refused(text) => text,
             Self::Taken => "its key is there already".into(),
             Self::Damaged(error) => return error,
@@ -112,13 +115,13 @@ impl MysqlCatalog {
         loop {
             let outcome = self.change_once(change, tries.deadline).await;
             if let Some(answer) = tries.judge(outcome).await {
-                return answer;
+                return answer.map_err(Failure::told);
             }
         }
     }
 
     /// The rows that a query finds. A query may be asked as often as need be.
-    pub(super) async fn read(&self, select: &str, values: Vec<Value>) -> Result<Vec<Row>, StoreError> {
+    pub(super) async fn read(&self, select: &str, values: Vec<Value>) -> Result<Vec<Row>, Failure> {
         let mut tries = Tries::new(self);
         loop {
             let outcome = self.read_once(select, values.clone(), tries.deadline).await;
@@ -233,7 +236,7 @@ impl<'a> Tries<'a> {
     }
 
     /// What a try's outcome means for the call: its answer, or `None`, after a pause, for another try.
-    async fn judge<T>(&mut self, outcome: Result<T, Failure>) -> Option<Result<T, StoreError>> {
+    async fn judge<T>(&mut self, outcome: Result<T, Failure>) -> Option<Result<T, Failure>> {
         self.made += 1;
         let health = &self.catalog.health;
         let failure = match outcome {
@@ -255,11 +258,15 @@ impl<'a> Tries<'a> {
         match &failure {
             Failure::Lost(text) | Failure::Silent(text) | Failure::Barred(text) => health.failed(text.clone()),
             Failure::Unknown => health.failed("COMMIT was not answered".into()),
-            Failure::Conflict(_) | Failure::Slow(_) | Failure::Taken | Failure::Refused(_) | Failure::Damaged(_) => {
-                health.answered();
-            }
+            // Whatever it says, it answers.
+            Failure::Conflict(_)
+            | Failure::Slow(_)
+            | Failure::Taken
+            | Failure::NoTable(_)
+            | Failure::Refused(_)
+            | Failure::Damaged(_) => health.answered(),
         }
-        Some(Err(failure.told()))
+        Some(Err(failure))
     }
 }
 
@@ -286,13 +293,14 @@ pub(super) fn failure(error: Error) -> Failure {
     match error.code {
         // Its text holds the key.
         1062 => Failure::Taken,
+        1146 => Failure::NoTable(text),
         // A lock not had in time, a deadlock.
         1205 | 1213 => Failure::Conflict(text),
         // Ended because it took too long: MariaDB's and MySQL's.
         1969 | 3024 => Failure::Slow(text),
-        // Too many connections; shutting down; connection killed; too many connections of this user, twice; statement unknown;
-        // read-only, as a server is that no longer leads, twice and a half; query interrupted; silent for too long.
-        1040 | 1053 | 1927 | 3169 | 1203 | 1226 | 1243 | 1290 | 1792 | 1836 | 1317 | 4031 => Failure::Lost(text),
+        // Too many connections, of all or of this user; shutting down; ended by somebody; silent for too long; a statement
+        // prepared over another connection; read-only, as a server is that no longer leads.
+        1040 | 1203 | 1226 | 1053 | 1317 | 1927 | 3169 | 4031 | 1243 | 1290 | 1792 | 1836 => Failure::Lost(text),
         _ => Failure::Refused(text),
     }
 }
@@ -319,7 +327,7 @@ mod tests {
         for code in [1040, 1053, 1927, 1290] {
             assert!(matches!(server(code, "x"), Failure::Lost(_)), "{code}");
         }
-        for code in [1045, 1146, 1406, 3819, 4025] {
+        for code in [1045, 1406, 3819, 4025] {
             assert!(matches!(server(code, "x"), Failure::Refused(_)), "{code}");
         }
         assert_eq!(Failure::Unknown.told(), StoreError::TimedOut);
