@@ -3,22 +3,28 @@
 //! Three things travel: requests to the middle tier, with one reply each, in a lane and within a deadline; batches to
 //! one front; events to every front. A bus may lose, repeat or delay anything at any moment. What must not be lost is
 //! in a store before it is handed to the bus, and every receiver tolerates repeats. [`InProcess`] is the backend for
-//! one process.
+//! one process, [`redis`] the one for many (feature `redis`).
 
+mod coding;
 mod in_process;
 mod ownership;
+#[cfg(feature = "redis")]
+pub mod redis;
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+pub use self::coding::Unreadable;
 pub use self::in_process::{InProcess, Limits};
 pub use self::ownership::{Changes, Hold, Owner, Ownership, Term};
 use crate::contract::bus as wire;
 use crate::error::{Code, Failure};
 use crate::ids::{FrontId, MessageId, Partition, Shard};
+use crate::wire::{decode_trusted, encode};
 
 /// Priority class of work. Under load the lower lanes shed first and never delay the higher ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,21 +51,49 @@ impl Lane {
     }
 }
 
-macro_rules! requests {
-    ($($(#[$doc:meta])* $name:ident($body:ty);)*) => {
-        /// What the middle tier can be asked. Each variant's struct is described in `idl/thrift/bus.thrift`.
+/// Makes an enum of what travels on the bus, each variant with the number that it has there. A number is never given to
+/// another variant, also after its own is gone: processes of two releases work together.
+macro_rules! numbered {
+    ($(#[$top:meta])* $enum:ident { $($(#[$doc:meta])* $name:ident = $number:literal $(($body:ty))?;)* }) => {
+        $(#[$top])*
         #[derive(Debug, Clone, PartialEq, Eq)]
-        pub enum Request {
-            $($(#[$doc])* $name($body),)*
+        pub enum $enum {
+            $($(#[$doc])* $name$(($body))?,)*
         }
 
-        impl Request {
-            /// The request's name in metrics and traces.
+        impl $enum {
+            /// The name in metrics and traces.
             pub const fn name(&self) -> &'static str {
-                match self { $(Self::$name(_) => stringify!($name)),* }
+                match self { $(numbered!(@any $name $($body)?) => stringify!($name)),* }
+            }
+
+            /// The number that it has between processes.
+            pub const fn number(&self) -> i32 {
+                match self { $(numbered!(@any $name $($body)?) => $number),* }
+            }
+
+            /// What travels beside the number.
+            pub fn to_bytes(&self) -> Vec<u8> {
+                match self { $(numbered!(@body body $name $($body)?) => numbered!(@write body $($body)?)),* }
+            }
+
+            /// From what came from another process, which may be of another release.
+            pub fn from_bytes(number: i32, bytes: &[u8]) -> Result<Self, Unreadable> {
+                match number {
+                    $($number => numbered!(@read bytes $name $($body)?),)*
+                    _ => Err(Unreadable::Unknown { what: stringify!($enum), number }),
+                }
             }
         }
     };
+    (@any $name:ident $body:ty) => { Self::$name(_) };
+    (@any $name:ident) => { Self::$name };
+    (@body $to:ident $name:ident $body:ty) => { Self::$name($to) };
+    (@body $to:ident $name:ident) => { Self::$name };
+    (@write $from:ident $body:ty) => { encode::<$body>($from) };
+    (@write $from:ident) => { Vec::new() };
+    (@read $bytes:ident $name:ident $body:ty) => { Ok(Self::$name(decode_trusted::<$body>($bytes)?)) };
+    (@read $bytes:ident $name:ident) => { Ok(Self::$name) };
 }
 
 /// Most messages that one request stops.
@@ -78,95 +112,100 @@ impl Request {
     }
 }
 
-requests! {
-    /// Makes a device account → [`Reply::Account`].
-    CreateAccount(wire::CreateAccount);
-    /// Renews an account's token → [`Reply::Account`].
-    RenewToken(wire::RenewToken);
-    /// Does what an app server asks for → [`Reply::App`], also where that failed for the caller's own fault.
-    App(Box<wire::AppCall>);
-    /// Sends what a schedule is due to send → [`Reply::Done`].
-    FireSchedule(wire::FireSchedule);
-    /// Makes an application → [`Reply::Apps`] with the secret.
-    CreateApp(wire::CreateApp);
-    /// Lists applications → [`Reply::Apps`].
-    ListApps(wire::ListApps);
-    /// Gives an application a new secret → [`Reply::Apps`] with the secret.
-    RotateSecret(wire::RotateSecret);
-    /// Limits what an application may send → [`Reply::Apps`].
-    SetAppLimits(wire::SetAppLimits);
-    /// Tells, or makes anew, the secret that signs an application's receipts → [`Reply::Apps`] with it.
-    WebhookSecret(wire::WebhookSecret);
-    /// Revokes an account's tokens → [`Reply::Done`].
-    RevokeTokens(wire::RevokeTokens);
-    /// Claims an account's route → [`Reply::Connected`].
-    Connect(wire::Connect);
-    /// Gives a route back → [`Reply::Done`].
-    Disconnect(wire::Disconnect);
-    /// Opens a channel → [`Reply::Channel`].
-    OpenChannel(wire::OpenChannel);
-    /// Carries a channel payload up → [`Reply::Channel`].
-    ChannelUp(wire::ChannelUp);
-    /// Which tokens are in force → [`Reply::TokenTimes`].
-    TokenTimes(wire::TokenTimes);
-    /// A front's sign of life → [`Reply::Leased`].
-    FrontLease(wire::FrontLease);
-    /// Between middles, to an owner: mailboxes were written to → [`Reply::Done`].
-    Stored(wire::Stored);
-    /// Between middles, to an owner: where a message is → [`Reply::Located`].
-    Locate(wire::Locate);
-    /// Between middles, to an owner: registrations change → [`Reply::Done`].
-    ChangeTopics(wire::ChangeTopics);
-    /// Between middles, to an owner: receipts wait → [`Reply::Done`].
-    ReceiptsWait(wire::ReceiptsWait);
-    /// To every other middle: an application changed → [`Reply::Done`].
-    AppChanged(wire::AppChanged);
-    /// To every other middle: a broadcast was stopped → [`Reply::Done`].
-    BroadcastStopped(wire::BroadcastStopped);
-    /// To every other middle: judge soon → [`Reply::Done`].
-    JudgeSoon(wire::JudgeSoon);
-    /// To every other middle: what was counted and not written → [`Reply::Unwritten`].
-    Unwritten(wire::Unwritten);
-    /// To every other middle: before which id all receipts are written → [`Reply::Settled`].
-    AskSettled(wire::AskSettled);
+numbered! {
+    /// What the middle tier can be asked. Each variant's struct is described in `idl/thrift/bus.thrift`.
+    Request {
+        /// Makes a device account → [`Reply::Account`].
+        CreateAccount = 1 (wire::CreateAccount);
+        /// Renews an account's token → [`Reply::Account`].
+        RenewToken = 2 (wire::RenewToken);
+        /// Does what an app server asks for → [`Reply::App`], also where that failed for the caller's own fault.
+        App = 3 (Box<wire::AppCall>);
+        /// Sends what a schedule is due to send → [`Reply::Done`].
+        FireSchedule = 4 (wire::FireSchedule);
+        /// Makes an application → [`Reply::Apps`] with the secret.
+        CreateApp = 5 (wire::CreateApp);
+        /// Lists applications → [`Reply::Apps`].
+        ListApps = 6 (wire::ListApps);
+        /// Gives an application a new secret → [`Reply::Apps`] with the secret.
+        RotateSecret = 7 (wire::RotateSecret);
+        /// Limits what an application may send → [`Reply::Apps`].
+        SetAppLimits = 8 (wire::SetAppLimits);
+        /// Tells, or makes anew, the secret that signs an application's receipts → [`Reply::Apps`] with it.
+        WebhookSecret = 9 (wire::WebhookSecret);
+        /// Revokes an account's tokens → [`Reply::Done`].
+        RevokeTokens = 10 (wire::RevokeTokens);
+        /// Claims an account's route → [`Reply::Connected`].
+        Connect = 11 (wire::Connect);
+        /// Gives a route back → [`Reply::Done`].
+        Disconnect = 12 (wire::Disconnect);
+        /// Opens a channel → [`Reply::Channel`].
+        OpenChannel = 13 (wire::OpenChannel);
+        /// Carries a channel payload up → [`Reply::Channel`].
+        ChannelUp = 14 (wire::ChannelUp);
+        /// Which tokens are in force → [`Reply::TokenTimes`].
+        TokenTimes = 15 (wire::TokenTimes);
+        /// A front's sign of life → [`Reply::Leased`].
+        FrontLease = 16 (wire::FrontLease);
+        /// Between middles, to an owner: mailboxes were written to → [`Reply::Done`].
+        Stored = 17 (wire::Stored);
+        /// Between middles, to an owner: where a message is → [`Reply::Located`].
+        Locate = 18 (wire::Locate);
+        /// Between middles, to an owner: registrations change → [`Reply::Done`].
+        ChangeTopics = 19 (wire::ChangeTopics);
+        /// Between middles, to an owner: receipts wait → [`Reply::Done`].
+        ReceiptsWait = 20 (wire::ReceiptsWait);
+        /// To every other middle: an application changed → [`Reply::Done`].
+        AppChanged = 21 (wire::AppChanged);
+        /// To every other middle: a broadcast was stopped → [`Reply::Done`].
+        BroadcastStopped = 22 (wire::BroadcastStopped);
+        /// To every other middle: judge soon → [`Reply::Done`].
+        JudgeSoon = 23 (wire::JudgeSoon);
+        /// To every other middle: what was counted and not written → [`Reply::Unwritten`].
+        Unwritten = 24 (wire::Unwritten);
+        /// To every other middle: before which id all receipts are written → [`Reply::Settled`].
+        AskSettled = 25 (wire::AskSettled);
+    }
 }
 
-/// What the middle tier answers when nothing failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
-    /// It is done.
-    Done,
-    /// An account and its token.
-    Account(wire::AccountGranted),
-    /// What an app server asked for, or why it was refused, with its rate.
-    App(Box<wire::AppReply>),
-    /// Applications.
-    Apps(wire::Apps),
-    /// A route was claimed.
-    Connected(wire::Connected),
-    /// A channel answered.
-    Channel(wire::ChannelReply),
-    /// Issue times of tokens.
-    TokenTimes(wire::TokenTimesReply),
-    /// A lease was renewed.
-    Leased(wire::Leased),
-    /// Where a message is.
-    Located(wire::Located),
-    /// What was counted and not written.
-    Unwritten(wire::UnwrittenCounts),
-    /// Before which id all receipts are written.
-    Settled(wire::SettledBefore),
+numbered! {
+    /// What the middle tier answers when nothing failed.
+    Reply {
+        /// It is done.
+        Done = 1;
+        /// An account and its token.
+        Account = 2 (wire::AccountGranted);
+        /// What an app server asked for, or why it was refused, with its rate.
+        App = 3 (Box<wire::AppReply>);
+        /// Applications.
+        Apps = 4 (wire::Apps);
+        /// A route was claimed.
+        Connected = 5 (wire::Connected);
+        /// A channel answered.
+        Channel = 6 (wire::ChannelReply);
+        /// Issue times of tokens.
+        TokenTimes = 7 (wire::TokenTimesReply);
+        /// A lease was renewed.
+        Leased = 8 (wire::Leased);
+        /// Where a message is.
+        Located = 9 (wire::Located);
+        /// What was counted and not written.
+        Unwritten = 10 (wire::UnwrittenCounts);
+        /// Before which id all receipts are written.
+        Settled = 11 (wire::SettledBefore);
+    }
 }
 
-/// An event for every front.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FrontEvent {
-    /// Find the audience in your index and write to it.
-    Broadcast(wire::Broadcast),
-    /// Write this broadcast to nobody from now on.
-    CancelBroadcast(wire::CancelBroadcast),
-    /// End this account's connections and refuse its old tokens.
-    TokenRevoked(wire::TokenRevoked),
+numbered! {
+    /// An event for every front.
+    FrontEvent {
+        /// Find the audience in your index and write to it.
+        Broadcast = 1 (wire::Broadcast);
+        /// Write this broadcast to nobody from now on.
+        CancelBroadcast = 2 (wire::CancelBroadcast);
+        /// End this account's connections and refuse its old tokens.
+        TokenRevoked = 3 (wire::TokenRevoked);
+    }
 }
 
 /// A request with what the bus needs to carry it.
@@ -253,24 +292,77 @@ pub struct IncomingBatch {
 
 /// Takes one answer. Dropping it unanswered tells the caller that it timed out, or, where requests outlive a middle, leaves
 /// the request to the next owner of its partition.
-#[derive(Debug)]
-pub struct Answer<T>(oneshot::Sender<Result<T, Failure>>);
+pub struct Answer<T>(Way<T>);
+
+enum Way<T> {
+    /// To a task of this process.
+    Here(oneshot::Sender<Result<T, Failure>>),
+    /// Out of this process.
+    Away(Away<T>),
+}
+
+/// A courier that says when it was dropped without an answer.
+struct Away<T>(Option<Box<dyn Courier<T>>>);
+
+impl<T> Away<T> {
+    fn carry(mut self, result: Result<T, Failure>) {
+        if let Some(courier) = self.0.take() {
+            courier.carry(Some(result));
+        }
+    }
+}
+
+impl<T> Drop for Away<T> {
+    fn drop(&mut self) {
+        if let Some(courier) = self.0.take() {
+            courier.carry(None);
+        }
+    }
+}
+
+/// Brings an answer out of the process; for backends of the bus.
+pub trait Courier<T>: Send + Sync {
+    /// Takes the answer on its way, or notes that there is none. Called once, and must not block.
+    fn carry(self: Box<Self>, answer: Option<Result<T, Failure>>);
+
+    /// True once nobody waits for the answer any more.
+    fn is_abandoned(&self) -> bool;
+}
 
 impl<T> Answer<T> {
     /// An answer and the place where it arrives; for backends of the bus.
     pub fn channel() -> (Self, oneshot::Receiver<Result<T, Failure>>) {
         let (sender, receiver) = oneshot::channel();
-        (Self(sender), receiver)
+        (Self(Way::Here(sender)), receiver)
+    }
+
+    /// An answer that leaves the process; for backends of the bus.
+    pub fn away(courier: impl Courier<T> + 'static) -> Self {
+        Self(Way::Away(Away(Some(Box::new(courier)))))
     }
 
     /// Answers. If the caller has stopped waiting, the answer is dropped.
     pub fn send(self, result: Result<T, Failure>) {
-        let _ = self.0.send(result);
+        match self.0 {
+            Way::Here(sender) => {
+                let _ = sender.send(result);
+            }
+            Way::Away(away) => away.carry(result),
+        }
     }
 
     /// True once nobody waits for the answer any more.
     pub fn is_abandoned(&self) -> bool {
-        self.0.is_closed()
+        match &self.0 {
+            Way::Here(sender) => sender.is_closed(),
+            Way::Away(away) => away.0.as_ref().is_none_or(|courier| courier.is_abandoned()),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Answer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("is_abandoned", &self.is_abandoned()).finish()
     }
 }
 
@@ -288,15 +380,31 @@ impl MiddleInbox {
         Self { lanes, turn: 0, ownership }
     }
 
+    /// How many requests wait here.
+    pub fn waiting(&self) -> usize {
+        self.lanes.iter().map(mpsc::Receiver::len).sum()
+    }
+
     /// Which partitions are this middle's.
     pub fn ownership(&self) -> &Ownership {
         &self.ownership
     }
 
     /// The next request; `None` once the bus is gone. Of 21 turns the high lane goes first in 16, the normal lane in
-    /// 4 and the low lane in one, so that low never starves and never delays high for long. Dropping the future loses
+    /// 4 and the low lane in one, so that low never starves and never delays high for long. What is of a partition that
+    /// is not this middle's any more, or is to be given away, is left to the next owner. Dropping the future loses
     /// nothing.
     pub async fn next(&mut self) -> Option<Incoming> {
+        loop {
+            let incoming = self.any().await?;
+            let is_ours = |partition| matches!(self.ownership.hold(partition), Hold::Owned(_));
+            if incoming.partition.is_none_or(is_ours) {
+                return Some(incoming);
+            }
+        }
+    }
+
+    async fn any(&mut self) -> Option<Incoming> {
         self.turn = (self.turn + 1) % 21;
         let first = match self.turn {
             0 => Lane::Low,

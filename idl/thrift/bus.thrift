@@ -850,3 +850,45 @@ struct CancelBroadcast {
   1: required binary id
   2: required string app
 }
+
+// ------------------------------------------------------------------------------------------------ between processes, as such
+
+/** What a request to the middle tier travels in between two processes. */
+struct RequestEnvelope {
+  /** Of what carries requests; 1. A reader takes greater ones as far as it understands them. */
+  1: required i32 version
+  /** Which request: a number of the table in bus.rs. */
+  2: required i32 method
+  /** The request's struct. */
+  3: required binary body
+  /** The process that waits for the answer, 16 bytes. */
+  4: required binary reply_to
+  /** What the answer is to name. */
+  5: required i64 call
+  /** How long the caller waits, counted from the moment when Redis took the request. */
+  6: required i64 patience_ms
+  /** 20 random bits, for the request's id. */
+  7: optional i32 mark
+}
+
+/** What one process tells another one. */
+struct Letter {
+  /** 1 an answer, 2 a batch for a front, 3 an event for a front, 4 a question to a middle. Others are skipped. */
+  1: required i32 kind
+  /** Of the one who asks: what the answer is to name. Of an answer: what it answers. */
+  2: required i64 call
+  /** The process that waits for an answer, 16 bytes. */
+  3: optional binary reply_to
+  /** The front, 16 bytes, where kind is 2 or 3. */
+  4: optional binary front
+  /** Which request, reply or event: a number of the tables in bus.rs. */
+  5: optional i32 number
+  /** Its struct. */
+  6: optional binary body
+  /** Of an answer: why it failed. */
+  7: optional Status failure
+  /** How long the sender waits for the answer, counted from the moment when Redis took the letter. */
+  8: optional i64 patience_ms
+  /** Of an answer: there was no place in the queue, nothing happened, and it may be sent again. */
+  9: optional bool no_place
+}

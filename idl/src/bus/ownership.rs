@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::ids::{Partition, Shard};
 
@@ -59,7 +59,7 @@ pub struct Ownership {
 #[derive(Debug)]
 pub struct Owner {
     view: watch::Sender<Arc<View>>,
-    left: mpsc::UnboundedReceiver<Partition>,
+    left: Mutex<mpsc::UnboundedReceiver<Partition>>,
 }
 
 /// What has changed since it was asked last.
@@ -88,7 +88,7 @@ impl Ownership {
         // At most one entry for each partition and term.
         let (left, has_left) = mpsc::unbounded_channel();
         let ownership = Self { view: receiver, told: [Hold::No; Partition::COUNT], left: Some(left), whole: None };
-        (Owner { view: sender, left: has_left }, ownership)
+        (Owner { view: sender, left: Mutex::new(has_left) }, ownership)
     }
 
     /// True if there are no other middles, and never will be.
@@ -160,8 +160,8 @@ impl Owner {
     }
 
     /// The next partition that the middle has left; `None` once the middle is gone.
-    pub async fn left(&mut self) -> Option<Partition> {
-        self.left.recv().await
+    pub async fn left(&self) -> Option<Partition> {
+        self.left.lock().await.recv().await
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn changes_are_told_once_and_a_new_term_is_a_loss_and_a_gain() {
-        let (mut owner, mut ownership) = Ownership::shared();
+        let (owner, mut ownership) = Ownership::shared();
         let mut holds = [Hold::No; Partition::COUNT];
         holds[3] = Hold::Owned(Term(1));
         owner.set(holds, [None; Partition::COUNT]);

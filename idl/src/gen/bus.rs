@@ -9132,3 +9132,309 @@ impl TSerializable for CancelBroadcast {
   }
 }
 
+//
+// RequestEnvelope
+//
+
+/// What a request to the middle tier travels in between two processes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RequestEnvelope {
+  /// Of what carries requests; 1. A reader takes greater ones as far as it understands them.
+  pub version: i32,
+  /// Which request: a number of the table in bus.rs.
+  pub method: i32,
+  /// The request's struct.
+  pub body: Vec<u8>,
+  /// The process that waits for the answer, 16 bytes.
+  pub reply_to: Vec<u8>,
+  /// What the answer is to name.
+  pub call: i64,
+  /// How long the caller waits, counted from the moment when Redis took the request.
+  pub patience_ms: i64,
+  /// 20 random bits, for the request's id.
+  pub mark: Option<i32>,
+}
+
+impl RequestEnvelope {
+  pub fn new<F7>(version: i32, method: i32, body: Vec<u8>, reply_to: Vec<u8>, call: i64, patience_ms: i64, mark: F7) -> RequestEnvelope where F7: Into<Option<i32>> {
+    RequestEnvelope {
+      version,
+      method,
+      body,
+      reply_to,
+      call,
+      patience_ms,
+      mark: mark.into(),
+    }
+  }
+}
+
+impl TSerializable for RequestEnvelope {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RequestEnvelope> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i32()?;
+          f_7 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("RequestEnvelope.version", &f_1)?;
+    verify_required_field_exists("RequestEnvelope.method", &f_2)?;
+    verify_required_field_exists("RequestEnvelope.body", &f_3)?;
+    verify_required_field_exists("RequestEnvelope.reply_to", &f_4)?;
+    verify_required_field_exists("RequestEnvelope.call", &f_5)?;
+    verify_required_field_exists("RequestEnvelope.patience_ms", &f_6)?;
+    let ret = RequestEnvelope {
+      version: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      method: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      body: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      reply_to: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      call: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      patience_ms: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      mark: f_7,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("RequestEnvelope");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("version", TType::I32, 1))?;
+    o_prot.write_i32(self.version)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("method", TType::I32, 2))?;
+    o_prot.write_i32(self.method)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("body", TType::String, 3))?;
+    o_prot.write_bytes(&self.body)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("reply_to", TType::String, 4))?;
+    o_prot.write_bytes(&self.reply_to)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("call", TType::I64, 5))?;
+    o_prot.write_i64(self.call)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("patience_ms", TType::I64, 6))?;
+    o_prot.write_i64(self.patience_ms)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.mark {
+      o_prot.write_field_begin(&TFieldIdentifier::new("mark", TType::I32, 7))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Letter
+//
+
+/// What one process tells another one.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Letter {
+  /// 1 an answer, 2 a batch for a front, 3 an event for a front, 4 a question to a middle. Others are skipped.
+  pub kind: i32,
+  /// Of the one who asks: what the answer is to name. Of an answer: what it answers.
+  pub call: i64,
+  /// The process that waits for an answer, 16 bytes.
+  pub reply_to: Option<Vec<u8>>,
+  /// The front, 16 bytes, where kind is 2 or 3.
+  pub front: Option<Vec<u8>>,
+  /// Which request, reply or event: a number of the tables in bus.rs.
+  pub number: Option<i32>,
+  /// Its struct.
+  pub body: Option<Vec<u8>>,
+  /// Of an answer: why it failed.
+  pub failure: Option<Status>,
+  /// How long the sender waits for the answer, counted from the moment when Redis took the letter.
+  pub patience_ms: Option<i64>,
+  /// Of an answer: there was no place in the queue, nothing happened, and it may be sent again.
+  pub no_place: Option<bool>,
+}
+
+impl Letter {
+  pub fn new<F3, F4, F5, F6, F7, F8, F9>(kind: i32, call: i64, reply_to: F3, front: F4, number: F5, body: F6, failure: F7, patience_ms: F8, no_place: F9) -> Letter where F3: Into<Option<Vec<u8>>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<i32>>, F6: Into<Option<Vec<u8>>>, F7: Into<Option<Status>>, F8: Into<Option<i64>>, F9: Into<Option<bool>> {
+    Letter {
+      kind,
+      call,
+      reply_to: reply_to.into(),
+      front: front.into(),
+      number: number.into(),
+      body: body.into(),
+      failure: failure.into(),
+      patience_ms: patience_ms.into(),
+      no_place: no_place.into(),
+    }
+  }
+}
+
+impl TSerializable for Letter {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Letter> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    let mut f_2: Option<i64> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<i32> = None;
+    let mut f_6: Option<Vec<u8>> = None;
+    let mut f_7: Option<Status> = None;
+    let mut f_8: Option<i64> = None;
+    let mut f_9: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i64()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i32()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_bytes()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = Status::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_bool()?;
+          f_9 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Letter.kind", &f_1)?;
+    verify_required_field_exists("Letter.call", &f_2)?;
+    let ret = Letter {
+      kind: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      call: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      reply_to: f_3,
+      front: f_4,
+      number: f_5,
+      body: f_6,
+      failure: f_7,
+      patience_ms: f_8,
+      no_place: f_9,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Letter");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 1))?;
+    o_prot.write_i32(self.kind)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("call", TType::I64, 2))?;
+    o_prot.write_i64(self.call)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.reply_to {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reply_to", TType::String, 3))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.front {
+      o_prot.write_field_begin(&TFieldIdentifier::new("front", TType::String, 4))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.number {
+      o_prot.write_field_begin(&TFieldIdentifier::new("number", TType::I32, 5))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.body {
+      o_prot.write_field_begin(&TFieldIdentifier::new("body", TType::String, 6))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.failure {
+      o_prot.write_field_begin(&TFieldIdentifier::new("failure", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.patience_ms {
+      o_prot.write_field_begin(&TFieldIdentifier::new("patience_ms", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.no_place {
+      o_prot.write_field_begin(&TFieldIdentifier::new("no_place", TType::Bool, 9))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
