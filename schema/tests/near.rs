@@ -6,17 +6,20 @@ extern crate campanile_schema as schema;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use idl::clock::{SystemClock, SystemEntropy};
 use idl::ids::{AccountId, MessageId, RegId};
 use schema::cache::Cache;
 use schema::cache::in_process::{CacheLimits, InProcessCache};
+use schema::cache::redis::{RedisCache, RedisOptions};
 use schema::profiles::{NearLimits, Profiles};
 use schema::registrations::{Cursor, Registration, Registrations};
 use schema::sorted::memory::MemoryStore;
 use schema::sorted::{Mutation, Put, Row, RowRead, RowScan, SortedStore, StoreError};
 use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 
 const REGID: RegId = RegId([7; 24]);
 
@@ -123,4 +126,48 @@ async fn what_was_read_before_a_change_is_not_remembered_after_it() {
     assert_eq!(reading.await.expect("runs").expect("reads"), [None], "it was asked before there was one");
     slow.go_on.notify_one();
     assert!(profiles.read(&[REGID]).await.expect("reads")[0].is_some());
+}
+
+#[tokio::test]
+async fn a_registration_changed_by_one_process_is_seen_by_another_that_remembers_it() {
+    let Some(redis) = servers::redis() else { return };
+    let store: Arc<dyn SortedStore> = Arc::new(MemoryStore::new(Arc::new(SystemClock)));
+    let process = || {
+        let options = RedisOptions { url: redis.url(), prefix: "near".to_owned(), ..RedisOptions::default() };
+        let cache: Arc<dyn Cache> = Arc::new(RedisCache::start(options, Arc::new(SystemEntropy)).expect("starts"));
+        stores(&store, &cache)
+    };
+    let ((profiles, _), (_, registrations)) = (process(), process());
+    let following = tokio::spawn({
+        let profiles = profiles.clone();
+        async move { profiles.follow().await }
+    });
+    let made = registration();
+    let mut now = made.clone();
+    registrations.create(&made).await.expect("writes");
+    // Each change is one that the other process has remembered the state before of.
+    for version in 2..=20 {
+        let remembered = async {
+            loop {
+                let before = profiles.metrics().near();
+                let read = profiles.read(&[REGID]).await.expect("reads").pop().flatten();
+                if read.is_some_and(|profile| profile.enabled == now.enabled) && profiles.metrics().near() > before {
+                    return;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), remembered).await.expect("the state before is remembered");
+        let next = Registration { enabled: !now.enabled, version, ..now.clone() };
+        registrations.update(&now, &next).await.expect("writes");
+        now = next;
+        let seen = async {
+            while profiles.read(&[REGID]).await.expect("reads")[0].as_ref().is_none_or(|p| p.enabled != now.enabled) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), seen).await.expect("the change is seen");
+    }
+    assert!(profiles.metrics().forgotten() > 0, "it was told, and did not wait for its time to live");
+    following.abort();
 }
