@@ -29,6 +29,7 @@ macro_rules! cases {
 }
 
 mod accounts;
+mod apart;
 mod cache;
 mod cache_full;
 mod cache_shared;
@@ -87,6 +88,10 @@ mod memory {
 
 mod embedded {
     on_the_sorted_store!(crate::world::embedded);
+}
+
+mod hbase {
+    on_the_sorted_store!(crate::apart::hbase);
 }
 
 mod sqlite {

@@ -173,6 +173,11 @@ pub(crate) fn read(table: Table, row: &[u8], cells: Cells) -> RowRead {
 }
 
 impl World {
+    /// Without a folder.
+    pub(crate) fn of(store: Arc<dyn SortedStore>, clock: Arc<TestClock>) -> Self {
+        Self { store, clock, _folder: None }
+    }
+
     pub(crate) async fn write(&self, puts: impl IntoIterator<Item = Put>) {
         self.store.write(puts.into_iter().map(Mutation::Put).collect()).await.unwrap();
     }

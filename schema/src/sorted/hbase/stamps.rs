@@ -20,6 +20,11 @@ use idl::clock::SharedClock;
 /// A timestamp so far ahead of our clock is not followed: one broken clock would carry all others along.
 pub(super) const SKEW_MAX_MS: u64 = 60_000;
 
+/// How often, and for how long each time, a group waits for the next millisecond. A clock that was set back may take hours
+/// to catch up: then it goes on without.
+const WAITS_MAX: u32 = 40;
+const WAIT: Duration = Duration::from_micros(250);
+
 /// Gives out timestamps. Shared by all threads of a store.
 pub(super) struct Stamps {
     clock: SharedClock,
@@ -41,20 +46,17 @@ impl Stamps {
 
     /// The next timestamp, larger than all before.
     pub(super) fn next(&self) -> u64 {
+        let mut waits = 0;
         loop {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let now = self.clock.now_ms().saturating_add(state.ahead);
-            if now > state.last {
-                state.last = now;
-                return now;
-            }
-            if now.saturating_add(10) < state.last {
-                // The clock was set back: waiting for it could take hours.
-                state.last += 1;
+            if now > state.last || waits == WAITS_MAX {
+                state.last = now.max(state.last + 1);
                 return state.last;
             }
             drop(state);
-            std::thread::sleep(Duration::from_micros(250));
+            waits += 1;
+            std::thread::sleep(WAIT);
         }
     }
 

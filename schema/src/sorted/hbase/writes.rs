@@ -106,6 +106,7 @@ impl Write {
                 Mutation::DeleteRow { .. } => {
                     part.clear = true;
                     part.cells.clear();
+                    (*ttl_ms, *for_ever, part.ttl_ms) = (None, false, None);
                 }
             }
         }
@@ -500,7 +501,7 @@ mod tests {
         let mut group = Grouping::new(2, 1 << 20);
         assert_eq!(group.next(&write((0..5).map(|cell| put_at(T, b"a", &[cell], None)).collect())), Next::Take);
         assert_eq!(group.next(&write(vec![put_at(T, b"b", b"1", None)])), Next::Leave);
-        let mut group = Grouping::new(500, 200);
+        let mut group = Grouping::new(500, 150);
         assert_eq!(group.next(&write(vec![put_at(T, b"a", b"1", None)])), Next::Take);
         assert_eq!(group.next(&write(vec![put_at(T, b"b", b"1", None)])), Next::Leave);
     }
