@@ -1,27 +1,28 @@
 //! Accepting messages: check, resolve, store. "Ok" is answered when it is stored durably, never before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, Send, SendMany};
 use idl::error::{Code, Failure};
-use idl::ids::{AppId, MessageId, RegId};
+use idl::ids::{AccountId, AppId, MessageId, RegId};
 use idl::message::Message;
 use schema::catalog::{App, Schedule};
 use schema::days::DayCounts;
 use schema::expiries::Expiry;
 use schema::feedback::InvalidKind;
-use schema::records::Record;
 use schema::profiles::Profile;
+use schema::records::Record;
 use schema::traces::DropReason;
 
 use crate::accounts::signed;
 use crate::idempotency::{self, Key};
 use crate::order::{Order, TARGETS_MAX, Whom};
 use crate::outcomes::{Outcomes, Whose, kind, target};
+use crate::pokes::Pokes;
 use crate::resolve::{self, Resolved};
 use crate::session::About;
-use crate::{Shared, audiences, judge, schedules};
+use crate::{Shared, audiences, judge, rates, schedules};
 
 /// Registrations that one request sends to, whatever its names stand for.
 pub(crate) const RECIPIENTS_MAX: usize = 100_000;
@@ -45,19 +46,31 @@ pub(crate) async fn send(
         schedules::first_due(&order, shared.clock.now_ms())?;
         return Box::pin(audiences::dry_run(shared, app, &order)).await;
     }
-    let _taken = match shared.rates.take(shared, app, 1).await {
+    let taken = match rates::take(shared, app, 1).await {
         Ok(taken) => taken,
         Err(failure) => {
             Box::pin(refused(shared, app, id, &order, &failure)).await?;
             return Err(failure);
         }
     };
-    if let Some(asked) = asked
-        && let Some(due_ms) = schedules::first_due(&order, shared.clock.now_ms())?
-    {
-        return Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, key)).await;
-    }
-    deliver(shared, app, id, order, None, key).await
+    let due_ms = match &asked {
+        Some(_) => schedules::first_due(&order, shared.clock.now_ms()),
+        None => Ok(None),
+    };
+    // What goes out later counts when it does.
+    let (result, sent) = match (asked, due_ms) {
+        (_, Err(failure)) => (Err(failure), 0),
+        (Some(asked), Ok(Some(due_ms))) => {
+            (Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, key)).await, 0)
+        }
+        (_, Ok(_)) => {
+            let result = deliver(shared, app, id, order, None, key).await;
+            let sent = u64::from(result.is_ok());
+            (result, sent)
+        }
+    };
+    rates::sent(shared, taken, sent).await;
+    result
 }
 
 /// Accepts many messages, each under an id of its own. One that is refused says so and keeps no other back.
@@ -73,9 +86,23 @@ pub(crate) async fn many(
         return Err(Failure::new(Code::TooManyTargets, text));
     }
     let real = many.sends.iter().filter(|send| send.dry_run != Some(true)).count();
-    let _taken = shared.rates.take(shared, app, real as u64).await?;
-    let mut outcomes = Outcomes::new(shared);
+    let taken = rates::take(shared, app, real as u64).await?;
     let mut plans = Plans::default();
+    let result = plan_and_write(shared, app, id, many, key, &mut plans).await;
+    let sent = if result.is_ok() { plans.all.len() } else { 0 };
+    rates::sent(shared, taken, sent as u64).await;
+    result
+}
+
+async fn plan_and_write(
+    shared: &Arc<Shared>,
+    app: &Arc<App>,
+    id: MessageId,
+    many: SendMany,
+    key: Option<&Key>,
+    plans: &mut Plans,
+) -> Result<AcceptedMany, Failure> {
+    let mut outcomes = Outcomes::new(shared);
     let mut results = Vec::new();
     for (at, send) in (0u128..).zip(many.sends) {
         let targets = send.target.values.clone();
@@ -83,7 +110,7 @@ pub(crate) async fn many(
             Ok(One::Accepted(fired.clone()))
         } else {
             let id = MessageId(id.0.saturating_add(at));
-            one_of_many(shared, app, id, send, &mut outcomes, &mut plans).await
+            one_of_many(shared, app, id, send, &mut outcomes, plans).await
         };
         match result {
             Err(failure) if failure.code.retryable() => return Err(failure),
@@ -94,7 +121,7 @@ pub(crate) async fn many(
     let mut made = Vec::new();
     match write_many(shared, id, results, outcomes, key, &mut made).await {
         Ok(answer) => {
-            plans.written(shared);
+            plans.written(shared, &app.app).await;
             Ok(answer)
         }
         Err(failure) => {
@@ -204,7 +231,7 @@ pub(crate) async fn deliver(
                 key.answered(&mut outcomes.batch, shared, id, AppAnswer::Accepted(accepted.clone()));
             }
             outcomes.write().await?;
-            plans.written(shared);
+            plans.written(shared, &app.app).await;
             Ok(accepted)
         }
         Err(failure) => {
@@ -246,11 +273,13 @@ struct Plan {
 }
 
 impl Plans {
-    /// They are written: those that are connected are told.
-    fn written(&self, shared: &Arc<Shared>) {
+    /// They are written: those that are connected are told, whoever has their sessions.
+    async fn written(&self, shared: &Arc<Shared>, app: &AppId) {
+        let mut pokes = Pokes::new(shared, app);
         for plan in &self.all {
-            plan.written(shared);
+            plan.written(shared, &mut pokes);
         }
+        pokes.tell().await;
     }
 
     /// What comes later in a request takes the place of what comes before it under the same collapse key.
@@ -267,15 +296,13 @@ impl Plans {
 }
 
 impl Plan {
-    fn written(&self, shared: &Arc<Shared>) {
+    fn written(&self, shared: &Arc<Shared>, pokes: &mut Pokes<'_>) {
         shared.metrics.messages.inc();
         for (registration, id) in &self.collapsed {
-            shared.sessions.take_back(registration.account, &self.app, *id);
+            pokes.taken(registration.account, registration.regid, *id);
         }
         for (message, registrations) in &self.deliveries {
-            for registration in registrations {
-                shared.sessions.stored(shared, registration.account, registration.regid, message);
-            }
+            pokes.stored(message, registrations.iter().map(|registration| (registration.account, registration.regid)));
         }
         shared.counts.today(shared.clock.now_ms(), &self.app, |day: &mut DayCounts| {
             day.messages += 1;
@@ -328,9 +355,10 @@ async fn singles(
         return Err(resolve::too_many());
     }
     let invalid = bad_targets.clone();
+    let offline = if order.handling.only_once { offline(shared, &registrations).await? } else { BTreeSet::new() };
     let mut left_out = Vec::new();
     registrations.retain(|regid, registration| {
-        let reason = left_out_for(shared, &order, registration);
+        let reason = left_out_for(&order, registration, &offline);
         left_out.extend(reason.map(|reason| (*regid, reason)));
         reason.is_none()
     });
@@ -387,7 +415,7 @@ async fn singles(
 }
 
 /// Why a message is not for one of its targets, if it isn't.
-fn left_out_for(shared: &Shared, order: &Order, registration: &Profile) -> Option<DropReason> {
+fn left_out_for(order: &Order, registration: &Profile, offline: &BTreeSet<RegId>) -> Option<DropReason> {
     if order.filter.as_ref().is_some_and(|filter| !judge::holds(filter, registration)) {
         return Some(DropReason::Filtered);
     }
@@ -397,7 +425,14 @@ fn left_out_for(shared: &Shared, order: &Order, registration: &Profile) -> Optio
     if !registration.enabled {
         return Some(DropReason::Disabled);
     }
-    (!shared.sessions.is_online(registration.account)).then_some(DropReason::Offline)
+    offline.contains(&registration.regid).then_some(DropReason::Offline)
+}
+
+/// Registrations whose devices are not connected.
+async fn offline(shared: &Shared, registrations: &BTreeMap<RegId, Arc<Profile>>) -> Result<BTreeSet<RegId>, Failure> {
+    let accounts: Vec<AccountId> = registrations.values().map(|registration| registration.account).collect();
+    let online = shared.sessions.are_online(shared, &accounts).await?;
+    Ok(registrations.keys().zip(online).filter(|(_, online)| !online).map(|(regid, _)| *regid).collect())
 }
 
 /// What is to be told of a message when it is accepted.

@@ -22,6 +22,13 @@ impl Alarms {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((due_ms, account));
     }
 
+    /// Wakes nobody of these.
+    pub(crate) fn forget(&self, accounts: &BTreeSet<AccountId>) {
+        if !accounts.is_empty() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, account)| !accounts.contains(account));
+        }
+    }
+
     fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

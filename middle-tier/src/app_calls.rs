@@ -10,7 +10,7 @@ use idl::ids::MessageId;
 use schema::catalog::App;
 
 use crate::idempotency::{self, Key};
-use crate::{Shared, accept, recall, registry, saved, schedules, server_topics, states};
+use crate::{Shared, accept, rates, recall, registry, saved, schedules, server_topics, states};
 
 /// Answers one request of an app server. What is the app server's own fault is an answer too; only what keeps the middle
 /// from working on it fails the request.
@@ -23,7 +23,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, id: MessageId, call: Box<AppCal
         None => (carry_out(shared, &app, id, call.request, None).await, false),
     };
     let refused = result.as_ref().err().map(|failure| failure.code);
-    let rate = Some(shared.rates.left(shared, &app, refused).await);
+    let rate = Some(rates::left(shared, &app, refused).await);
     let reply = match result {
         Ok(answer) => AppReply { status: ok(), answer: Some(answer), rate, replayed: replayed.then_some(true) },
         Err(failure) => {

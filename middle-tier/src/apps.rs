@@ -2,36 +2,56 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use idl::bus::Reply;
+use idl::bus::{Reply, Request};
 use idl::contract::bus as wire;
 use idl::error::{Code, Failure};
 use idl::ids::AppId;
 use ring::digest;
 use schema::catalog::{App, Catalog};
 use schema::sorted::StoreError;
+use tokio::time::Instant;
 
-use crate::Shared;
+use crate::{Shared, others};
+
+/// How long an application is remembered that other middles may change.
+const KEPT: Duration = Duration::from_secs(30);
 
 /// Applications, remembered: there are few and every send asks for one.
 pub(crate) struct Apps {
     catalog: Arc<dyn Catalog>,
     known: Mutex<Known>,
+    /// How long one is remembered where other middles may change it: should it not be learnt that they did, it is for so
+    /// long that what they changed is not in force here.
+    kept: Option<Duration>,
 }
 
 #[derive(Default)]
 struct Known {
     /// Grows whenever something is forgotten: what was read before that must not be remembered after it.
     forgotten: u64,
-    by_id: HashMap<AppId, Arc<App>>,
-    by_secret: HashMap<[u8; 32], Arc<App>>,
+    by_id: HashMap<AppId, Remembered>,
+    by_secret: HashMap<[u8; 32], Remembered>,
+}
+
+struct Remembered {
+    app: Arc<App>,
+    until: Option<Instant>,
+}
+
+impl Remembered {
+    fn fresh(&self) -> Option<Arc<App>> {
+        self.until.is_none_or(|until| Instant::now() < until).then(|| Arc::clone(&self.app))
+    }
 }
 
 impl Apps {
-    pub(crate) fn new(catalog: Arc<dyn Catalog>) -> Self {
-        Self { catalog, known: Mutex::default() }
+    /// `alone`: nobody else changes them.
+    pub(crate) fn new(catalog: Arc<dyn Catalog>, alone: bool) -> Self {
+        Self { catalog, known: Mutex::default(), kept: (!alone).then_some(KEPT) }
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -45,8 +65,14 @@ impl Apps {
         if known.forgotten != forgotten {
             return app;
         }
-        known.by_id.insert(app.app.clone(), Arc::clone(&app));
-        known.by_secret.insert(app.secret_sha256, Arc::clone(&app));
+        let until = self.kept.map(|kept| Instant::now() + kept);
+        let remembered = || Remembered { app: Arc::clone(&app), until };
+        // Under an older secret than this one nobody finds it any more.
+        let before = known.by_id.insert(app.app.clone(), remembered());
+        if let Some(before) = before.filter(|before| before.app.secret_sha256 != app.secret_sha256) {
+            known.by_secret.remove(&before.app.secret_sha256);
+        }
+        known.by_secret.insert(app.secret_sha256, remembered());
         app
     }
 
@@ -54,8 +80,8 @@ impl Apps {
     pub(crate) async fn by_id(&self, id: &AppId) -> Result<Arc<App>, Failure> {
         let forgotten = {
             let known = self.known();
-            if let Some(app) = known.by_id.get(id) {
-                return Ok(Arc::clone(app));
+            if let Some(app) = known.by_id.get(id).and_then(Remembered::fresh) {
+                return Ok(app);
             }
             known.forgotten
         };
@@ -70,8 +96,8 @@ impl Apps {
         let sha256 = <[u8; 32]>::try_from(sha256).map_err(|_| Failure::from(Code::Unauthorized))?;
         let forgotten = {
             let known = self.known();
-            if let Some(app) = known.by_secret.get(&sha256) {
-                return Ok(Arc::clone(app));
+            if let Some(app) = known.by_secret.get(&sha256).and_then(Remembered::fresh) {
+                return Ok(app);
             }
             known.forgotten
         };
@@ -83,7 +109,7 @@ impl Apps {
         let mut known = self.known();
         known.forgotten += 1;
         known.by_id.remove(id);
-        known.by_secret.retain(|_, app| app.app != *id);
+        known.by_secret.retain(|_, known| known.app.app != *id);
     }
 }
 
@@ -116,6 +142,7 @@ pub(crate) async fn create(shared: &Shared, request: wire::CreateApp) -> Result<
     if !shared.catalog.create_app(app.clone()).await? {
         return Err(Failure::new(Code::Exists, format!("there is an application {id} already")));
     }
+    tell_others(shared, &id).await;
     tracing::info!(app = %id, "application created");
     let shown = wire::App { webhook_secret: Some(shown_webhook_secret(&app)), ..shown(&app, Some(secret)) };
     Ok(Reply::Apps(wire::Apps { apps: vec![shown] }))
@@ -138,7 +165,7 @@ pub(crate) async fn rotate_secret(shared: &Shared, request: wire::RotateSecret) 
     Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, Some(secret))] }))
 }
 
-/// Limits what an application may send. In force at once here; elsewhere when the application is read again.
+/// Limits what an application may send. In force at once.
 pub(crate) async fn set_limits(shared: &Shared, request: wire::SetAppLimits) -> Result<Reply, Failure> {
     let id: AppId = parse(&request.app)?;
     let wrong = |time: &str, max: u64| {
@@ -147,7 +174,7 @@ pub(crate) async fn set_limits(shared: &Shared, request: wire::SetAppLimits) -> 
     let per_second = u32::try_from(request.sends_per_second_max).map_err(|_| wrong("second", u32::MAX.into()))?;
     let per_day = u64::try_from(request.sends_per_day_max).map_err(|_| wrong("day", i64::MAX.unsigned_abs()))?;
     let app = changed(shared, &id, shared.catalog.set_app_limits(&id, per_second, per_day).await).await?;
-    shared.rates.forget(&id);
+    shared.cache.forget_quota(&id).await?;
     tracing::info!(app = %id, per_second, per_day, "application limits set");
     Ok(Reply::Apps(wire::Apps { apps: vec![shown(&app, None)] }))
 }
@@ -168,12 +195,24 @@ pub(crate) async fn webhook_secret(shared: &Shared, request: wire::WebhookSecret
     Ok(Reply::Apps(wire::Apps { apps: vec![shown] }))
 }
 
-/// An application as it is after a change of its record, if it exists. What was known of it is forgotten, also where the
-/// change failed: it may have happened.
+/// An application as it is after a change of its record, if it exists. What was known of it is forgotten, here and by all
+/// other middles, also where the change failed: it may have happened.
 async fn changed(shared: &Shared, id: &AppId, change: Result<bool, StoreError>) -> Result<Arc<App>, Failure> {
     shared.apps.forget(id);
+    tell_others(shared, id).await;
     change?;
     shared.apps.by_id(id).await
+}
+
+/// One that does not answer forgets it by itself.
+async fn tell_others(shared: &Shared, id: &AppId) {
+    others::ask(shared, Request::AppChanged(wire::AppChanged { app: id.to_string() })).await;
+}
+
+/// Another middle changed an application.
+pub(crate) fn changed_elsewhere(shared: &Shared, request: &wire::AppChanged) -> Result<Reply, Failure> {
+    shared.apps.forget(&parse(&request.app)?);
+    Ok(Reply::Done)
 }
 
 /// As the Standard Webhooks specification writes secrets.
@@ -228,7 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_app_that_was_read_before_its_secret_was_rotated_is_not_remembered_after() {
-        let apps = Apps::new(Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")));
+        let apps = Apps::new(Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")), true);
         let read_at = apps.known().forgotten;
         // Meanwhile the secret is rotated; then the reader comes to remember what it read.
         apps.forget(&app("old").app);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use idl::audience::{Audience, Comparison, Evaluate};
 use idl::contract::bus::{Accepted, AudienceCount, CountOnline, FrontBatch};
 use idl::error::{Code, Failure};
-use idl::ids::{Alias, AppId, RegId, TopicName, UserAccount};
+use idl::ids::{AccountId, Alias, AppId, RegId, TopicName, UserAccount};
 use idl::message::Message;
 use schema::batch::Batch;
 use schema::catalog::App;
@@ -53,15 +53,13 @@ pub(crate) async fn dry_run(shared: &Arc<Shared>, app: &App, order: &Order) -> R
             Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values.clone()).await?,
             Whom::Audience(_) => return Err(Failure::from(Code::System)),
         };
-        let concerned = resolved
-            .registrations
-            .values()
-            .filter(|registration| order.filter.as_ref().is_none_or(|filter| judge::holds(filter, registration.as_ref())));
-        let (mut registrations, mut online) = (0, 0);
-        for registration in concerned {
-            registrations += 1;
-            online += u64::from(shared.sessions.is_online(registration.account));
-        }
+        let concerned = resolved.registrations.values().filter(|registration| {
+            order.filter.as_ref().is_none_or(|filter| judge::holds(filter, registration.as_ref()))
+        });
+        let accounts: Vec<AccountId> = concerned.map(|registration| registration.account).collect();
+        let registrations = accounts.len() as u64;
+        let online = shared.sessions.are_online(shared, &accounts).await?;
+        let online = online.into_iter().filter(|online| *online).count() as u64;
         (Count { registrations, exact: true }, online, Some(resolved.bad_targets))
     };
     let how = if count.exact { "exact" } else { "estimate" };

@@ -77,7 +77,7 @@ pub(crate) async fn channel_up(
     Ok(Reply::Channel(wire::ChannelReply {
         index: Some(outcome.index),
         payloads: Some(outcome.payloads),
-        generation: generation(shared).await?,
+        generation: generation(shared, account).await?,
         reopen: outcome.reopen,
     }))
 }

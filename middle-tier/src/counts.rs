@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use idl::bus::{Reply, Request};
+use idl::contract::bus as wire;
+use idl::error::Failure;
 use idl::ids::{AppId, MessageId};
 use idl::message::TTL_MS_MAX;
 use jiff::Timestamp;
@@ -21,15 +24,18 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::Shared;
+use crate::accounts::signed;
+use crate::apps::parse;
+use crate::{Shared, others, pokes};
 
+const DAY_MS: u64 = 24 * 3600 * 1000;
 /// How often counts are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Broadcasts that are counted at one time. Beyond it those that have not changed make room, and if all have, nothing is
 /// counted of a further one until they are written.
 const BROADCASTS_MAX: usize = 65_536;
 /// How long the counters of a day are kept: longer than the time that one request may ask for.
-const DAYS_KEPT_MS: u64 = 400 * 24 * 3600 * 1000;
+const DAYS_KEPT_MS: u64 = 400 * DAY_MS;
 /// Messages looked up or written in one call.
 const CHUNK: usize = 500;
 
@@ -47,7 +53,9 @@ pub(crate) struct Counts {
 #[derive(Default)]
 struct State {
     broadcasts: HashMap<(AppId, MessageId), Broadcast>,
-    days: BTreeMap<(AppId, u32), Day>,
+    days: BTreeMap<u32, HashMap<AppId, Day>>,
+    /// Since the epoch, and the same in the calendar.
+    today: (u64, u32),
 }
 
 struct Broadcast {
@@ -182,8 +190,7 @@ impl Counts {
     /// The same of an app's day. Deliveries of broadcasts that no written cursor covers are those of today.
     pub(crate) fn unwritten_day(&self, app: &AppId, day: u32, today: u32) -> DayCounts {
         let state = self.state();
-        let mut sum =
-            state.days.get(&(app.clone(), day)).map(|day| since(&day.counts, &day.written)).unwrap_or_default();
+        let mut sum = state.day(app, day).map(|day| since(&day.counts, &day.written)).unwrap_or_default();
         if day == today {
             let of_app = state.broadcasts.iter().filter(|((of, _), counted)| of == app && counted.verified);
             sum.delivered += of_app.map(|(_, counted)| counted.live).sum::<u64>();
@@ -193,7 +200,7 @@ impl Counts {
 
     /// What this life counted on one day, written or not.
     pub(crate) fn day(&self, app: &AppId, day: u32) -> DayCounts {
-        self.state().days.get(&(app.clone(), day)).map(|day| day.counts).unwrap_or_default()
+        self.state().day(app, day).map(|day| day.counts).unwrap_or_default()
     }
 
     /// Writes what has changed. What can't be written is tried again with the next call.
@@ -210,15 +217,14 @@ impl Counts {
                 batch.tally(app, *id, keep_until(shared, *id), broadcast.life, broadcast.tally);
                 broadcasts.push(((app.clone(), *id), broadcast.tally));
             }
-            for ((app, day), counted) in state.days.iter_mut().filter(|(_, day)| day.dirty) {
-                counted.dirty = false;
-                let keep_until_ms = now_ms.saturating_add(DAYS_KEPT_MS);
-                batch.day(app, *day, shared.life.0, &counted.counts, keep_until_ms);
-                days.push(((app.clone(), *day), counted.counts));
+            for (day, apps) in &mut state.days {
+                for (app, counted) in apps.iter_mut().filter(|(_, counted)| counted.dirty) {
+                    counted.dirty = false;
+                    let keep_until_ms = now_ms.saturating_add(DAYS_KEPT_MS);
+                    batch.day(app, *day, shared.life.0, &counted.counts, keep_until_ms);
+                    days.push((*day, app.clone(), counted.counts));
+                }
             }
-            // What is over is forgotten: yesterday may still be added to.
-            let yesterday = day_of(now_ms.saturating_sub(24 * 3600 * 1000));
-            state.days.retain(|(_, day), counted| *day >= yesterday || counted.dirty);
         }
         let written = batch.write(shared.store.as_ref()).await;
         let mut state = self.state();
@@ -229,13 +235,16 @@ impl Counts {
                 None => {}
             }
         }
-        for (key, counts) in days {
-            match state.days.get_mut(&key) {
+        for (day, app, counts) in days {
+            match state.days.get_mut(&day).and_then(|apps| apps.get_mut(&app)) {
                 Some(day) if written.is_ok() => day.written = counts,
                 Some(day) => day.dirty = true,
                 None => {}
             }
         }
+        // What is over is forgotten: yesterday may still be added to.
+        let yesterday = day_of(now_ms.saturating_sub(DAY_MS));
+        state.days.retain(|day, apps| *day >= yesterday || apps.values().any(|counted| counted.dirty));
         written
     }
 
@@ -276,9 +285,21 @@ impl Counts {
 
 impl State {
     fn today(&mut self, now_ms: u64, app: &AppId, with: impl FnOnce(&mut DayCounts)) {
-        let day = self.days.entry((app.clone(), day_of(now_ms))).or_default();
+        if self.today.0 != now_ms / DAY_MS || self.today.1 == 0 {
+            self.today = (now_ms / DAY_MS, day_of(now_ms));
+        }
+        let apps = self.days.entry(self.today.1).or_default();
+        if !apps.contains_key(app) {
+            apps.insert(app.clone(), Day::default());
+        }
+        // It was inserted when it was missing.
+        let Some(day) = apps.get_mut(app) else { return };
         with(&mut day.counts);
         day.dirty = true;
+    }
+
+    fn day(&self, app: &AppId, day: u32) -> Option<&Day> {
+        self.days.get(&day)?.get(app)
     }
 }
 
@@ -292,6 +313,87 @@ fn since(counts: &DayCounts, written: &DayCounts) -> DayCounts {
         delivered: counts.delivered - written.delivered,
         clicked: counts.clicked - written.clicked,
         messages: counts.messages - written.messages,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- other middles
+
+/// What other middles counted of these broadcasts, and on these days, and have not written yet. Ask after reading what is
+/// stored: what they write in between is missing for a moment, and never there twice. One that does not answer adds nothing.
+pub(crate) async fn unwritten_elsewhere(
+    shared: &Shared,
+    app: &AppId,
+    ids: &[MessageId],
+    days: &[u32],
+) -> (Vec<Tally>, Vec<DayCounts>) {
+    let (mut tallies, mut counts) = (vec![Tally::default(); ids.len()], vec![DayCounts::default(); days.len()]);
+    if shared.partitions.is_whole() || ids.is_empty() && days.is_empty() {
+        return (tallies, counts);
+    }
+    let request = wire::Unwritten {
+        app: app.to_string(),
+        ids: ids.iter().map(|id| id.to_bytes().to_vec()).collect(),
+        days: days.iter().map(|day| i32::try_from(*day).unwrap_or(0)).collect(),
+    };
+    for answer in others::ask(shared, Request::Unwritten(request)).await {
+        let Ok(Reply::Unwritten(unwritten)) = answer else { continue };
+        for (tally, counted) in tallies.iter_mut().zip(&unwritten.broadcasts) {
+            tally.delivered = tally.delivered.saturating_add(unsigned(counted.delivered));
+            tally.clicked = tally.clicked.saturating_add(unsigned(counted.clicked));
+        }
+        for (sum, day) in counts.iter_mut().zip(&unwritten.days) {
+            *sum += DayCounts {
+                alias_recipients: unsigned(day.alias_recipients),
+                user_account_recipients: unsigned(day.user_account_recipients),
+                regid_recipients: unsigned(day.regid_recipients),
+                broadcast_recipients: unsigned(day.broadcast_recipients),
+                delivered: unsigned(day.delivered),
+                clicked: unsigned(day.clicked),
+                messages: unsigned(day.messages),
+            };
+        }
+    }
+    (tallies, counts)
+}
+
+/// Another middle asks what this one counted and has not written.
+pub(crate) async fn unwritten_here(shared: &Arc<Shared>, request: wire::Unwritten) -> Result<Reply, Failure> {
+    let app: AppId = parse(&request.app)?;
+    let ids = request.ids.iter().map(|id| pokes::message_id(id)).collect::<Result<Vec<_>, _>>()?;
+    shared.counts.verify(shared).await?;
+    // What is being written may be among what the other has read.
+    let _still = shared.counts.hold_still().await;
+    let today = day_of(shared.clock.now_ms());
+    let counted = |id: MessageId| {
+        let Tally { delivered, clicked } = shared.counts.unwritten(&app, id);
+        wire::Counted { delivered: signed(delivered), clicked: signed(clicked) }
+    };
+    let day = |day: i32| {
+        let day = u32::try_from(day).unwrap_or(0);
+        shown(day, &shared.counts.unwritten_day(&app, day, today))
+    };
+    Ok(Reply::Unwritten(wire::UnwrittenCounts {
+        broadcasts: ids.into_iter().map(counted).collect(),
+        days: request.days.into_iter().map(day).collect(),
+    }))
+}
+
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or(0)
+}
+
+/// The counts of a day as they are told.
+pub(crate) fn shown(day: u32, counts: &DayCounts) -> wire::DayCounters {
+    wire::DayCounters {
+        day: day.to_string(),
+        alias_recipients: signed(counts.alias_recipients),
+        user_account_recipients: signed(counts.user_account_recipients),
+        regid_recipients: signed(counts.regid_recipients),
+        single_recipients: signed(counts.alias_recipients + counts.user_account_recipients + counts.regid_recipients),
+        broadcast_recipients: signed(counts.broadcast_recipients),
+        delivered: signed(counts.delivered),
+        clicked: signed(counts.clicked),
+        messages: signed(counts.messages),
     }
 }
 

@@ -36,6 +36,11 @@ pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
             // A newer session has inherited what this one knew.
             return;
         }
+        if !handle.is_ours(shared) {
+            shared.sessions.remove(account, handle);
+            handle.dropped(shared);
+            return;
+        }
         let step = handle.lock().next(shared.clock.now_ms(), &shared.config);
         match step {
             Step::Index(registrations) => {
@@ -47,7 +52,10 @@ pub(crate) async fn take_steps(shared: &Arc<Shared>, handle: &Arc<Handle>) {
             Step::Drain(reads) => drain(shared, handle, &reads).await,
             Step::Judge { app, from, to } => judge(shared, handle, app, from, to).await,
             Step::WriteProgress(advances) => write_progress(shared, handle, advances).await,
-            Step::Wait(at) => sleep_until(at).await,
+            Step::Wait(at) => tokio::select! {
+                () = sleep_until(at) => {}
+                () = handle.hurry.notified() => {}
+            },
             Step::Idle => {
                 let due_ms = handle.lock().next_due_ms();
                 if let Some(due_ms) = due_ms {

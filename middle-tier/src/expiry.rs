@@ -23,7 +23,9 @@ const AT_ONCE: usize = 500;
 /// Looks for what expired until `drain` is cancelled.
 pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
     while !drain.is_cancelled() {
-        match look(&shared).await {
+        // One middle is enough for all.
+        let looked = if shared.partitions.leads() { look(&shared).await } else { Ok(0) };
+        match looked {
             Ok(found) if found >= AT_ONCE => continue,
             Ok(_) => {}
             Err(failure) => {

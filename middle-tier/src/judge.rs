@@ -19,7 +19,10 @@ pub(crate) fn is_for(message: &Message, registration: &Registration) -> bool {
     // Taking back concerns whom the message that is taken back concerned.
     let at = message.handling.revokes.unwrap_or(message.id);
     message.id > registration.created_at
-        && message.audience.as_ref().is_some_and(|audience| audience.evaluate(&Membership { facts: registration.into(), at }))
+        && message
+            .audience
+            .as_ref()
+            .is_some_and(|audience| audience.evaluate(&Membership { facts: registration.into(), at }))
 }
 
 /// True if an expression holds for a registration as it is now.

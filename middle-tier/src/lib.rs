@@ -20,8 +20,11 @@ mod idempotency;
 mod judge;
 mod metrics;
 mod order;
+mod others;
 mod outcomes;
+mod partitions;
 mod payload;
+mod pokes;
 pub mod poster;
 mod publish;
 mod rates;
@@ -74,9 +77,9 @@ use crate::alarms::Alarms;
 use crate::apps::Apps;
 use crate::counts::Counts;
 use crate::metrics::Metrics;
+use crate::partitions::Partitions;
 use crate::poster::Poster;
 use crate::publish::Publisher;
-use crate::rates::Rates;
 use crate::receipts::Receipts;
 use crate::room::Rooms;
 use crate::schedules::Schedules;
@@ -239,7 +242,6 @@ pub(crate) struct Shared {
     pub(crate) rooms: Rooms,
     /// Idempotency keys that someone works on.
     pub(crate) keys_under_way: Turns,
-    pub(crate) rates: Rates,
     pub(crate) counts: Counts,
     pub(crate) alarms: Alarms,
     pub(crate) schedules: Schedules,
@@ -248,10 +250,11 @@ pub(crate) struct Shared {
     pub(crate) broadcasts: publish::Queue,
     pub(crate) payloads: payload::Cache,
     pub(crate) metrics: Metrics,
-    /// This life of this tier's memory.
+    /// What could not be told to owners of accounts.
+    pub(crate) pokes: pokes::Backlog,
+    pub(crate) partitions: Partitions,
+    /// This life of this tier's memory: names what it counts.
     pub(crate) life: Generation,
-    /// When it began.
-    pub(crate) started_ms: u64,
     pub(crate) tasks: Tasks,
 }
 
@@ -261,13 +264,13 @@ impl Middle {
         let Dependencies { bus, inbox, sorted, catalog, cache, poster, keys, regid_key, clock, entropy } = dependencies;
         let mut life = [0; 16];
         entropy.fill(&mut life);
-        let started_ms = clock.now_ms();
+        let partitions = Partitions::new(inbox.ownership().clone(), clock.now_ms());
         let (broadcasts, publisher) = publish::queue();
         let (audience_counts, counter) = audiences::queue();
         let profiles = Profiles::new(Arc::clone(&sorted), Arc::clone(&cache), config.near);
         let shared = Arc::new(Shared {
             bus,
-            apps: Apps::new(Arc::clone(&catalog)),
+            apps: Apps::new(Arc::clone(&catalog), partitions.is_whole()),
             catalog,
             cache,
             accounts: Accounts::new(Arc::clone(&sorted)),
@@ -294,7 +297,6 @@ impl Middle {
             turns: Turns::default(),
             rooms: Rooms::default(),
             keys_under_way: Turns::default(),
-            rates: Rates::default(),
             counts: Counts::default(),
             alarms: Alarms::default(),
             schedules: Schedules::default(),
@@ -303,8 +305,9 @@ impl Middle {
             broadcasts,
             payloads: payload::Cache::default(),
             metrics: Metrics::register(registry),
+            pokes: pokes::Backlog::default(),
+            partitions,
             life: Generation(u128::from_be_bytes(life)),
-            started_ms,
             tasks: Tasks::default(),
             config,
         });
@@ -329,6 +332,9 @@ impl Middle {
         jobs.spawn(schedules::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(expiry::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(receipts::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(receipts::tell_owners(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(pokes::run(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(partitions::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(Service::new(Arc::clone(&shared)).run(inbox, drain));
         while let Some(ended) = jobs.join_next().await {
             // A job that crashed is a tier that crashed.

@@ -49,6 +49,15 @@ pub(crate) struct Metrics {
     pub(crate) schedules_due: Gauge,
     pub(crate) sessions_paced: Gauge,
     jobs: Family<JobLabels, Gauge<u64, AtomicU64>>,
+    pub(crate) partitions: Gauge,
+    pub(crate) partitions_gained: Counter,
+    pub(crate) partitions_given: Counter,
+    pub(crate) partitions_lost: Counter,
+    pub(crate) sessions_dropped: Counter,
+    pub(crate) requests_elsewhere: Counter,
+    pub(crate) pokes_sent: Counter,
+    pub(crate) pokes_failed: Counter,
+    pub(crate) pokes_given_up: Counter,
     pub(crate) sessions: Gauge,
     pub(crate) last_sweep_ms: Gauge<u64, AtomicU64>,
 }
@@ -91,6 +100,16 @@ impl Metrics {
         let counts_dropped = counter("counts_dropped", "Acks of broadcasts not counted: too many are counted at once");
         let broadcasts_uncounted =
             counter("broadcasts_uncounted", "Broadcasts whose audience is counted when somebody asks, not before");
+        let partitions_gained = counter("partitions_gained", "Partitions of the work that came to this middle");
+        let partitions_given = counter("partitions_given", "Partitions that were finished and given to another middle");
+        let partitions_lost = counter("partitions_lost", "Partitions that are this middle's no longer, given or taken");
+        let sessions_dropped = counter("sessions_dropped", "Sessions forgotten because their partition was lost");
+        let requests_elsewhere = counter("requests_elsewhere", "Requests left to the next owner of their partition");
+        let pokes_sent = counter("pokes_sent", "Times another middle was told what was stored for its accounts");
+        let pokes_failed = counter("pokes_failed", "Times another middle could not be told that; it is told again");
+        let pokes_given_up = counter("pokes_given_up", "Recipients left to the sweep because nobody could be told");
+        let partitions = Gauge::default();
+        registry.register("partitions", "Partitions of the work that are this middle's", partitions.clone());
         let schedules_due = Gauge::default();
         registry.register("schedules_due", "Schedules that were due at the last look", schedules_due.clone());
         let receipt_urls = Gauge::default();
@@ -134,6 +153,15 @@ impl Metrics {
             schedules_due,
             sessions_paced,
             jobs,
+            partitions,
+            partitions_gained,
+            partitions_given,
+            partitions_lost,
+            sessions_dropped,
+            requests_elsewhere,
+            pokes_sent,
+            pokes_failed,
+            pokes_given_up,
             sessions,
             last_sweep_ms,
         }

@@ -146,7 +146,7 @@ impl<'a> Outcomes<'a> {
         batch.write(shared.store.as_ref()).await?;
         drop(in_flight);
         for (app, url) in posted_to {
-            shared.receipts.poke(&app, &url);
+            shared.receipts.poke(shared, &app, &url);
         }
         Ok(())
     }

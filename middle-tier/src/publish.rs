@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use idl::bus::FrontEvent;
+use idl::bus::{FrontEvent, Reply, Request};
 use idl::channel;
-use idl::contract::bus::{Broadcast, CancelBroadcast};
+use idl::contract::bus::{Broadcast, BroadcastStopped, CancelBroadcast, JudgeSoon};
+use idl::error::Failure;
 use idl::ids::{AppId, MessageId};
 use idl::message::Message;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::Shared;
 use crate::accounts::signed;
+use crate::apps::parse;
+use crate::{Shared, others, pokes};
 
 /// Broadcasts waiting to be published.
 const WAITING_MAX: usize = 1024;
@@ -31,10 +34,15 @@ enum News {
     Stopped(AppId, MessageId),
 }
 
+/// Broadcasts that others are told of at one time.
+const TOLD_AT_ONCE: usize = 16;
+
 /// Where stored broadcasts go.
 pub(crate) struct Queue {
     waiting: mpsc::Sender<News>,
     missed: Arc<AtomicBool>,
+    /// Another middle says that a front missed a broadcast.
+    missed_elsewhere: AtomicBool,
 }
 
 /// Takes them from the queue to the fronts.
@@ -47,7 +55,8 @@ pub(crate) struct Publisher {
 pub(crate) fn queue() -> (Queue, Publisher) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let missed = Arc::new(AtomicBool::new(false));
-    (Queue { waiting: sender, missed: Arc::clone(&missed) }, Publisher { waiting: receiver, missed })
+    let queue = Queue { waiting: sender, missed: Arc::clone(&missed), missed_elsewhere: AtomicBool::new(false) };
+    (queue, Publisher { waiting: receiver, missed })
 }
 
 impl Queue {
@@ -57,6 +66,12 @@ impl Queue {
             shared.metrics.broadcasts_unpublished.inc();
             self.missed.store(true, Ordering::Release);
         }
+    }
+
+    /// A front missed a broadcast of another middle.
+    pub(crate) fn judge_soon(&self) -> Reply {
+        self.missed_elsewhere.store(true, Ordering::Release);
+        Reply::Done
     }
 
     /// A broadcast was stopped: fronts write it to nobody any more. If the queue is full, what is on its way arrives.
@@ -76,8 +91,17 @@ impl Publisher {
             let news = tokio::select! {
                 biased;
                 _ = judging.tick() => {
-                    if self.missed.swap(false, Ordering::AcqRel) {
+                    let missed_here = self.missed.swap(false, Ordering::AcqRel);
+                    let missed_elsewhere = shared.broadcasts.missed_elsewhere.swap(false, Ordering::AcqRel);
+                    if missed_here || missed_elsewhere {
                         shared.sessions.judge_all_soon(&shared);
+                    }
+                    if missed_here && !shared.partitions.is_whole() {
+                        // They have sessions of the same fronts. One that is not told finds out by its sweep.
+                        let others = Arc::clone(&shared);
+                        shared.tasks.spawn(async move {
+                            others::ask(&others, Request::JudgeSoon(JudgeSoon {})).await;
+                        });
                     }
                     continue;
                 }
@@ -105,7 +129,33 @@ impl Publisher {
     }
 }
 
-async fn publish(shared: &Arc<Shared>, message: &Message) -> Result<(), idl::error::Failure> {
+/// Broadcasts were taken out of their timeline: no session of any middle hands them off any more.
+pub(crate) async fn stopped(shared: &Arc<Shared>, app: &AppId, ids: &[MessageId]) {
+    let mut telling = JoinSet::new();
+    for id in ids {
+        shared.sessions.stop_broadcast(app, *id);
+        if shared.partitions.is_whole() {
+            continue;
+        }
+        if telling.len() >= TOLD_AT_ONCE {
+            telling.join_next().await;
+        }
+        let stopped = BroadcastStopped { app: app.to_string(), id: id.to_bytes().to_vec() };
+        let shared = Arc::clone(shared);
+        telling.spawn(async move {
+            others::ask(&shared, Request::BroadcastStopped(stopped)).await;
+        });
+    }
+    while telling.join_next().await.is_some() {}
+}
+
+/// Another middle took a broadcast out of its timeline.
+pub(crate) fn stopped_elsewhere(shared: &Shared, request: &BroadcastStopped) -> Result<Reply, Failure> {
+    shared.sessions.stop_broadcast(&parse(&request.app)?, pokes::message_id(&request.id)?);
+    Ok(Reply::Done)
+}
+
+async fn publish(shared: &Arc<Shared>, message: &Message) -> Result<(), Failure> {
     let Some(audience) = &message.audience else { return Ok(()) };
     let app = shared.apps.by_id(&message.app).await?;
     let broadcast = Broadcast {

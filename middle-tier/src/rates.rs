@@ -1,194 +1,126 @@
-//! How much an app may send: so many messages in a second, so many in a day. The limits are in the catalog.
-
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+//! How much an app may send: so many messages in a second, so many in a day. The limits are in the catalog; what is used of
+//! them is in the cache, which all middles share.
 
 use idl::contract::bus::Rate;
 use idl::error::{Code, Failure};
 use idl::ids::AppId;
+use schema::cache::{Grant, Left, Quota, Want};
 use schema::catalog::App;
-use tokio::time::Instant;
 
 use crate::Shared;
 use crate::accounts::signed;
-use crate::counts::day_of;
+use crate::counts::{self, day_of};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// What apps have used.
-#[derive(Default)]
-pub(crate) struct Rates(Mutex<HashMap<AppId, Used>>);
-
-struct Used {
-    /// Messages that may be sent at this moment: a token bucket that holds one second's worth.
-    left: f64,
-    at: Instant,
-    /// Which day `earlier` is of.
-    day: u32,
-    /// Messages that earlier lives of this process, and other processes, had counted on that day when it was read.
-    earlier: u64,
-    /// Messages that were allowed and are neither counted nor refused yet.
-    under_way: u64,
-}
-
-/// The right to send so many messages. Drop it when they are counted, or will not be.
-pub(crate) struct Taken<'a> {
-    rates: &'a Rates,
+/// The right to send so many messages on a day. Say what was [`sent`] of them: the rest is given back.
+#[must_use]
+pub(crate) struct Taken {
     app: AppId,
+    day: u32,
     messages: u64,
 }
 
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        if let Some(used) = self.rates.all().get_mut(&self.app) {
-            used.under_way = used.under_way.saturating_sub(self.messages);
+/// Takes the right to send so many messages now, all or none. More than a second's worth at once passes when the whole second
+/// is free, and is paid off afterwards.
+pub(crate) async fn take(shared: &Shared, app: &App, messages: u64) -> Result<Option<Taken>, Failure> {
+    take_or_owe(shared, app, messages, false).await
+}
+
+/// Takes the right to send a message that was scheduled: it waits for no other second, what it uses up others pay off.
+pub(crate) async fn take_scheduled(shared: &Shared, app: &App) -> Result<Option<Taken>, Failure> {
+    take_or_owe(shared, app, 1, true).await
+}
+
+async fn take_or_owe(shared: &Shared, app: &App, messages: u64, owe: bool) -> Result<Option<Taken>, Failure> {
+    if messages == 0 || is_unlimited(app) {
+        return Ok(None);
+    }
+    let day = day_of(shared.clock.now_ms());
+    match want(shared, app, messages, owe, day).await? {
+        Grant::Taken(_) => Ok(Some(Taken { app: app.app.clone(), day, messages })),
+        Grant::RateLimited(_) => {
+            let text = format!("{} messages may be sent in a second; send slower", app.sends_per_second_max);
+            Err(Failure::new(Code::RateLimited, text))
         }
+        Grant::DailyQuota(left) => {
+            let text = format!(
+                "{} messages may be sent in a day and {} were; the day ends at midnight UTC",
+                app.sends_per_day_max, left.day_sent
+            );
+            Err(Failure::new(Code::DailyQuota, text))
+        }
+        Grant::Unknown => Err(Failure::new(Code::System, "the cache keeps forgetting what was sent today; try again")),
     }
 }
 
-impl Rates {
-    fn all(&self) -> MutexGuard<'_, HashMap<AppId, Used>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the right to send so many messages now, all or none. More than a second's worth at once passes when the whole
-    /// second is free, and is paid off afterwards.
-    pub(crate) async fn take(&self, shared: &Shared, app: &App, messages: u64) -> Result<Option<Taken<'_>>, Failure> {
-        self.take_or_owe(shared, app, messages, false).await
-    }
-
-    /// Takes the right to send a message that was scheduled: it waits for no other second, what it uses up others pay off.
-    pub(crate) async fn take_scheduled(&self, shared: &Shared, app: &App) -> Result<Option<Taken<'_>>, Failure> {
-        self.take_or_owe(shared, app, 1, true).await
-    }
-
-    async fn take_or_owe(
-        &self,
-        shared: &Shared,
-        app: &App,
-        messages: u64,
-        owe: bool,
-    ) -> Result<Option<Taken<'_>>, Failure> {
-        if messages == 0 || app.sends_per_second_max == 0 && app.sends_per_day_max == 0 {
-            return Ok(None);
-        }
-        self.learn(shared, app).await?;
-        let today = day_of(shared.clock.now_ms());
-        let mut all = self.all();
-        let Some(used) = all.get_mut(&app.app) else { return Ok(None) };
-        if app.sends_per_day_max > 0 {
-            let counted = shared.counts.day(&app.app, today).messages;
-            let sent = used.earlier.saturating_add(counted).saturating_add(used.under_way);
-            if sent.saturating_add(messages) > app.sends_per_day_max {
-                let text = format!(
-                    "{} messages may be sent in a day and {sent} were; the day ends at midnight UTC",
-                    app.sends_per_day_max
-                );
-                return Err(Failure::new(Code::DailyQuota, text));
-            }
-        }
-        if app.sends_per_second_max > 0 {
-            let max = f64::from(app.sends_per_second_max);
-            used.refill(max);
-            #[expect(clippy::cast_precision_loss, reason = "at most 1,000 messages come in one request")]
-            let wanted = messages as f64;
-            if used.left < wanted.min(max) && !owe {
-                let text = format!("{} messages may be sent in a second; send slower", app.sends_per_second_max);
-                return Err(Failure::new(Code::RateLimited, text));
-            }
-            let left = used.left - wanted;
-            // What was scheduled is paid off in a second, however much of it came at once; what is owed besides stays.
-            used.left = if owe { left.max(used.left.min(-max)) } else { left };
-        }
-        used.under_way = used.under_way.saturating_add(messages);
-        Ok(Some(Taken { rates: self, app: app.app.clone(), messages }))
-    }
-
-    /// What the app may still send.
-    pub(crate) async fn left(&self, shared: &Shared, app: &App, refused: Option<Code>) -> Rate {
-        if app.sends_per_second_max == 0 && app.sends_per_day_max == 0 {
-            let day_ends_in_ms = signed(DAY_MS - shared.clock.now_ms() % DAY_MS);
-            return Rate {
-                per_second_max: 0,
-                per_second_left: 0,
-                per_day_max: 0,
-                per_day_left: 0,
-                day_ends_in_ms,
-                retry_after_ms: None,
-            };
-        }
-        if app.sends_per_day_max > 0
-            && let Err(failure) = self.learn(shared, app).await
-        {
-            tracing::debug!(app = %app.app, %failure, "how much an app has sent today is not known");
-        }
-        let now_ms = shared.clock.now_ms();
-        let day_ends_in_ms = DAY_MS - now_ms % DAY_MS;
-        let mut all = self.all();
-        let max = f64::from(app.sends_per_second_max);
-        let used = all.get_mut(&app.app);
-        let (second_left, earlier) = used.map_or((max, 0), |used| {
-            used.refill(max);
-            (used.left, if used.day == day_of(now_ms) { used.earlier } else { 0 })
-        });
-        let sent = earlier.saturating_add(shared.counts.day(&app.app, day_of(now_ms)).messages);
-        #[expect(clippy::cast_possible_truncation, reason = "between 0 and the limit, which is a u32")]
-        let (whole, wait_ms) = {
-            let missing = (1.0 - second_left).max(0.0);
-            (second_left.max(0.0) as i64, if max > 0.0 { (missing / max * 1000.0).ceil() as i64 } else { 0 })
-        };
-        let retry_after_ms = match refused {
-            Some(Code::RateLimited) => Some(wait_ms.max(1)),
-            Some(Code::DailyQuota) => Some(signed(day_ends_in_ms)),
-            _ => None,
-        };
-        Rate {
-            per_second_max: i64::from(app.sends_per_second_max),
-            per_second_left: whole,
-            per_day_max: signed(app.sends_per_day_max),
-            per_day_left: signed(app.sends_per_day_max.saturating_sub(sent)),
-            day_ends_in_ms: signed(day_ends_in_ms),
-            retry_after_ms,
-        }
-    }
-
-    /// Reads what was sent today by others than this life, once a day.
-    async fn learn(&self, shared: &Shared, app: &App) -> Result<(), Failure> {
-        let today = day_of(shared.clock.now_ms());
-        let known = {
-            let all = self.all();
-            all.get(&app.app).is_some_and(|used| used.day == today)
-        };
-        if known {
-            return Ok(());
-        }
-        let earlier = if app.sends_per_day_max > 0 {
-            shared.day_counts.of_others(&app.app, today, shared.life.0).await?.messages
-        } else {
-            0
-        };
-        let mut all = self.all();
-        let used = all.entry(app.app.clone()).or_insert_with(|| Used {
-            left: f64::from(app.sends_per_second_max),
-            at: Instant::now(),
-            day: today,
-            earlier,
-            under_way: 0,
-        });
-        (used.day, used.earlier) = (today, earlier);
-        Ok(())
-    }
-
-    /// The limits of an app were changed: what is known of it begins anew.
-    pub(crate) fn forget(&self, app: &AppId) {
-        self.all().remove(app);
+/// So many of the messages went out; the others were refused, or go out later.
+pub(crate) async fn sent(shared: &Shared, taken: Option<Taken>, messages: u64) {
+    let Some(taken) = taken else { return };
+    let unsent = taken.messages.saturating_sub(messages);
+    if unsent > 0
+        && let Err(error) = shared.cache.refund(&taken.app, taken.day, unsent).await
+    {
+        tracing::debug!(app = %taken.app, %error, unsent, "what was not sent counts for the day all the same");
     }
 }
 
-impl Used {
-    fn refill(&mut self, max: f64) {
-        let now = Instant::now();
-        self.left = (self.left + now.duration_since(self.at).as_secs_f64() * max).min(max);
-        self.at = now;
+/// What the app may still send.
+pub(crate) async fn left(shared: &Shared, app: &App, refused: Option<Code>) -> Rate {
+    let now_ms = shared.clock.now_ms();
+    let day_ends_in_ms = signed(DAY_MS - now_ms % DAY_MS);
+    let mut rate = Rate {
+        per_second_max: i64::from(app.sends_per_second_max),
+        per_second_left: i64::from(app.sends_per_second_max),
+        per_day_max: signed(app.sends_per_day_max),
+        per_day_left: signed(app.sends_per_day_max),
+        day_ends_in_ms,
+        retry_after_ms: None,
+    };
+    if is_unlimited(app) {
+        return rate;
     }
+    let left = match want(shared, app, 0, false, day_of(now_ms)).await {
+        Ok(Grant::Taken(left) | Grant::RateLimited(left) | Grant::DailyQuota(left)) => left,
+        Ok(Grant::Unknown) => Left { second_left: 0.0, day_sent: 0, wait_ms: 0 },
+        Err(failure) => {
+            tracing::debug!(app = %app.app, %failure, "how much an app may still send is not known");
+            return rate;
+        }
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "between 0 and the limit, which is a u32")]
+    let second_left = left.second_left.max(0.0) as i64;
+    rate.per_second_left = second_left;
+    rate.per_day_left = signed(app.sends_per_day_max.saturating_sub(left.day_sent));
+    rate.retry_after_ms = match refused {
+        Some(Code::RateLimited) => Some(signed(left.wait_ms.max(1))),
+        Some(Code::DailyQuota) => Some(day_ends_in_ms),
+        _ => None,
+    };
+    rate
+}
+
+fn is_unlimited(app: &App) -> bool {
+    app.sends_per_second_max == 0 && app.sends_per_day_max == 0
+}
+
+async fn want(shared: &Shared, app: &App, messages: u64, owe: bool, day: u32) -> Result<Grant, Failure> {
+    let quota = Quota { per_second_max: app.sends_per_second_max, per_day_max: app.sends_per_day_max };
+    let want = Want { app: &app.app, quota, messages, owe, day, sent_before: None };
+    match shared.cache.take(want).await? {
+        Grant::Unknown => {
+            let sent_before = Some(sent_on(shared, &app.app, day).await?);
+            Ok(shared.cache.take(Want { sent_before, ..want }).await?)
+        }
+        grant => Ok(grant),
+    }
+}
+
+/// What was counted on a day, by whichever process, written or not.
+async fn sent_on(shared: &Shared, app: &AppId, day: u32) -> Result<u64, Failure> {
+    let others = shared.day_counts.of_others(app, day, shared.life.0).await?.messages;
+    let here = shared.counts.day(app, day).messages;
+    let (_, unwritten) = counts::unwritten_elsewhere(shared, app, &[], &[day]).await;
+    let unwritten = unwritten.first().map_or(0, |counts| counts.messages);
+    Ok(others.saturating_add(here).saturating_add(unwritten))
 }

@@ -6,30 +6,37 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use idl::audience::Audience;
-use idl::bus::REVOCATIONS_MAX;
-use idl::contract::bus::{Changed, MessageName, Recall, Stop, Stopped};
+use idl::bus::{Call, REVOCATIONS_MAX, Reply, Request};
+use idl::contract::bus::{self as wire, Changed, MessageName, Recall, Stop, Stopped};
 use idl::contract::message::Notification;
 use idl::error::{Code, Failure};
-use idl::ids::{MessageId, RegId};
+use idl::ids::{AccountId, AppId, MessageId, Partition, RegId, Shard};
 use idl::message::{Handling, Message, TTL_MS_MAX};
 use schema::catalog::{App, ScheduleState};
 use schema::records::{Ended, Record};
 use schema::registrations::Registration;
 use schema::traces::DropReason;
+use tokio::task::JoinSet;
 
 use crate::accept::{MAILBOXES_READ, check_packages};
 use crate::app_calls::message_id;
+use crate::apps::parse;
 use crate::order::{TARGETS_MAX, Whom};
 use crate::outcomes::{Outcomes, Whose};
+use crate::pokes::{Pokes, shard_of};
 use crate::session::Whereabouts;
-use crate::{Shared, order, resolve, schedules};
+use crate::{Shared, order, pokes, publish, resolve, schedules};
 
 /// Messages with one job key that are stopped in one request.
 const WITH_JOB_KEY_MAX: usize = 1000;
 /// Deliveries of one message read in one call.
 const TARGETS_READ: usize = 1000;
+/// Accounts that one owner is asked about in one request, and how long it is waited for.
+const LOCATED_AT_ONCE: usize = 1000;
+const LOCATE_PATIENCE: Duration = Duration::from_secs(1);
 /// Broadcasts of a topic that are looked through for one notify_id.
 const LOOKED_THROUGH_MAX: usize = 10_000;
 
@@ -116,7 +123,7 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
         }
         outcomes.batch.ended(&record.app, record.id, record.keep_until_ms, ended);
         outcomes.write().await?;
-        shared.sessions.stop_broadcast(&record.app, record.id);
+        publish::stopped(shared, &record.app, &[record.id]).await;
         shared.broadcasts.cancel(shared, record.app.clone(), record.id);
         if let Some(revoke) = revoke {
             shared.broadcasts.publish(shared, revoke);
@@ -136,19 +143,13 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
         }
     }
     // What nobody has been handed needs no revocation, which would take a place in the mailbox. Who is not here has been
-    // handed it if it was here since; that it was is known of this life alone, since a crash writes nothing.
-    let unseen = |registration: &Registration| {
-        waited.contains(&registration.regid)
-            && match shared.sessions.find(registration.account) {
-                Some(handle) => {
-                    let whereabouts = handle.lock().whereabouts(&record.app, record.id);
-                    matches!(whereabouts, Whereabouts::Queued | Whereabouts::Later(_))
-                }
-                None => {
-                    record.created_at_ms > shared.started_ms
-                        && registration.last_seen_ms.is_none_or(|seen_ms| seen_ms < record.created_at_ms)
-                }
-            }
+    // handed it if it was here since.
+    let waiting: Vec<&Registration> = registrations.iter().filter(|found| waited.contains(&found.regid)).collect();
+    let places = locate(shared, record, &waiting, false).await;
+    let unseen = |registration: &Registration| match places.get(&registration.account) {
+        Some(Place::Waits) => true,
+        Some(Place::Away) => registration.last_seen_ms.is_none_or(|seen_ms| seen_ms < record.created_at_ms),
+        Some(Place::Handed) | None => false,
     };
     let revoke = Arc::new(revoke);
     let (unseen, seen): (Vec<&Registration>, Vec<&Registration>) =
@@ -162,21 +163,120 @@ async fn end(shared: &Arc<Shared>, record: &Record, revocation: MessageId, recal
     let mut late = Vec::new();
     if !unseen.is_empty() {
         std::mem::replace(&mut outcomes, Outcomes::new(shared)).write().await?;
-        late.extend(unseen.into_iter().filter(|registration| {
-            let was = shared.sessions.take_back(registration.account, &record.app, record.id);
-            !matches!(was, None | Some(Whereabouts::Queued | Whereabouts::Later(_)))
-        }));
+        let were = locate(shared, record, &unseen, true).await;
+        let handed = |registration: &&Registration| were.get(&registration.account) == Some(&Place::Handed);
+        late.extend(unseen.into_iter().filter(handed));
         deliver(&mut outcomes, &late);
     }
     outcomes.batch.ended(&record.app, record.id, record.keep_until_ms, ended);
     outcomes.write().await?;
+    let mut pokes = Pokes::new(shared, &record.app);
     for registration in &seen {
-        shared.sessions.take_back(registration.account, &record.app, record.id);
+        pokes.taken(registration.account, registration.regid, record.id);
     }
-    for registration in seen.into_iter().chain(late).filter(|_| recall) {
-        shared.sessions.stored(shared, registration.account, registration.regid, &revoke);
-    }
+    let told = seen.into_iter().chain(late).filter(|_| recall);
+    pokes.stored(&revoke, told.map(|registration| (registration.account, registration.regid)));
+    pokes.tell().await;
     Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------------------- where it is
+
+/// Where a message is that was found in a mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The device is not here, and has not been since the message was accepted without that being written.
+    Away,
+    /// It waits for its turn, or for its moment.
+    Waits,
+    /// It was handed off, or may have been.
+    Handed,
+}
+
+/// Where the message is for these registrations, as the owners of their accounts know. With `take_back` it was taken out of
+/// their mailboxes, and is not handed off from now on.
+async fn locate(
+    shared: &Arc<Shared>,
+    record: &Record,
+    registrations: &[&Registration],
+    take_back: bool,
+) -> BTreeMap<AccountId, Place> {
+    let mut places = BTreeMap::new();
+    let mut elsewhere: BTreeMap<Partition, Vec<AccountId>> = BTreeMap::new();
+    for registration in registrations {
+        let (account, partition) = (registration.account, Shard::of_registration(registration.regid).into());
+        if shared.partitions.has(partition) {
+            places.insert(account, place(shared, partition, account, &record.app, record.id, take_back));
+        } else {
+            elsewhere.entry(partition).or_default().push(account);
+        }
+    }
+    let mut asking = JoinSet::new();
+    for (partition, accounts) in elsewhere {
+        for accounts in accounts.chunks(LOCATED_AT_ONCE) {
+            let request = wire::Locate {
+                app: record.app.to_string(),
+                id: record.id.to_bytes().to_vec(),
+                accounts: accounts.iter().map(ToString::to_string).collect(),
+                take_back,
+            };
+            let (shared, accounts) = (Arc::clone(shared), accounts.to_vec());
+            asking.spawn(async move {
+                let call = Call::high(shard_of(partition), LOCATE_PATIENCE, Request::Locate(request));
+                match shared.bus.request(call).await {
+                    Ok(Reply::Located(located)) => (accounts, located.places),
+                    // Whoever is not asked may have handed it off.
+                    _ => (accounts, Vec::new()),
+                }
+            });
+        }
+    }
+    while let Some(asked) = asking.join_next().await {
+        let (accounts, located) = asked.unwrap_or_default();
+        let located = located.into_iter().map(Some).chain(std::iter::repeat(None));
+        places.extend(accounts.into_iter().zip(located).map(|(account, place)| match place {
+            Some(0) => (account, Place::Away),
+            Some(1) => (account, Place::Waits),
+            _ => (account, Place::Handed),
+        }));
+    }
+    places
+}
+
+/// Another middle asks where a message is for accounts that are this one's.
+pub(crate) fn located(shared: &Shared, request: &wire::Locate) -> Result<Reply, Failure> {
+    let (app, id) = (parse(&request.app)?, pokes::message_id(&request.id)?);
+    let place = |account: &String| {
+        let account = parse(account)?;
+        let partition = Shard::of_account(account).into();
+        Ok(match place(shared, partition, account, &app, id, request.take_back) {
+            Place::Away => 0,
+            Place::Waits => 1,
+            Place::Handed => 2,
+        })
+    };
+    let places = request.accounts.iter().map(place).collect::<Result<Vec<i32>, Failure>>()?;
+    Ok(Reply::Located(wire::Located { places }))
+}
+
+fn place(
+    shared: &Shared,
+    partition: Partition,
+    account: AccountId,
+    app: &AppId,
+    id: MessageId,
+    take_back: bool,
+) -> Place {
+    let Some(handle) = shared.sessions.find(account) else {
+        // Of connections before this term nobody may have written that they were there: a crash writes nothing.
+        let known = shared.partitions.has_since_before(partition, id.time_ms());
+        return if known { Place::Away } else { Place::Handed };
+    };
+    let mut session = handle.lock();
+    match if take_back { session.take_back(app, id) } else { session.whereabouts(app, id) } {
+        Whereabouts::Queued | Whereabouts::Later(_) => Place::Waits,
+        _ => Place::Handed,
+    }
 }
 
 /// The entry that takes a message back. It lives as long as any message may: the notification may still be shown.
@@ -185,7 +285,7 @@ fn revocation_of(record: &Record, id: MessageId, now_ms: u64) -> Message {
     entry(record.app.clone(), id, now_ms, handling)
 }
 
-fn entry(app: idl::ids::AppId, id: MessageId, now_ms: u64, handling: Handling) -> Message {
+fn entry(app: AppId, id: MessageId, now_ms: u64, handling: Handling) -> Message {
     let notification = Notification {
         payload: None,
         title: None,
@@ -265,12 +365,14 @@ pub(crate) async fn by_notify_id(
     let revoke = Arc::new(revoke);
     outcomes.batch.deliver(&revoke, &regids);
     outcomes.write().await?;
+    let mut pokes = Pokes::new(shared, &app.app);
     for (regid, registration) in &resolved.registrations {
         for message in replaced.get(regid).into_iter().flatten() {
-            shared.sessions.take_back(registration.account, &app.app, *message);
+            pokes.taken(registration.account, *regid, *message);
         }
-        shared.sessions.stored(shared, registration.account, *regid, &revoke);
     }
+    pokes.stored(&revoke, resolved.registrations.iter().map(|(regid, found)| (found.account, *regid)));
+    pokes.tell().await;
     Ok(Changed { existed: true })
 }
 
@@ -307,8 +409,8 @@ async fn from_audience(
     let revoke = Arc::new(Message { audience: Some(audience), ..revoke });
     outcomes.batch.broadcast(&revoke);
     outcomes.write().await?;
+    publish::stopped(shared, &app.app, &stopped).await;
     for id in stopped {
-        shared.sessions.stop_broadcast(&app.app, id);
         shared.broadcasts.cancel(shared, app.app.clone(), id);
     }
     shared.broadcasts.publish(shared, revoke);

@@ -5,19 +5,31 @@
 //! is kept from holding up the others, is `queue`; what goes into a post is `post`. A receipt waits in the store until a post
 //! of it was answered, so none is lost by a crash, and one may be posted twice.
 
+//!
+//! Each URL belongs to a partition, whose owner posts to it; others tell it when they have written something ([`elsewhere`]).
+//! Readers stop before what any middle may still be writing.
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use idl::ids::{AppId, MessageId};
+use idl::bus::Reply;
+use idl::contract::bus as wire;
+use idl::error::Failure;
+use idl::ids::{AppId, MessageId, Partition, Shard};
+use ring::digest;
 use schema::receipts::UrlKey;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use self::elsewhere::Elsewhere;
+pub(crate) use self::elsewhere::run as tell_owners;
 use self::ids::Ids;
 pub(crate) use self::ids::InFlight;
 pub(crate) use self::job::run;
 use self::queue::{Poked, Queue};
+use crate::apps::parse;
 use crate::{Config, Shared};
 
+mod elsewhere;
 mod ids;
 mod job;
 mod post;
@@ -35,8 +47,11 @@ pub(crate) struct Receipts {
     queue: Mutex<Queue>,
     /// Something may have become due earlier.
     changed: Notify,
-    /// A URL with something waiting was forgotten for want of room.
+    /// A URL with something waiting may be unknown here: forgotten for want of room, or another's until now.
     forgotten: Notify,
+    /// A look at a URL is over.
+    finished: Notify,
+    elsewhere: Elsewhere,
 }
 
 /// Nothing on its way yet; [`run`] finds what an earlier life left.
@@ -48,7 +63,21 @@ pub(crate) fn new() -> Receipts {
         queue: Mutex::new(Queue::new(receipt_posts_max, receipt_urls_max)),
         changed: Notify::new(),
         forgotten: Notify::new(),
+        finished: Notify::new(),
+        elsewhere: Elsewhere::default(),
     }
+}
+
+/// Whose work it is to post to a URL.
+fn partition_of(app: &AppId, url: &str) -> Partition {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(app.as_str().as_bytes());
+    // No app id has such a byte.
+    hash.update(&[0]);
+    hash.update(url.as_bytes());
+    let hash = hash.finish();
+    let head = hash.as_ref().first_chunk().copied().unwrap_or_default();
+    Shard(u16::from_be_bytes(head)).into()
 }
 
 impl Receipts {
@@ -57,13 +86,34 @@ impl Receipts {
         InFlight::new(Arc::clone(&self.ids))
     }
 
-    /// Readers ask for receipts before this id: all of those are written. It never goes back.
-    pub(crate) fn settled(&self, shared: &Shared) -> MessageId {
-        self.ids.settled(shared.clock.now_ms())
+    /// Readers ask for receipts before this id: all of those are written, whoever writes them. It never goes back.
+    pub(crate) async fn settled(&self, shared: &Shared) -> MessageId {
+        let here = self.ids.settled(shared.clock.now_ms());
+        if shared.partitions.is_whole() { here } else { self.elsewhere.settled(shared, here).await }
     }
 
-    /// A receipt was written for the URL: the job looks at it within about a second, or when it is due after a failure.
-    pub(crate) fn poke(&self, app: &AppId, url: &str) {
+    /// Another middle asks before which id all of this one's receipts are written.
+    pub(crate) fn settled_here(&self, shared: &Shared) -> Reply {
+        Reply::Settled(wire::SettledBefore { id: self.ids.settled(shared.clock.now_ms()).to_bytes().to_vec() })
+    }
+
+    /// A receipt was written for the URL: whoever posts to it looks at it within about a second, or when it is due after a
+    /// failure.
+    pub(crate) fn poke(&self, shared: &Shared, app: &AppId, url: &str) {
+        if shared.partitions.is_whole() || shared.partitions.has(partition_of(app, url)) {
+            self.poke_here(app, url);
+        } else {
+            self.elsewhere.poke(app, url);
+        }
+    }
+
+    /// Another middle wrote a receipt for a URL.
+    pub(crate) fn poked(&self, request: &wire::ReceiptsWait) -> Result<Reply, Failure> {
+        self.poke_here(&parse(&request.app)?, &request.url);
+        Ok(Reply::Done)
+    }
+
+    fn poke_here(&self, app: &AppId, url: &str) {
         let poked = self.queue().poke(&UrlKey::new(app, url), app, url, Instant::now());
         if matches!(poked, Poked::Replaced | Poked::Refused) {
             self.forgotten.notify_one();
@@ -71,6 +121,36 @@ impl Receipts {
         if matches!(poked, Poked::Added | Poked::Replaced) {
             self.changed.notify_one();
         }
+    }
+
+    /// Looks soon for URLs that have something waiting and are not known here.
+    pub(crate) fn look_everywhere(&self) {
+        self.forgotten.notify_one();
+    }
+
+    /// Posts no more to URLs of a partition, and waits for the posts that are under way.
+    pub(crate) async fn leave(&self, partition: Partition) {
+        let over = async {
+            loop {
+                let finished = self.finished.notified();
+                {
+                    let mut queue = self.queue();
+                    queue.forget_of(&[partition]);
+                    if !queue.is_running(partition) {
+                        return;
+                    }
+                }
+                finished.await;
+            }
+        };
+        if timeout(job::DRAIN, over).await.is_err() {
+            tracing::warn!(partition = partition.number(), "posts of receipts may be repeated by another middle");
+        }
+    }
+
+    /// Forgets the URLs of partitions that are another's.
+    pub(crate) fn forget_of(&self, partitions: &[Partition]) {
+        self.queue().forget_of(partitions);
     }
 
     /// The store has something for the URL; `false` if there is no room for it.

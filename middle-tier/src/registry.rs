@@ -6,7 +6,7 @@ use idl::contract::bus::{
     NamesOf, OnlineOf, OnlineState, OnlineStates, RegidsOf, RegistrationState, TakeInvalid, Texts,
 };
 use idl::error::{Code, Failure};
-use idl::ids::{RegId, UserAccount};
+use idl::ids::{AccountId, RegId, UserAccount};
 use schema::catalog::App;
 use schema::feedback::InvalidKind;
 use schema::names::Name;
@@ -48,11 +48,14 @@ pub(crate) async fn online(shared: &Arc<Shared>, app: &App, asked: OnlineOf) -> 
     }
     let parsed: Vec<Option<RegId>> = asked.regids.iter().map(|regid| regid.parse().ok()).collect();
     let known: Vec<RegId> = parsed.iter().flatten().copied().collect();
-    let mut found = shared.registrations.read(&known).await?.into_iter();
+    let found = shared.registrations.read(&known).await?;
+    let accounts: Vec<AccountId> = found.iter().flatten().map(|found| found.account).collect();
+    let mut online = shared.sessions.are_online(shared, &accounts).await?.into_iter();
+    let mut found = found.into_iter().map(|found| found.map(|found| (found, online.next() == Some(true))));
     let mut states = Vec::with_capacity(asked.regids.len());
     for (regid, parsed) in asked.regids.into_iter().zip(parsed) {
-        let registration = parsed.and_then(|_| found.next().flatten()).filter(|found| found.app == app.app);
-        let online = registration.as_ref().is_some_and(|found| shared.sessions.is_online(found.account));
+        let found = parsed.and_then(|_| found.next().flatten()).filter(|(found, _)| found.app == app.app);
+        let (registration, online) = found.map_or((None, false), |(found, online)| (Some(found), online));
         let last_seen_ms = registration.as_ref().and_then(|found| last_seen_ms(shared, found, online));
         states.push(OnlineState {
             regid,
@@ -78,7 +81,7 @@ pub(crate) async fn take_invalid(shared: &Arc<Shared>, app: &App, asked: &TakeIn
 pub(crate) async fn registration(shared: &Arc<Shared>, app: &App, regid: &str) -> Result<RegistrationState, Failure> {
     let registration = find(shared, app, regid).await?;
     let lengths = shared.mailboxes.lengths(&[registration.regid], shared.config.mailbox_max).await?;
-    let online = shared.sessions.is_online(registration.account);
+    let online = shared.sessions.are_online(shared, &[registration.account]).await? == [true];
     Ok(RegistrationState {
         regid: registration.regid.to_string(),
         online,

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idl::bus::Reply;
+use idl::bus::Term;
 use idl::channel;
 use idl::contract::bus as wire;
 use idl::contract::push::Hello;
 use idl::error::{Code, Failure};
-use idl::ids::{AccountId, Epoch, FrontId, Generation, MessageId, RegId};
+use idl::ids::{AccountId, Epoch, FrontId, Generation, MessageId, Partition, RegId, Shard};
 use idl::wire::decode_device;
 use schema::cache::{Claim, Route};
 use tokio::time::{Instant, sleep};
@@ -37,7 +38,7 @@ pub(crate) async fn connect(shared: &Arc<Shared>, id: MessageId, request: wire::
             if let Some(previous) = previous.filter(|previous| previous.epoch != epoch) {
                 shared.tasks.spawn(end_older(Arc::clone(shared), account, previous));
             }
-            let generation = generation(shared).await?;
+            let generation = generation(shared, account).await?;
             Ok(Reply::Connected(wire::Connected { epoch: epoch.to_bytes().to_vec(), generation }))
         }
         Claim::Lost { .. } => Err(superseded()),
@@ -53,8 +54,12 @@ pub(crate) async fn disconnect(shared: &Arc<Shared>, request: wire::Disconnect) 
     Ok(Reply::Done)
 }
 
-/// A front lives.
-pub(crate) async fn lease(shared: &Shared, request: wire::FrontLease) -> Result<Reply, Failure> {
+/// A front lives. The answer tells the generations of all partitions; `partition` is that of the request.
+pub(crate) async fn lease(
+    shared: &Shared,
+    partition: Option<Partition>,
+    request: wire::FrontLease,
+) -> Result<Reply, Failure> {
     let front: FrontId = parse(&request.front)?;
     shared.cache.renew_lease(front).await?;
     let revoked = shared
@@ -64,7 +69,11 @@ pub(crate) async fn lease(shared: &Shared, request: wire::FrontLease) -> Result<
         .into_iter()
         .map(|(account, before)| wire::TokenRevoked { account: account.to_string(), issued_before_ms: signed(before) })
         .collect();
-    Ok(Reply::Leased(wire::Leased { generation: generation(shared).await?, revoked, generations: None }))
+    let cache = shared.cache.generation().await?;
+    let of = |partition| shared.partitions.term(partition).map(|term| joined(cache, term)).unwrap_or_default();
+    let generations: Vec<Vec<u8>> = Partition::all().map(of).collect();
+    let generation = generations.get(partition.map_or(0, Partition::number)).cloned().unwrap_or_default();
+    Ok(Reply::Leased(wire::Leased { generation, revoked, generations: Some(generations) }))
 }
 
 /// A device opened a channel: for push, makes its session and sees to it that what waits is delivered.
@@ -86,11 +95,19 @@ pub(crate) async fn open_channel(
         let text = format!("{} registrations were named; at most {HELLO_MAX} are allowed", named.len());
         return Err(Failure::new(Code::LimitReached, text));
     }
+    let (partition, term) = shared.partitions.of_account(account)?;
+    let generation = joined(shared.cache.generation().await?, term);
     // No membership changes between reading it and holding it.
     let _turn = shared.turns.take(account).await;
     // The session is there before anything is read: what is stored from now on finds it.
-    let handle = Handle::new(Session::new(account, front, epoch, id));
+    let handle = Handle::new(Session::new(account, front, epoch, id), partition, term);
     let older = shared.sessions.replace(account, epoch, &handle).map_err(|()| superseded())?;
+    if !handle.is_ours(shared) {
+        // Whoever drops the sessions of partitions that are lost may have been here before.
+        shared.sessions.remove(account, &handle);
+        forget(shared, older.as_ref());
+        return Err(Failure::new(Code::System, "this account's work went to another middle; try again"));
+    }
     let regids: Vec<Option<RegId>> = named.iter().map(|regid| regid.parse().ok()).collect();
     let known: Vec<RegId> = regids.iter().flatten().copied().collect();
     let mut found = match shared.mailboxes.open(&known, shared.config.window_max).await {
@@ -118,12 +135,7 @@ pub(crate) async fn open_channel(
     }
     forget(shared, older.as_ref());
     dispatch::drive(shared, &handle);
-    Ok(Reply::Channel(wire::ChannelReply {
-        index: Some(index),
-        payloads: Some(payloads),
-        generation: generation(shared).await?,
-        reopen: None,
-    }))
+    Ok(Reply::Channel(wire::ChannelReply { index: Some(index), payloads: Some(payloads), generation, reopen: None }))
 }
 
 /// A session is gone, and with it what nobody has inherited.
@@ -134,10 +146,15 @@ fn forget(shared: &Shared, session: Option<&Arc<Handle>>) {
     }
 }
 
-/// Which life of the middle tier's memory this is: the cache's and this process's.
-pub(crate) async fn generation(shared: &Shared) -> Result<Vec<u8>, Failure> {
+/// Which life of the middle tier's memory of an account this is: the cache's, and the term of its partition.
+pub(crate) async fn generation(shared: &Shared, account: AccountId) -> Result<Vec<u8>, Failure> {
     let cache = shared.cache.generation().await?;
-    Ok(Generation(cache.0 ^ shared.life.0).to_bytes().to_vec())
+    let term = shared.partitions.term(Shard::of_account(account).into());
+    Ok(term.map(|term| joined(cache, term)).unwrap_or_default())
+}
+
+fn joined(cache: Generation, term: Term) -> Vec<u8> {
+    Generation(cache.0 ^ term.0).to_bytes().to_vec()
 }
 
 pub(crate) fn push_only(number: i32) -> Result<(), Failure> {

@@ -31,14 +31,20 @@ use crate::counts::keep_until;
 use crate::idempotency::Key;
 use crate::order::{self, Order, When};
 use crate::turns::Turns;
-use crate::{Shared, accept};
+use crate::{Shared, accept, rates};
 
 /// Longest rest of the job: a schedule that another process made is seen within it.
 const REST_MAX: Duration = Duration::from_secs(1);
 /// Schedules fired in one go.
 const FIRED_AT_ONCE: usize = 64;
+/// Schedules looked through for those that are this middle's.
+const LOOKED_THROUGH_MAX: usize = 4096;
+/// Rest of the job while something is due that is another middle's to fire.
+const REST_BESIDE_OTHERS: Duration = Duration::from_millis(100);
 /// How long the firing of one may take before it is tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a schedule is looked at that another middle fires.
+const FIRING_LOOK: Duration = Duration::from_millis(50);
 /// How long schedules that are done can be asked for.
 const KEPT_MS: u64 = 30 * 24 * 3600 * 1000;
 /// How often those that are older are forgotten.
@@ -245,7 +251,7 @@ pub(crate) async fn delete(shared: &Arc<Shared>, app: &App, name: &MessageName) 
 /// Sees to it that a schedule fires no more, after a firing that is under way. Returns the messages that it may have become.
 pub(crate) async fn stop(shared: &Arc<Shared>, app: &AppId, id: MessageId) -> Result<Vec<MessageId>, Failure> {
     let _turn = shared.schedules.turn(id).await;
-    let Some(schedule) = shared.catalog.schedule(app, id).await? else { return Ok(Vec::new()) };
+    let Some(schedule) = not_firing_elsewhere(shared, app, id).await? else { return Ok(Vec::new()) };
     if schedule.state == ScheduleState::Waiting
         && !shared.catalog.delete_schedule(app, id).await?
         && let Some(begun) = &schedule.firing
@@ -255,6 +261,19 @@ pub(crate) async fn stop(shared: &Arc<Shared>, app: &AppId, id: MessageId) -> Re
     }
     let begun = schedule.firing.map(|firing| firing.message);
     Ok(schedule.last_message.into_iter().chain(begun).collect())
+}
+
+/// The schedule, once no other middle fires it any more. A firing that takes longer than one may was cut off.
+async fn not_firing_elsewhere(shared: &Shared, app: &AppId, id: MessageId) -> Result<Option<Schedule>, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let schedule = shared.catalog.schedule(app, id).await?;
+        let firing = schedule.as_ref().is_some_and(|schedule| schedule.firing.is_some());
+        if !firing || shared.partitions.has_app(app) || Instant::now() >= until {
+            return Ok(schedule);
+        }
+        sleep(FIRING_LOOK).await;
+    }
 }
 
 fn no_longer(schedule: &Schedule) -> Failure {
@@ -353,14 +372,16 @@ pub(crate) async fn fire(shared: &Arc<Shared>, id: MessageId, request: FireSched
         let app = shared.apps.by_id(&app).await?;
         let send: Send = read(&found)?;
         let order = Order::read_due(shared, &app, send).await?;
-        let _taken = match shared.rates.take_scheduled(shared, &app).await {
+        let taken = match rates::take_scheduled(shared, &app).await {
             Ok(taken) => taken,
             Err(failure) => {
                 accept::refused(shared, &app, id, &order, &failure).await?;
                 return Err(failure);
             }
         };
-        accept::deliver(shared, &app, id, order, Some(schedule), None).await
+        let accepted = accept::deliver(shared, &app, id, order, Some(schedule), None).await;
+        rates::sent(shared, taken, u64::from(accepted.is_ok())).await;
+        accepted
     };
     match sent.await {
         Ok(_) => {
@@ -422,7 +443,7 @@ pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
                 REST_MAX
             }
         };
-        if now_ms >= forgotten_at_ms + FORGET_INTERVAL_MS {
+        if now_ms >= forgotten_at_ms + FORGET_INTERVAL_MS && shared.partitions.leads() {
             forgotten_at_ms = now_ms;
             if let Err(error) = shared.catalog.forget_schedules_before(now_ms.saturating_sub(KEPT_MS)).await {
                 tracing::warn!(%error, "old schedules could not be forgotten");
@@ -437,11 +458,10 @@ pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
     }
 }
 
-/// Fires what is due, and says how long there is nothing to do.
+/// Fires what is due of the apps that are this middle's, and says how long there is nothing to do.
 async fn fire_due(shared: &Arc<Shared>, now_ms: u64) -> Result<Duration, Failure> {
-    let due = shared.catalog.due_schedules(now_ms, FIRED_AT_ONCE).await?;
+    let (due, more, others) = due(shared, now_ms).await?;
     shared.metrics.schedules_due.set(i64::try_from(due.len()).unwrap_or(i64::MAX));
-    let more = due.len() >= FIRED_AT_ONCE;
     let mut failed = None;
     for schedule in due {
         let request = FireSchedule {
@@ -465,9 +485,30 @@ async fn fire_due(shared: &Arc<Shared>, now_ms: u64) -> Result<Duration, Failure
     if more {
         return Ok(Duration::ZERO);
     }
+    if others {
+        return Ok(REST_BESIDE_OTHERS);
+    }
     let next_ms = shared.catalog.next_due_ms().await?;
     let until = next_ms.map_or(REST_MAX, |at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms)));
     Ok(until.min(REST_MAX))
+}
+
+/// What is due of the apps that are this middle's, whether there is more of it, and whether something is due of others'.
+async fn due(shared: &Arc<Shared>, now_ms: u64) -> Result<(Vec<Schedule>, bool, bool), Failure> {
+    let mut limit = FIRED_AT_ONCE;
+    loop {
+        let mut due = shared.catalog.due_schedules(now_ms, limit).await?;
+        let (found, whole) = (due.len(), due.len() < limit);
+        due.retain(|schedule| shared.partitions.has_app(&schedule.app));
+        let others = due.len() < found;
+        let more = !whole && due.len() >= FIRED_AT_ONCE;
+        // What is first may be others' to fire.
+        if whole || more || limit >= LOOKED_THROUGH_MAX {
+            due.truncate(FIRED_AT_ONCE);
+            return Ok((due, more, others));
+        }
+        limit *= 4;
+    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
 //! Requests from the bus to the parts that answer them. Decides nothing itself.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use idl::bus::{Incoming, MiddleInbox, Reply, Request};
-use idl::error::{Code, Failure};
-use idl::ids::MessageId;
+use idl::error::Failure;
+use idl::ids::{MessageId, Partition};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::RequestLabels;
-use crate::{Shared, accounts, app_calls, apps, commands, routes, schedules};
+use crate::partitions::Begun;
+use crate::{
+    Shared, accounts, app_calls, apps, commands, counts, pokes, publish, recall, routes, schedules, server_topics,
+};
 
 /// The loop that takes requests.
 pub(crate) struct Service {
@@ -35,6 +39,11 @@ impl Service {
                 incoming = inbox.next() => incoming,
             };
             let Some(incoming) = incoming else { break };
+            // Left unanswered, the bus gives it to whoever has the partition next, which may be this middle again.
+            let Some(begun) = Begun::of(&self.shared, incoming.partition) else {
+                self.shared.metrics.requests_elsewhere.inc();
+                continue;
+            };
             if !self.seen.is_new(incoming.id) {
                 self.shared.metrics.requests_repeated.inc();
                 continue;
@@ -43,9 +52,8 @@ impl Service {
                 self.shared.metrics.requests_late.inc();
                 continue;
             }
-            let shared = Arc::clone(&self.shared);
             self.shared.tasks.spawn(async move {
-                serve(&shared, incoming).await;
+                serve(&begun, incoming).await;
                 drop(place);
             });
         }
@@ -54,16 +62,22 @@ impl Service {
     }
 }
 
-async fn serve(shared: &Arc<Shared>, incoming: Incoming) {
-    let Incoming { id, request, answer, .. } = incoming;
+async fn serve(begun: &Begun, incoming: Incoming) {
+    let shared = &begun.shared;
+    let Incoming { id, partition, request, answer, .. } = incoming;
     let name = request.name();
-    let result = respond(shared, id, request).await;
+    let result = respond(shared, id, partition, request).await;
     let code = result.as_ref().err().map_or(0, |failure| failure.code.number());
     shared.metrics.requests.get_or_create(&RequestLabels { request: name, code }).inc();
     answer.send(result);
 }
 
-async fn respond(shared: &Arc<Shared>, id: MessageId, request: Request) -> Result<Reply, Failure> {
+async fn respond(
+    shared: &Arc<Shared>,
+    id: MessageId,
+    partition: Option<Partition>,
+    request: Request,
+) -> Result<Reply, Failure> {
     match request {
         Request::CreateAccount(request) => Box::pin(accounts::create(shared, request)).await,
         Request::RenewToken(request) => Box::pin(accounts::renew(shared, request)).await,
@@ -78,35 +92,73 @@ async fn respond(shared: &Arc<Shared>, id: MessageId, request: Request) -> Resul
         Request::WebhookSecret(request) => Box::pin(apps::webhook_secret(shared, request)).await,
         Request::Connect(request) => Box::pin(routes::connect(shared, id, request)).await,
         Request::Disconnect(request) => Box::pin(routes::disconnect(shared, request)).await,
-        Request::FrontLease(request) => Box::pin(routes::lease(shared, request)).await,
+        Request::FrontLease(request) => Box::pin(routes::lease(shared, partition, request)).await,
         Request::OpenChannel(request) => Box::pin(routes::open_channel(shared, id, request)).await,
         Request::ChannelUp(request) => Box::pin(commands::channel_up(shared, id, request)).await,
-        other => Err(Failure::new(Code::NotServed, format!("{} is not served", other.name()))),
+        Request::Stored(request) => pokes::received(shared, request),
+        Request::Locate(request) => recall::located(shared, &request),
+        Request::ChangeTopics(request) => Box::pin(server_topics::change_here(shared, request)).await,
+        Request::ReceiptsWait(request) => shared.receipts.poked(&request),
+        Request::AppChanged(request) => apps::changed_elsewhere(shared, &request),
+        Request::BroadcastStopped(request) => publish::stopped_elsewhere(shared, &request),
+        Request::JudgeSoon(_) => Ok(shared.broadcasts.judge_soon()),
+        Request::Unwritten(request) => Box::pin(counts::unwritten_here(shared, request)).await,
+        Request::AskSettled(_) => Ok(shared.receipts.settled_here(shared)),
     }
 }
 
 /// Ids of recent requests. A bus may give a request twice; doing it once is enough, and a command that comes again after
 /// a later one has been carried out must not undo that.
-#[derive(Default)]
 struct Seen {
-    ids: BTreeSet<MessageId>,
-    order: VecDeque<MessageId>,
+    ids: HashSet<u128, BuildHasherDefault<IdHasher>>,
+    /// The same, the place of the oldest next to be taken.
+    ring: Box<[u128]>,
+    next: usize,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        let ids = HashSet::with_capacity_and_hasher(Self::IDS_MAX + 1, BuildHasherDefault::default());
+        // No request has the id 0: ids begin with the time.
+        Self { ids, ring: vec![0; Self::IDS_MAX].into(), next: 0 }
+    }
 }
 
 impl Seen {
     const IDS_MAX: usize = 65_536;
 
-    fn is_new(&mut self, id: MessageId) -> bool {
+    fn is_new(&mut self, MessageId(id): MessageId) -> bool {
         if !self.ids.insert(id) {
             return false;
         }
-        self.order.push_back(id);
-        if self.order.len() > Self::IDS_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ids.remove(&oldest);
+        if let Some(oldest) = self.ring.get_mut(self.next) {
+            self.ids.remove(oldest);
+            *oldest = id;
         }
+        self.next = (self.next + 1) % Self::IDS_MAX;
         true
+    }
+}
+
+/// Ids are random in their low bits, or count up: one multiplication spreads them. The bus stamps them, so nobody chooses
+/// ids that collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves are joined")]
+    fn write_u128(&mut self, id: u128) {
+        self.0 = ((id >> 64) as u64 ^ id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
     }
 }
 

@@ -232,6 +232,7 @@ impl Session {
             read_to: MessageId::MIN,
             dirty: false,
             acked_meanwhile: None,
+            handed_to: self.opened,
             queue: BTreeMap::new(),
             later: BTreeMap::new(),
             unacked: BTreeMap::new(),
@@ -331,7 +332,9 @@ impl Session {
         }
     }
 
-    /// A message was stored in the mailbox of a registration.
+    /// A message was stored in the mailbox of a registration. One that is told late, after a later one was handed off or with
+    /// an id from before the channel was opened, may be acknowledged already: the mailbox tells, and its order is kept as
+    /// far as it still can be.
     pub(crate) fn stored(&mut self, app: &AppId, regid: RegId, message: &Arc<Message>, config: &Config, now_ms: u64) {
         let account = self.account;
         let Some(held) = self.held.get_mut(app).filter(|held| held.registration.regid == regid) else {
@@ -344,8 +347,22 @@ impl Session {
             // The mailbox keeps it: it is read from there when what is queued has gone out.
             held.in_step = false;
             held.read_to = held.last_queued_single();
-        } else if !held.unacked.contains_key(&message.id) {
+        } else if held.unacked.contains_key(&message.id) {
+            // It was met in the mailbox.
+        } else if message.id > held.handed_to {
             held.enqueue(message.id, Queued::Single(Arc::clone(message)), account, now_ms, Duration::ZERO);
+        } else if !held.queue.contains_key(&message.id) && !held.later.contains_key(&message.id) {
+            held.fall_out_of_step();
+        }
+    }
+
+    /// Something may have been stored in the mailbox of a registration: it is read anew.
+    pub(crate) fn look(&mut self, app: &AppId, regid: RegId) {
+        match self.held.get_mut(app).filter(|held| held.registration.regid == regid) {
+            Some(held) => held.fall_out_of_step(),
+            None => {
+                self.stored_unheld.insert(regid);
+            }
         }
     }
 
@@ -546,6 +563,7 @@ impl Session {
                 let (id, queued) = next.remove_entry();
                 match queued {
                     Queued::Single(message) if !message.is_expired(now_ms) => {
+                        held.handed_to = held.handed_to.max(id);
                         let flight = Flight::of(&message, Some(now_ms));
                         bytes += flight.bytes;
                         held.unacked.insert(id, flight);

@@ -3,26 +3,53 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use idl::bus::Term;
 use idl::contract::bus::IndexEntry;
 use idl::error::Failure;
-use idl::ids::{AccountId, AppId, Epoch, MessageId, RegId};
+use idl::ids::{AccountId, AppId, Epoch, MessageId, Partition, RegId};
 use idl::message::Message;
 use schema::registrations::Registration;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::Shared;
 use crate::dispatch;
 use crate::session::{Session, Whereabouts};
 
+/// Sessions that are ended at one time when all of a partition are.
+const ENDED_AT_ONCE: usize = 256;
+
 /// A session and its lock, which is never held across an await.
-pub(crate) struct Handle(Mutex<Session>);
+pub(crate) struct Handle {
+    session: Mutex<Session>,
+    /// Of whose account it is, and for which term of owning that it may work.
+    partition: Partition,
+    term: Term,
+    /// Whoever takes its steps need not wait any longer.
+    pub(crate) hurry: Notify,
+}
 
 impl Handle {
-    pub(crate) fn new(session: Session) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(session)))
+    pub(crate) fn new(session: Session, partition: Partition, term: Term) -> Arc<Self> {
+        Arc::new(Self { session: Mutex::new(session), partition, term, hurry: Notify::new() })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Session> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It was forgotten before its progress was written.
+    pub(crate) fn dropped(&self, shared: &Shared) {
+        shared.metrics.sessions_dropped.inc();
+        for (app, ids) in self.lock().take_unsettled() {
+            shared.counts.withdrawn(&app, &ids);
+        }
+    }
+
+    /// True as long as its partition has not been another's since it was made.
+    pub(crate) fn is_ours(&self, shared: &Shared) -> bool {
+        shared.partitions.is_whole() || shared.partitions.held(self.partition) == Some(self.term)
     }
 }
 
@@ -31,6 +58,8 @@ impl Handle {
 pub(crate) struct Sessions {
     map: Mutex<BTreeMap<AccountId, Arc<Handle>>>,
     stopped: Mutex<Stopped>,
+    /// Some session is over.
+    ended: Notify,
 }
 
 /// The broadcasts that were stopped last. What reads a timeline takes far less time than it takes to stop so many.
@@ -91,6 +120,23 @@ impl Sessions {
         if map.get(&account).is_some_and(|held| Arc::ptr_eq(held, handle)) {
             map.remove(&account);
         }
+        drop(map);
+        self.ended.notify_waiters();
+    }
+
+    /// Forgets sessions whose partition is another's by now; nothing of them is written. Returns how many there were.
+    pub(crate) fn drop_lost(&self, shared: &Shared) -> usize {
+        let lost: Vec<_> = {
+            let mut map = self.map();
+            map.extract_if(.., |_, handle| !handle.is_ours(shared)).collect()
+        };
+        self.ended.notify_waiters();
+        for (_, handle) in &lost {
+            handle.dropped(shared);
+        }
+        let accounts: BTreeSet<AccountId> = lost.iter().map(|(account, _)| *account).collect();
+        shared.alarms.forget(&accounts);
+        lost.len()
     }
 
     /// Sessions of one part in `parts` of all accounts.
@@ -115,9 +161,32 @@ impl Sessions {
         }
     }
 
+    /// Something may have been stored in this registration's mailbox.
+    pub(crate) fn look(&self, shared: &Arc<Shared>, account: AccountId, app: &AppId, regid: RegId) {
+        if let Some(handle) = self.find(account) {
+            handle.lock().look(app, regid);
+            dispatch::drive(shared, &handle);
+        }
+    }
+
     /// True if the account has a connection with the push channel open, as far as is known here.
     pub(crate) fn is_online(&self, account: AccountId) -> bool {
         self.find(account).is_some_and(|handle| handle.lock().is_online())
+    }
+
+    /// The same of several accounts. Of those of other middles it is known whether they have a connection.
+    pub(crate) async fn are_online(&self, shared: &Shared, accounts: &[AccountId]) -> Result<Vec<bool>, Failure> {
+        let here = |account: AccountId| shared.partitions.has_account(account).then(|| self.is_online(account));
+        let mut online: Vec<Option<bool>> = accounts.iter().map(|account| here(*account)).collect();
+        let elsewhere: Vec<AccountId> =
+            accounts.iter().zip(&online).filter(|(_, online)| online.is_none()).map(|(account, _)| *account).collect();
+        if !elsewhere.is_empty() {
+            let mut connected = shared.cache.connected(&elsewhere).await?.into_iter();
+            for unknown in online.iter_mut().filter(|online| online.is_none()) {
+                *unknown = connected.next();
+            }
+        }
+        Ok(online.into_iter().map(|online| online == Some(true)).collect())
     }
 
     /// A message was taken out of a mailbox: it is not handed off any more. Returns where it was, if the device is here.
@@ -159,9 +228,23 @@ impl Sessions {
 
     /// Ends every session and waits until their cursors are written.
     pub(crate) async fn end_all(&self, shared: &Arc<Shared>) {
-        for handle in self.part(0, 1) {
-            handle.lock().end();
-            dispatch::take_steps(shared, &handle).await;
+        end_these(shared, self.part(0, 1)).await;
+    }
+
+    /// The same for the sessions of one partition.
+    pub(crate) async fn end_of(&self, shared: &Arc<Shared>, partition: Partition) {
+        let of_it: Vec<_> =
+            self.map().values().filter(|handle| handle.partition == partition).map(Arc::clone).collect();
+        end_these(shared, of_it).await;
+    }
+
+    async fn ended(&self, account: AccountId, handle: &Arc<Handle>) {
+        loop {
+            let ended = self.ended.notified();
+            if !self.is_current(account, handle) {
+                return;
+            }
+            ended.await;
         }
     }
 
@@ -190,6 +273,36 @@ impl Sessions {
         dispatch::drive(shared, &handle);
         told
     }
+}
+
+/// Ends sessions, so many at one time.
+async fn end_these(shared: &Arc<Shared>, handles: Vec<Arc<Handle>>) {
+    let mut ending = JoinSet::new();
+    for handle in handles {
+        if ending.len() >= ENDED_AT_ONCE {
+            ending.join_next().await;
+        }
+        let shared = Arc::clone(shared);
+        ending.spawn(async move { end_one(&shared, &handle).await });
+    }
+    while ending.join_next().await.is_some() {}
+}
+
+async fn end_one(shared: &Arc<Shared>, handle: &Arc<Handle>) {
+    let (account, ours) = {
+        let mut session = handle.lock();
+        session.end();
+        (session.account, session.start_driving())
+    };
+    if !ours {
+        handle.hurry.notify_one();
+        // Whoever takes its steps ends it, unless a front keeps it waiting.
+        let ended = timeout(shared.config.hand_off_time_max, shared.sessions.ended(account, handle)).await;
+        if ended.is_ok() {
+            return;
+        }
+    }
+    dispatch::take_steps(shared, handle).await;
 }
 
 /// What a front's index has for a registration.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use idl::contract::bus::{
-    self as wire, Counters, DayCounters, Days, MessageName, MessageState, MessageStates, Messages, Page, Receipts,
-    Trace, TraceStep, Traced,
+    self as wire, Counters, Days, MessageName, MessageState, MessageStates, Messages, Page, Receipts, Trace, TraceStep,
+    Traced,
 };
 use idl::error::{Code, Failure};
-use idl::ids::{MessageId, RegId};
+use idl::ids::{AppId, MessageId, RegId};
 use jiff::ToSpan as _;
 use jiff::civil::Date;
 use schema::batch::Batch;
@@ -20,7 +20,7 @@ use crate::accounts::signed;
 use crate::app_calls::{message_id, page_limit, short};
 use crate::counts::day_of;
 use crate::session::Whereabouts;
-use crate::{Shared, audiences, judge, schedules};
+use crate::{Shared, audiences, counts, judge, schedules};
 
 /// Days that one request may ask for.
 const DAYS_MAX: usize = 31;
@@ -33,28 +33,29 @@ const TRACES: usize = 1000;
 
 /// The messages with a name, newest first. An id that names a schedule is told as what it waits for or became.
 pub(crate) async fn of(shared: &Arc<Shared>, app: &App, name: &MessageName) -> Result<MessageStates, Failure> {
-    let mut messages = Vec::new();
+    let mut messages = States::default();
     match (&name.id, &name.job_key) {
         (Some(id), None) => {
             let id = message_id(id)?;
             if let Some(schedule) = shared.catalog.schedule(&app.app, id).await? {
-                messages.push(of_schedule(shared, &schedule).await?);
+                messages.add(of_schedule(shared, &schedule).await?);
             } else if let Some(record) = shared.records.get(&app.app, id).await? {
-                messages.push(of_record(shared, &record).await?);
+                messages.add(of_record(shared, &record).await?);
             }
         }
         (None, Some(key)) => {
             let schedules = shared.catalog.schedules_by_job_key(&app.app, key, usize::MAX).await?;
             let waiting = schedules.iter().filter(|schedule| schedule.state == ScheduleState::Waiting);
             for schedule in waiting.take(WITH_JOB_KEY_MAX) {
-                messages.push(of_schedule(shared, schedule).await?);
+                messages.add(of_schedule(shared, schedule).await?);
             }
             for record in shared.records.by_job_key(&app.app, key, WITH_JOB_KEY_MAX).await? {
-                messages.push(of_record(shared, &record).await?);
+                messages.add(of_record(shared, &record).await?);
             }
         }
         _ => return Err(Failure::new(Code::Missing, "a message is named by msg_id or by job_key, one of them")),
     }
+    let messages = messages.complete(shared, &app.app).await;
     if messages.is_empty() {
         let name = name.id.as_ref().or(name.job_key.as_ref()).map(|name| short(name)).unwrap_or_default();
         return Err(Failure::new(Code::NotFound, format!("there is no message {name:?} of this application")));
@@ -70,40 +71,70 @@ pub(crate) async fn between(shared: &Arc<Shared>, app: &App, asked: &Messages) -
     if begin > end {
         return Err(Failure::new(Code::BadValue, "begin_time lies after end_time"));
     }
-    let mut messages = Vec::new();
+    let mut messages = States::default();
     for record in shared.records.between(&app.app, begin, end, page_limit(asked.limit)).await? {
-        messages.push(of_record(shared, &record).await?);
+        messages.add(of_record(shared, &record).await?);
     }
-    Ok(MessageStates { messages })
+    Ok(MessageStates { messages: messages.complete(shared, &app.app).await })
 }
 
-async fn of_schedule(shared: &Arc<Shared>, schedule: &Schedule) -> Result<MessageState, Failure> {
+/// Messages as they stand, but for what other middles have counted and not written.
+#[derive(Default)]
+struct States {
+    messages: Vec<MessageState>,
+    /// Which of them are broadcasts.
+    broadcasts: Vec<(usize, MessageId)>,
+}
+
+impl States {
+    fn add(&mut self, (state, broadcast): (MessageState, Option<MessageId>)) {
+        self.broadcasts.extend(broadcast.map(|id| (self.messages.len(), id)));
+        self.messages.push(state);
+    }
+
+    async fn complete(mut self, shared: &Shared, app: &AppId) -> Vec<MessageState> {
+        let ids: Vec<_> = self.broadcasts.iter().map(|(_, id)| *id).collect();
+        let (tallies, _) = counts::unwritten_elsewhere(shared, app, &ids, &[]).await;
+        for ((at, _), Tally { delivered, clicked }) in self.broadcasts.into_iter().zip(tallies) {
+            if let Some(state) = self.messages.get_mut(at) {
+                state.delivered = state.delivered.saturating_add(signed(delivered));
+                state.clicked = state.clicked.saturating_add(signed(clicked));
+            }
+        }
+        self.messages
+    }
+}
+
+async fn of_schedule(shared: &Arc<Shared>, schedule: &Schedule) -> Result<(MessageState, Option<MessageId>), Failure> {
     let sent = match schedule.last_message {
         Some(id) => shared.records.get(&schedule.app, id).await?,
         None => None,
     };
     let waits = schedule.state == ScheduleState::Waiting;
     let asked = schedules::read(schedule)?;
-    let mut state = match &sent {
+    let (mut state, broadcast) = match &sent {
         Some(record) => of_record(shared, record).await?,
-        None => MessageState {
-            id: String::new(),
-            // A segment is an expression.
-            kind: asked.target.kind.min(4),
-            state: "done".to_owned(),
-            created_at_ms: 0,
-            ttl_ms: asked.ttl_ms,
-            resolved: 0,
-            how_resolved: "exact".to_owned(),
-            delivered: 0,
-            clicked: 0,
-            invalid_targets: 0,
-            job_key: None,
-            topic: asked.notification.topic,
-            due_ms: None,
-            messages: None,
-            dropped: None,
-        },
+        None => (
+            MessageState {
+                id: String::new(),
+                // A segment is an expression.
+                kind: asked.target.kind.min(4),
+                state: "done".to_owned(),
+                created_at_ms: 0,
+                ttl_ms: asked.ttl_ms,
+                resolved: 0,
+                how_resolved: "exact".to_owned(),
+                delivered: 0,
+                clicked: 0,
+                invalid_targets: 0,
+                job_key: None,
+                topic: asked.notification.topic,
+                due_ms: None,
+                messages: None,
+                dropped: None,
+            },
+            None,
+        ),
     };
     state.id = schedule.id.to_string();
     state.created_at_ms = signed(schedule.created_at_ms);
@@ -113,10 +144,11 @@ async fn of_schedule(shared: &Arc<Shared>, schedule: &Schedule) -> Result<Messag
         state.due_ms = Some(signed(schedule.due_ms));
     }
     state.messages = Some(schedule.last_message.iter().map(ToString::to_string).collect());
-    Ok(state)
+    Ok((state, broadcast))
 }
 
-async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState, Failure> {
+/// The state of a message, and its id if it is a broadcast.
+async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<(MessageState, Option<MessageId>), Failure> {
     let now_ms = shared.clock.now_ms();
     let (resolved, exact, delivered, clicked, dropped) = if record.broadcast {
         let (registrations, exact) = match record.resolved {
@@ -149,7 +181,7 @@ async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState
         None if over => "done",
         None => "sending",
     };
-    Ok(MessageState {
+    let state = MessageState {
         id: record.id.to_string(),
         kind: record.kind,
         state: state.to_owned(),
@@ -165,7 +197,8 @@ async fn of_record(shared: &Arc<Shared>, record: &Record) -> Result<MessageState
         due_ms: None,
         messages: None,
         dropped: dropped.map(signed),
-    })
+    };
+    Ok((state, record.broadcast.then_some(record.id)))
 }
 
 /// What is counted of a broadcast, written or not.
@@ -367,27 +400,20 @@ pub(crate) async fn counters(shared: &Arc<Shared>, app: &App, asked: &Counters) 
         return Err(Failure::new(Code::BadValue, "start_date lies after end_date"));
     }
     shared.counts.verify(shared).await?;
-    let _still = shared.counts.hold_still().await;
-    let stored = shared.day_counts.read(&app.app, number(first), number(last)).await?;
-    let today = day_of(shared.clock.now_ms());
-    let day = |date: Date| {
-        let counts = stored.iter().find(|(day, _)| *day == number(date)).map(|(_, counts)| *counts).unwrap_or_default();
-        let counts = counts + shared.counts.unwritten_day(&app.app, number(date), today);
-        DayCounters {
-            day: number(date).to_string(),
-            alias_recipients: signed(counts.alias_recipients),
-            user_account_recipients: signed(counts.user_account_recipients),
-            regid_recipients: signed(counts.regid_recipients),
-            single_recipients: signed(
-                counts.alias_recipients + counts.user_account_recipients + counts.regid_recipients,
-            ),
-            broadcast_recipients: signed(counts.broadcast_recipients),
-            delivered: signed(counts.delivered),
-            clicked: signed(counts.clicked),
-            messages: signed(counts.messages),
-        }
+    let days: Vec<u32> = dates.into_iter().map(number).collect();
+    let here = {
+        let _still = shared.counts.hold_still().await;
+        let stored = shared.day_counts.read(&app.app, number(first), number(last)).await?;
+        let today = day_of(shared.clock.now_ms());
+        let here = |day: &u32| {
+            let counts = stored.iter().find(|(of, _)| of == day).map(|(_, counts)| *counts).unwrap_or_default();
+            counts + shared.counts.unwritten_day(&app.app, *day, today)
+        };
+        days.iter().map(here).collect::<Vec<_>>()
     };
-    Ok(Days { days: dates.into_iter().map(day).collect() })
+    let (_, elsewhere) = counts::unwritten_elsewhere(shared, &app.app, &[], &days).await;
+    let all = days.into_iter().zip(here).zip(elsewhere);
+    Ok(Days { days: all.map(|((day, here), elsewhere)| counts::shown(day, &(here + elsewhere))).collect() })
 }
 
 fn date(name: &str, text: &str) -> Result<Date, Failure> {
@@ -414,7 +440,7 @@ pub(crate) async fn receipts(shared: &Arc<Shared>, app: &App, page: &Page) -> Re
             Failure::new(Code::BadValue, text)
         })?),
     };
-    let settled = shared.receipts.settled(shared);
+    let settled = shared.receipts.settled(shared).await;
     let found = shared.receipt_log.since(&app.app, after, settled, page_limit(page.limit)).await?;
     let next_after = found.last().map(|last| last.id).or(after).map_or_else(|| "0".to_owned(), |id| id.to_string());
     let receipts = found.into_iter().map(|receipt| wire::Receipt {

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idl::error::Failure;
-use idl::ids::MessageId;
+use idl::ids::{AppId, MessageId};
 use schema::batch::Batch;
 use schema::receipts::{Receipt, UrlKey};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::POSTING_MS;
 use super::post::gather;
 use super::queue::{FAILURES_MAX, Look, Looked, Memory, Next, back_off};
 use super::shown::shown;
+use super::{POSTING_MS, partition_of};
 use crate::Shared;
 use crate::poster::PostError;
 
@@ -26,7 +26,7 @@ const SCAN_PAGE: usize = 256;
 /// How long the scan waits where there is no room for what it found, or the store can't be read.
 const SCAN_REST: Duration = Duration::from_secs(1);
 /// What is being posted when the tier ends has so long to arrive; what did not is posted again after the start.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(super) const DRAIN: Duration = Duration::from_secs(5);
 /// A receiver that wants no more (410 Gone) is asked again at the longest step, and with it any receipt given up in time.
 const GONE: u16 = 410;
 
@@ -76,10 +76,14 @@ fn finish(shared: &Shared, under_way: &mut HashMap<Id, UrlKey>, ended: Result<(I
     });
     if let Some(key) = under_way.remove(&id) {
         shared.receipts.queue().finish(&key, looked, Instant::now());
+        shared.receipts.finished.notify_waiters();
     }
 }
 
 async fn look(shared: &Shared, look: &Look) -> Looked {
+    if !posts_to(shared, &look.app, &look.url) {
+        return Looked::Nothing;
+    }
     post(shared, look).await.unwrap_or_else(|failure| {
         tracing::warn!(app = %look.app, url = shown(&look.url), %failure, "receipts could not be looked at; they are tried again");
         let failures = look.memory.failures.saturating_add(1);
@@ -88,11 +92,16 @@ async fn look(shared: &Shared, look: &Look) -> Looked {
     })
 }
 
+/// True if it is up to this middle to post to the URL.
+fn posts_to(shared: &Shared, app: &AppId, url: &str) -> bool {
+    shared.partitions.is_whole() || shared.partitions.keeps(partition_of(app, url))
+}
+
 /// Makes one post of what waits for a URL, if anything does.
 async fn post(shared: &Shared, look: &Look) -> Result<Looked, Failure> {
     let (config, log) = (&shared.config, &shared.receipt_log);
     // Whatever is written later has a later id: so a repeat, which stops where the first try did, has what that had.
-    let settled = shared.receipts.settled(shared);
+    let settled = shared.receipts.settled(shared).await;
     let limit = config.receipts_per_post_max.max(1);
     let mut pending = log.pending(&look.app, &look.url, look.memory.after, limit).await?;
     let mut more = pending.len() >= limit;
@@ -202,11 +211,11 @@ async fn scan_once(shared: &Arc<Shared>) -> Result<(), Failure> {
         after = urls.last().map(|(key, ..)| key.clone());
         let whole = urls.len() < SCAN_PAGE;
         for (key, app, url) in urls {
-            if shared.receipts.queue().knows(&key) {
+            if !posts_to(shared, &app, &url) || shared.receipts.queue().knows(&key) {
                 continue;
             }
             let waits = !shared.receipt_log.pending(&app, &url, None, 1).await?.is_empty();
-            while waits && !shared.receipts.found(&key, &app, &url) {
+            while waits && posts_to(shared, &app, &url) && !shared.receipts.found(&key, &app, &url) {
                 sleep(SCAN_REST).await;
             }
         }

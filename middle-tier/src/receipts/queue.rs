@@ -12,9 +12,11 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use idl::clock::Entropy;
-use idl::ids::{AppId, MessageId};
+use idl::ids::{AppId, MessageId, Partition};
 use schema::receipts::UrlKey;
 use tokio::time::Instant;
+
+use super::partition_of;
 
 /// Between two posts to one URL, and how long the first receipt waits for others to come along.
 const PACE: Duration = Duration::from_secs(1);
@@ -115,6 +117,9 @@ enum State {
 struct Remembered {
     app: AppId,
     url: String,
+    partition: Partition,
+    /// Its partition went to another middle while it was being looked at.
+    left: bool,
     lane: Lane,
     state: State,
     memory: Memory,
@@ -170,6 +175,7 @@ impl Queue {
     /// A receipt was written for the URL: it is looked at a second from now, unless it waits after a failure.
     pub(super) fn poke(&mut self, key: &UrlKey, app: &AppId, url: &str, now: Instant) -> Poked {
         if let Some(known) = self.urls.get_mut(key) {
+            known.left = false;
             match &mut known.state {
                 State::Due(_) | State::Parked => {}
                 State::Running(_, poked) => *poked = true,
@@ -243,6 +249,11 @@ impl Queue {
         let State::Running(since, poked) = url.state else { return };
         let app = url.app.clone();
         self.running[url.lane as usize] -= 1;
+        if url.left {
+            self.urls.remove(key);
+            self.unpark(&app, now);
+            return;
+        }
         let at = match looked {
             Looked::Nothing => poked.then_some(now + PACE),
             Looked::Unsettled => Some(now + PACE),
@@ -277,9 +288,50 @@ impl Queue {
         self.unpark(&app, now);
     }
 
+    /// Forgets the URLs of these partitions; those that are being looked at when that is over.
+    pub(super) fn forget_of(&mut self, partitions: &[Partition]) {
+        let of_them = self.urls.iter().filter(|(_, url)| partitions.contains(&url.partition));
+        let keys: Vec<UrlKey> = of_them.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let Some(url) = self.urls.get_mut(&key) else { continue };
+            let lane = url.lane as usize;
+            match url.state {
+                State::Running(..) => {
+                    url.left = true;
+                    continue;
+                }
+                State::Due(at) => {
+                    self.due[lane].remove(&(at, key.clone()));
+                }
+                State::Resting(until) => {
+                    self.resting.remove(&(until, key.clone()));
+                }
+                State::Parked => {
+                    if let Some(busy) = self.apps.get_mut(&url.app) {
+                        busy.parked[lane].retain(|parked| *parked != key);
+                    }
+                }
+            }
+            self.urls.remove(&key);
+        }
+    }
+
+    /// True while a URL of the partition is being looked at.
+    pub(super) fn is_running(&self, partition: Partition) -> bool {
+        self.urls.values().any(|url| url.partition == partition && matches!(url.state, State::Running(..)))
+    }
+
     fn add(&mut self, key: &UrlKey, app: &AppId, url: &str, at: Instant) {
-        let (app, url, memory) = (app.clone(), url.to_owned(), Memory::default());
-        self.urls.insert(key.clone(), Remembered { app, url, lane: Lane::Fast, state: State::Due(at), memory });
+        let remembered = Remembered {
+            app: app.clone(),
+            url: url.to_owned(),
+            partition: partition_of(app, url),
+            left: false,
+            lane: Lane::Fast,
+            state: State::Due(at),
+            memory: Memory::default(),
+        };
+        self.urls.insert(key.clone(), remembered);
         self.wait(key, at);
     }
 
@@ -524,6 +576,24 @@ mod tests {
             running.extend(start_all(&mut queue, now));
         }
         assert_eq!((posts, queue.len()), (3, 4 + 3));
+    }
+
+    #[test]
+    fn what_another_middle_posts_to_is_forgotten_wherever_it_waits() {
+        let (mut queue, now) = (Queue::new(4, 100), Instant::now());
+        // One of an app's URLs is looked at, the others are parked.
+        for number in 0..3 {
+            found(&mut queue, "a", number, now);
+        }
+        let running = start_all(&mut queue, now);
+        assert_eq!(running.len(), 1);
+        poke(&mut queue, "b", 1, now);
+        queue.forget_of(&Partition::all().collect::<Vec<_>>());
+        assert!(Partition::all().any(|partition| queue.is_running(partition)));
+        assert_eq!(queue.urls.len(), 1, "the one that is being looked at");
+        queue.finish(&running[0].key, posted(Next::Now), now);
+        assert_eq!((queue.urls.len(), queue.apps.len(), queue.running), (0, 0, [0, 0]));
+        assert_eq!((queue.next_due(), queue.start(now + seconds(9))), (None, None));
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl Life {
             let receipt = self.receipt(&mut in_flight, name, url);
             self.put(&receipt).await;
             drop(in_flight);
-            self.shared.receipts.poke(&receipt.app, url);
+            self.shared.receipts.poke(&self.shared, &receipt.app, url);
         }
     }
 
@@ -321,7 +321,7 @@ async fn a_second_kind_for_a_message_comes_a_second_later() {
     life.put(&first).await;
     life.put(&second).await;
     drop(in_flight);
-    life.shared.receipts.poke(&first.app, URL);
+    life.shared.receipts.poke(&life.shared, &first.app, URL);
     sleep(Duration::from_mins(1)).await;
     assert_eq!(town.receivers.times(URL), [1000, 2000]);
 }
@@ -487,7 +487,7 @@ async fn what_comes_after_a_receipt_that_is_being_written_waits_for_it() {
     assert!(town.receivers.posts(URL).is_empty());
     life.put(&first).await;
     drop(in_flight);
-    life.shared.receipts.poke(&first.app, URL);
+    life.shared.receipts.poke(&life.shared, &first.app, URL);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(town.receivers.posts(URL).iter().map(messages).collect::<Vec<_>>(), [2]);
 }

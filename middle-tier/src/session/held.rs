@@ -31,6 +31,9 @@ pub(super) struct Held {
     pub(super) dirty: bool,
     /// What was acknowledged while the mailbox is being read: the reading may have met it.
     pub(super) acked_meanwhile: Option<BTreeSet<MessageId>>,
+    /// The last message that was handed off, or the request that opened the channel: what is told with an id up to here comes
+    /// late.
+    pub(super) handed_to: MessageId,
     /// To be handed off, in order of id.
     pub(super) queue: BTreeMap<MessageId, Queued>,
     /// Paced messages that are not due yet, with the moment that they are.

@@ -2,6 +2,8 @@
 
 mod asking;
 mod gate;
+mod several;
+mod shared_bus;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -11,7 +13,7 @@ use std::time::Duration;
 use campanile_middle_tier::poster::{Post, PostError, Poster};
 use campanile_middle_tier::{Config, Dependencies, Middle};
 use idl::audience::Audience;
-use idl::bus::{Bus as _, Call, FrontEvent, FrontInbox, InProcess, Limits, Reply, Request};
+use idl::bus::{Bus, Call, FrontEvent, FrontInbox, InProcess, Limits, MiddleInbox, Reply, Request};
 use idl::channel;
 use idl::clock::{Clock, SystemEntropy};
 use idl::contract::bus::{
@@ -29,6 +31,7 @@ use idl::token::KeyRing;
 use idl::wire::{decode_trusted, encode};
 use prometheus_client::registry::Registry;
 use ring::{digest, hmac};
+use schema::cache::Cache;
 use schema::cache::in_process::{CacheLimits, InProcessCache};
 use schema::catalog::sqlite::SqliteCatalog;
 use schema::sorted::memory::MemoryStore;
@@ -39,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::asking::*;
 pub(crate) use self::gate::{Fault, Gate};
+pub(crate) use self::several::{A, B, Several, partition_of};
 
 pub(crate) const APP: &str = "com.example.demo";
 pub(crate) const FRONT: FrontId = FrontId(1);
@@ -88,7 +92,9 @@ impl Poster for Posts {
 
 /// A running middle tier with one application.
 pub(crate) struct Tier {
-    pub(crate) bus: Arc<InProcess>,
+    pub(crate) bus: Arc<dyn Bus>,
+    /// The same, where the tier is one middle.
+    whole: Option<Arc<InProcess>>,
     pub(crate) store: Arc<Gate>,
     pub(crate) catalog: Arc<SqliteCatalog>,
     pub(crate) clock: Arc<TestClock>,
@@ -137,9 +143,18 @@ impl Tier {
     async fn begin(config: Config, goes_since: Option<Instant>) -> Self {
         let clock = Arc::new(TestClock { at_ms: AtomicU64::new(START_MS), goes_since });
         let bus = Arc::new(InProcess::new(Limits::default(), clock.clone(), Arc::new(SystemEntropy)));
-        let mut tier = Self {
-            front: bus.attach_front(FRONT),
+        let front = bus.attach_front(FRONT);
+        let mut tier = Self { whole: Some(bus.clone()), ..Self::without_middle(config, clock, bus, front) };
+        tier.serve();
+        (tier.secret, tier.app_key) = tier.create_app(APP).await;
+        tier
+    }
+
+    fn without_middle(config: Config, clock: Arc<TestClock>, bus: Arc<dyn Bus>, front: FrontInbox) -> Self {
+        Self {
+            front,
             bus,
+            whole: None,
             store: Gate::new(MemoryStore::new(clock.clone())),
             catalog: Arc::new(SqliteCatalog::in_memory().expect("SQLite in memory")),
             clock,
@@ -151,31 +166,33 @@ impl Tier {
             registry: Registry::default(),
             drain: CancellationToken::new(),
             serving: tokio::spawn(async {}),
-        };
-        tier.serve();
-        (tier.secret, tier.app_key) = tier.create_app(APP).await;
-        tier
+        }
     }
 
     /// A new life of the tier, on what is stored.
     fn serve(&mut self) {
-        let entropy = Arc::new(SystemEntropy);
-        let dependencies = Dependencies {
-            bus: self.bus.clone(),
-            inbox: self.bus.attach_middle(),
-            sorted: self.store.clone(),
-            catalog: self.catalog.clone(),
-            poster: self.posts.clone(),
-            cache: Arc::new(InProcessCache::new(self.clock.clone(), entropy.clone(), CacheLimits::default())),
-            keys: KeyRing::new(&[(1, [1; 32])]),
-            regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
-            clock: self.clock.clone(),
-            entropy,
-        };
+        let bus = self.whole.clone().expect("it is one middle");
+        let cache = InProcessCache::new(self.clock.clone(), Arc::new(SystemEntropy), CacheLimits::default());
+        let dependencies = self.dependencies(self.bus.clone(), bus.attach_middle(), Arc::new(cache));
         self.registry = Registry::default();
         self.drain = CancellationToken::new();
         let middle = Middle::build(self.config.clone(), dependencies, &mut self.registry);
         self.serving = tokio::spawn(middle.serve(self.drain.clone()));
+    }
+
+    fn dependencies(&self, bus: Arc<dyn Bus>, inbox: MiddleInbox, cache: Arc<dyn Cache>) -> Dependencies {
+        Dependencies {
+            bus,
+            inbox,
+            sorted: self.store.clone(),
+            catalog: self.catalog.clone(),
+            poster: self.posts.clone(),
+            cache,
+            keys: KeyRing::new(&[(1, [1; 32])]),
+            regid_key: hmac::Key::new(hmac::HMAC_SHA256, &[2; 32]),
+            clock: self.clock.clone(),
+            entropy: Arc::new(SystemEntropy),
+        }
     }
 
     /// The tier ends as in a crash, in the middle of everything, and a new one begins.
@@ -220,7 +237,7 @@ impl Tier {
     }
 
     pub(crate) async fn ask(&self, request: Request) -> Result<Reply, Failure> {
-        self.bus.request(Call::high(Shard(0), Duration::from_secs(10), request)).await
+        self.bus.request(Call::high(shard_of(&request), Duration::from_secs(10), request)).await
     }
 
     // ----------------------------------------------------------------------------------------------------- as a device
@@ -295,6 +312,11 @@ impl Tier {
     /// One with attributes.
     pub(crate) async fn device_with(&self, attributes: &[(&str, &str)]) -> Device {
         let (account, _) = self.account().await;
+        self.device_of(account, attributes).await
+    }
+
+    /// One on this account.
+    pub(crate) async fn device_of(&self, account: AccountId, attributes: &[(&str, &str)]) -> Device {
         let epoch = self.connect(account).await.expect("it connects");
         self.open(account, &epoch, &[]).await.expect("it opens");
         let mut device = Device { account, epoch, regid: RegId([0; 24]), server_key: [0; 32] };
@@ -445,8 +467,8 @@ impl Tier {
     ) -> impl Future<Output = Result<AppReply, Failure>> + std::marker::Send + use<> {
         let bus = Arc::clone(&self.bus);
         async move {
-            let call = Call::high(Shard(0), Duration::from_secs(10), Request::App(Box::new(call)));
-            match bus.request(call).await? {
+            let request = Request::App(Box::new(call));
+            match bus.request(Call::high(shard_of(&request), Duration::from_secs(10), request)).await? {
                 Reply::App(reply) => Ok(*reply),
                 other => panic!("{other:?}"),
             }
@@ -504,10 +526,7 @@ impl Tier {
 
     /// What a counter has counted.
     pub(crate) fn counted(&self, name: &str) -> u64 {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("metrics are text");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+        counted(&self.registry, name)
     }
 
     /// How many rows a table holds.
@@ -521,6 +540,37 @@ impl Tier {
         let scan = RowScan { table, from: Vec::new(), to: None, rows_max: 100_000 };
         self.store.scan(scan).await.expect("memory").iter().map(|row| row.cells.len()).sum()
     }
+}
+
+fn counted(registry: &Registry, name: &str) -> u64 {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).expect("metrics are text");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// Whose work a request is, as fronts and HTTP frontends say it.
+fn shard_of(request: &Request) -> Shard {
+    let of = |account: &str| Shard::of_account(account.parse().expect("an account"));
+    match request {
+        Request::Connect(request) => of(&request.account),
+        Request::Disconnect(request) => of(&request.account),
+        Request::OpenChannel(request) => of(&request.account),
+        Request::ChannelUp(request) => of(&request.account),
+        Request::App(call) => match &call.request {
+            AppRequest::Send(Send { target: Target { kind: 1, values: Some(regids), .. }, .. })
+                if regids.len() == 1 =>
+            {
+                regids[0].parse().map_or_else(|_| shard_of_secret(&call.secret_sha256), Shard::of_registration)
+            }
+            _ => shard_of_secret(&call.secret_sha256),
+        },
+        _ => Shard(0),
+    }
+}
+
+fn shard_of_secret(sha256: &[u8]) -> Shard {
+    Shard(u16::from_be_bytes([sha256[0], sha256[1]]))
 }
 
 /// A send, to be changed as a test needs it.

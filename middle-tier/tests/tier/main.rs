@@ -13,6 +13,7 @@ mod registry;
 mod saved;
 mod schedules;
 mod sends;
+mod several;
 mod states;
 
 use std::time::Duration;
