@@ -11,10 +11,12 @@ async fn holding_the_lock(url: &str) -> Conn {
     holder
 }
 
-/// Waits until so many connections to the database wait for something; returns their numbers.
+/// Waits until so many connections to the database have been at a statement for a while, as they are that wait for a lock;
+/// returns their numbers.
 async fn waiting(url: &str, count: usize) -> Vec<u64> {
-    let list = "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx JOIN information_schema.processlist \
-                ON id = trx_mysql_thread_id WHERE trx_state = 'LOCK WAIT' AND db = database()";
+    // InnoDB's own list of who waits is no help: it isn't made anew while somebody keeps looking at it.
+    let list = "SELECT id FROM information_schema.processlist WHERE db = database() AND id <> connection_id() \
+                AND command = 'Execute' AND time_ms > 100";
     let watcher = tokio::sync::Mutex::new(beside(url).await);
     until("the wait for a lock", async || watcher.lock().await.query::<u64, _>(list).await.unwrap().len() >= count)
         .await;
