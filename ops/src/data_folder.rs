@@ -127,7 +127,9 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&fresh, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        // A bare name is in the working folder.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
     };
     write().with_context(|| format!("{} can't be written", path.display()))
 }

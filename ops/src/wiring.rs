@@ -192,9 +192,10 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
         // Commands at the socket are among the tasks.
         drain_watchers.cancel();
         tasks.wait().await;
+        // While the middle still serves: it ends what it has of each partition that another one takes over.
+        carrier.detach().await;
         drain_middle.cancel();
         middles.ended().await?;
-        carrier.detach().await;
         watchers.ended().await
     })
     .await;

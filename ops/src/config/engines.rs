@@ -145,6 +145,49 @@ impl Default for RedisLimits {
     }
 }
 
+/// `[limits]` of the bus on Redis Streams.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamLimits {
+    /// Requests read of one lane and not begun with.
+    pub read_max: usize,
+    /// What waits in this process to be written to Redis.
+    pub outgoing_max: usize,
+    /// Entries of a process's own stream.
+    pub inbox_max: usize,
+    /// How long a process counts as living after it said so.
+    pub lease: Duration,
+    /// How long a middle may take to give a partition away.
+    pub leaving_time_max: Duration,
+    /// How many times a request is given to a middle.
+    pub tries_max: u32,
+    /// Dead letters of one partition.
+    pub dead_max: usize,
+}
+
+impl Default for StreamLimits {
+    fn default() -> Self {
+        let idl::bus::redis::RedisOptions {
+            read_max,
+            outgoing_max,
+            inbox_max,
+            middle_lease,
+            leaving_max,
+            tries_max,
+            dead_max,
+            ..
+        } = idl::bus::redis::RedisOptions::default();
+        Self {
+            read_max,
+            outgoing_max,
+            inbox_max,
+            lease: middle_lease,
+            leaving_time_max: leaving_max,
+            tries_max,
+            dead_max,
+        }
+    }
+}
+
 /// Where a Thrift gateway is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gateway {

@@ -7,7 +7,7 @@ use schema::cache::in_process::CacheLimits;
 use schema::sorted::embedded::EmbeddedOptions;
 use schema::sorted::hbase::HbaseOptions;
 
-use super::engines::{MysqlLimits, RedisLimits};
+use super::engines::{MysqlLimits, RedisLimits, StreamLimits};
 use super::values::Setting;
 use super::{Config, Written};
 use crate::callbacks;
@@ -35,8 +35,10 @@ pub struct Limits {
     pub hbase: HbaseOptions,
     /// Of the catalog on MySQL.
     pub mysql: MysqlLimits,
-    /// Of the cache on Redis.
+    /// Of the cache on Redis, and of the way there.
     pub redis: RedisLimits,
+    /// Of the bus on Redis.
+    pub streams: StreamLimits,
 }
 
 impl Default for Limits {
@@ -53,6 +55,7 @@ impl Default for Limits {
             hbase: HbaseOptions::default(),
             mysql: MysqlLimits::default(),
             redis: RedisLimits::default(),
+            streams: StreamLimits::default(),
         }
     }
 }
@@ -199,7 +202,8 @@ keys! {
     "limits.drain_ms_max" => limits.drain_max,
         "How long a drain may take before the process ends anyway.";
     "limits.bus_lane_max" => limits.bus.lane_max,
-        "Requests waiting in each lane of the middle tier; a full lane sheds with a retryable error.";
+        "Requests waiting in each lane of the middle tier, on Redis in each lane of a partition; a full lane sheds with a \
+         retryable error.";
     "limits.bus_batches_max" => limits.bus.batches_max,
         "Batches of deliveries waiting for each front.";
     "limits.bus_events_max" => limits.bus.events_max,
@@ -414,6 +418,20 @@ keys! {
         "How old what a process knows of the cache's generation may be.";
     "limits.redis_sweep_ms" => limits.redis.sweep_interval,
         "How often routes of fronts that are gone are looked for, by one middle of all.";
+    "limits.streams_read_max" => limits.streams.read_max,
+        "Requests that a middle has read of one lane and not begun with.";
+    "limits.streams_outgoing_max" => limits.streams.outgoing_max,
+        "What waits in this process to be written to Redis; more is shed with a retryable error.";
+    "limits.streams_inbox_max" => limits.streams.inbox_max,
+        "Entries kept in the stream of one process; at about that number Redis drops the oldest.";
+    "limits.streams_lease_ms" => limits.streams.lease,
+        "How long a middle keeps its partitions, and any process counts as living, without a sign of life.";
+    "limits.streams_leaving_ms_max" => limits.streams.leaving_time_max,
+        "How long a middle may take to finish what it has of a partition that it gives away.";
+    "limits.streams_tries_max" => limits.streams.tries_max,
+        "How many times a request is given to a middle; one that no middle survives is put aside.";
+    "limits.streams_dead_max" => limits.streams.dead_max,
+        "Requests put aside so that are kept of each partition.";
 }
 
 /// `docs/configuration.md`, from the table.
@@ -496,7 +514,7 @@ mod tests {
 
     #[test]
     fn every_limit_of_every_tier_has_a_key() {
-        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store, hbase, mysql, redis } =
+        let Limits { drain_max: _, bus, xmpp, http, middle, callbacks, cache, store, hbase, mysql, redis, streams } =
             Limits::default();
         // Where gateways are is no limit; nor are these two.
         let hbase = HbaseOptions { gateways: Vec::new(), ..hbase };
@@ -512,6 +530,7 @@ mod tests {
             ("hbase", hbase),
             ("mysql", format!("{mysql:?}")),
             ("redis", format!("{redis:?}")),
+            ("streams", format!("{streams:?}")),
         ];
         for (tier, shown) in tiers {
             let keys = KEYS.iter().filter(|key| key.name.starts_with(&format!("limits.{tier}_"))).count();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use idl::bus::redis::RedisBusMetrics;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -176,6 +177,45 @@ pub fn mysql(catalog: &MysqlMetrics) -> Vec<Figure> {
         Figure::gauge("campanile_mysql_connections", "Connections to MySQL", catalog.connections),
         Figure::gauge("campanile_mysql_connections_in_use", "Those that serve a call", catalog.connections_in_use),
     ]
+}
+
+/// The bus on Redis.
+pub fn redis_bus(bus: &RedisBusMetrics) -> Vec<Figure> {
+    let counters = [
+        ("campanile_bus_requests_sent", "Requests written to Redis", &bus.requests_sent),
+        ("campanile_bus_requests_received", "Requests given to this middle", &bus.requests_received),
+        ("campanile_bus_answers_sent", "Answers written to Redis", &bus.answers_sent),
+        ("campanile_bus_answers_received", "Answers taken by those who waited", &bus.answers_received),
+        ("campanile_bus_letters_sent", "Batches, events and questions written to Redis", &bus.letters_sent),
+        (
+            "campanile_bus_letters_received",
+            "Batches, events and questions given to this process",
+            &bus.letters_received,
+        ),
+        ("campanile_bus_flushes", "Pipelines written to Redis", &bus.flushes),
+        ("campanile_bus_redelivered", "Requests taken over from a middle before", &bus.redelivered),
+        ("campanile_bus_dead_letters", "Requests put aside because no middle survived them", &bus.dead_letters),
+        ("campanile_bus_shed", "Requests refused because a lane or a queue was full", &bus.shed),
+        ("campanile_bus_timeouts", "Calls whose deadline passed without an answer", &bus.timeouts),
+        ("campanile_bus_expired", "Requests not begun because their deadline had passed", &bus.expired),
+        ("campanile_bus_no_place", "Events and batches that a front had no place for", &bus.no_place),
+        ("campanile_bus_answers_lost", "Answers that could not be brought to their process", &bus.answers_lost),
+        ("campanile_bus_undecodable", "What could not be read", &bus.undecodable),
+        ("campanile_bus_reconnects", "Connections made after one was lost", &bus.reconnects),
+        ("campanile_bus_beats_failed", "Signs of life that could not be given", &bus.beats_failed),
+        ("campanile_bus_partitions_lost", "Partitions lost without having been given away", &bus.partitions_lost),
+    ];
+    let gauges = [
+        ("campanile_bus_partitions_owned", "Partitions that are this middle's", &bus.partitions_owned),
+        ("campanile_bus_middles", "Living middles", &bus.middles),
+        ("campanile_bus_fronts", "Living fronts", &bus.fronts),
+        ("campanile_bus_clock_offset_ms", "How far this machine's clock and Redis's lie apart", &bus.clock_offset_ms),
+        ("campanile_bus_lag_high", "Requests waiting or under way in this middle's high lanes", &bus.lag[0]),
+        ("campanile_bus_lag_normal", "The same in its normal lanes", &bus.lag[1]),
+        ("campanile_bus_lag_low", "The same in its low lanes", &bus.lag[2]),
+    ];
+    let counters = counters.into_iter().map(|(name, help, count)| Figure::counter(name, help, count.value()));
+    counters.chain(gauges.into_iter().map(|(name, help, count)| Figure::gauge(name, help, count.value()))).collect()
 }
 
 /// The cache on Redis.

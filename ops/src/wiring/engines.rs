@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
+use idl::bus::redis::{ProcessId, RedisBus};
 use idl::bus::{Bus, FrontInbox, InProcess, MiddleInbox};
 use idl::ids::FrontId;
 use prometheus_client::registry::Registry;
@@ -19,7 +20,7 @@ use schema::sorted::hbase::{Compression, HbaseOptions, HbaseStore, SchemaError, 
 
 use super::Place;
 use super::waiting::{Pulse, Tried, judge, wait_for};
-use crate::config::{self, BusKind, CatalogKind, Config, StoreKind};
+use crate::config::{self, BusKind, CatalogKind, Config, Limits, StoreKind};
 use crate::telemetry::figures::{self, Figures};
 
 /// The engines as they are called in `/ready`, metrics and logs.
@@ -30,19 +31,36 @@ const REDIS: &str = "redis";
 /// The bus that the configuration names.
 pub(super) enum Carrier {
     InProcess(Arc<InProcess>),
+    Redis(Arc<RedisBus>),
 }
 
 impl Carrier {
     /// Makes it. A Redis that does not answer is waited for.
-    #[expect(clippy::unused_async, reason = "waits for Redis")]
-    pub(super) async fn open(place: &Place<'_>, _registry: &mut Registry) -> Result<Self> {
+    pub(super) async fn open(place: &Place<'_>, registry: &mut Registry) -> Result<Self> {
+        let (clock, entropy) = (&place.clock, &place.entropy);
         match place.config.bus.kind {
             BusKind::InProcess => {
                 let limits = place.config.limits.bus;
-                let bus = InProcess::new(limits, Arc::clone(&place.clock), Arc::clone(&place.entropy));
-                Ok(Self::InProcess(Arc::new(bus)))
+                Ok(Self::InProcess(Arc::new(InProcess::new(limits, Arc::clone(clock), Arc::clone(entropy)))))
             }
-            BusKind::Redis => bail!("bus.kind = \"redis\" is not in this version yet; use \"in-process\""),
+            BusKind::Redis => {
+                let options = redis_bus_options(place.config)?;
+                let process = ProcessId::random(entropy.as_ref());
+                let connect =
+                    async || match RedisBus::connect(options.clone(), process, Arc::clone(clock), Arc::clone(entropy))
+                        .await
+                    {
+                        Ok(bus) => Ok(Tried::There(bus)),
+                        Err(failure) if refused_by_redis(&failure.description) => Err(anyhow!(failure.description)),
+                        Err(failure) => Ok(Tried::Away(failure.description)),
+                    };
+                let bus = wait_for(REDIS, &place.health, connect).await?;
+                let watched = Arc::clone(&bus);
+                place.health.watch_engine(REDIS, move || watched.trouble());
+                let metrics = bus.metrics();
+                registry.register_collector(Figures::of(move || figures::redis_bus(&metrics)));
+                Ok(Self::Redis(bus))
+            }
         }
     }
 
@@ -50,6 +68,7 @@ impl Carrier {
     pub(super) fn bus(&self) -> Arc<dyn Bus> {
         match self {
             Self::InProcess(bus) => Arc::clone(bus) as Arc<dyn Bus>,
+            Self::Redis(bus) => Arc::clone(bus) as Arc<dyn Bus>,
         }
     }
 
@@ -57,6 +76,7 @@ impl Carrier {
     pub(super) fn attach_middle(&self) -> MiddleInbox {
         match self {
             Self::InProcess(bus) => bus.attach_middle(),
+            Self::Redis(bus) => bus.attach_middle(),
         }
     }
 
@@ -64,14 +84,15 @@ impl Carrier {
     pub(super) fn attach_front(&self, front: FrontId) -> FrontInbox {
         match self {
             Self::InProcess(bus) => bus.attach_front(front),
+            Self::Redis(bus) => bus.attach_front(front),
         }
     }
 
-    /// Leaves the bus, when nothing of this process uses it any more.
-    #[expect(clippy::unused_async, reason = "waits for Redis")]
+    /// Gives the partitions of this process's middle to others. The middle must still serve: it finishes what it has of each.
     pub(super) async fn detach(&self) {
         match self {
             Self::InProcess(_) => {}
+            Self::Redis(bus) => bus.detach().await,
         }
     }
 }
@@ -238,6 +259,28 @@ pub(super) fn mysql_options(config: &Config) -> Result<MysqlOptions> {
     })
 }
 
+fn redis_bus_options(config: &Config) -> Result<idl::bus::redis::RedisOptions> {
+    let Limits { bus, redis, streams, .. } = &config.limits;
+    Ok(idl::bus::redis::RedisOptions {
+        url: config.redis.url().map_err(anyhow::Error::msg)?,
+        prefix: config.redis.prefix.0.clone(),
+        ca_file: some_path(&config.redis.ca),
+        connect_timeout: redis.connect_time_max,
+        response_timeout: redis.response_time_max,
+        retry_pause_max: redis.retry_pause_max,
+        lane_max: bus.lane_max,
+        read_max: streams.read_max,
+        outgoing_max: streams.outgoing_max,
+        inbox_max: streams.inbox_max,
+        batches_max: bus.batches_max,
+        events_max: bus.events_max,
+        middle_lease: streams.lease,
+        leaving_max: streams.leaving_time_max,
+        tries_max: streams.tries_max,
+        dead_max: streams.dead_max,
+    })
+}
+
 fn redis_cache_options(config: &Config) -> Result<RedisOptions> {
     let (shared, limits) = (config.limits.cache, &config.limits.redis);
     Ok(RedisOptions {
@@ -275,7 +318,9 @@ fn refused_by_mysql(text: &str) -> bool {
         || ["TLS:", "campanile migrate", "run a newer build", "can't be used"].iter().any(|words| text.contains(words))
 }
 
-/// Login and rights.
+/// Settings, login and rights.
 fn refused_by_redis(text: &str) -> bool {
-    ["WRONGPASS", "NOAUTH", "NOPERM", "AuthenticationFailed"].iter().any(|word| text.contains(word))
+    ["WRONGPASS", "NOAUTH", "NOPERM", "AuthenticationFailed", "on Redis can't be used"]
+        .iter()
+        .any(|word| text.contains(word))
 }

@@ -13,6 +13,8 @@ use crate::lifecycle::{self, Health};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(250);
+/// What takes no longer than this to connect is not worth a line of the log.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 /// Between two lines of the log about the same engine.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at an engine that tells its state only when it is asked something.
@@ -36,18 +38,20 @@ pub(super) async fn wait_for<T>(
     let set = |said: Option<String>| *trouble.lock().unwrap_or_else(PoisonError::into_inner) = said;
     let shown = Arc::clone(&trouble);
     health.watch_engine(engine, move || shown.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    let began = Instant::now();
     let mut told: Option<Instant> = None;
     loop {
         match attempt().await? {
             Tried::There(there) => {
                 set(None);
                 if told.is_some() {
-                    tracing::info!(engine, "it is there");
+                    tracing::info!(engine, "the engine is there");
                 }
                 return Ok(there);
             }
             Tried::Away(reason) => {
-                if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                let silent_since = told.map_or(TELL_AFTER, |_| TELL_EVERY);
+                if told.unwrap_or(began).elapsed() >= silent_since {
                     told = Some(Instant::now());
                     tracing::warn!(engine, %reason, "waiting for an engine that does not answer");
                     lifecycle::notify_waiting(&format!("waiting for {engine}"), TELL_EVERY * 6);
