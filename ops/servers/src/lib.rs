@@ -3,8 +3,9 @@
 //!
 //! A test asks [`redis()`], [`mariadb()`] or [`hbase()`] for the one server of its process, which is started when it is first
 //! asked for; a test that kills servers starts one of its own. A server ends with the process that started it, however that
-//! ends.
+//! ends. [`Cluster`] starts the roles of Campanile on such servers.
 
+mod cluster;
 mod hbase;
 mod mariadb;
 mod ports;
@@ -15,6 +16,7 @@ mod waiting;
 
 use std::sync::OnceLock;
 
+pub use cluster::{Cluster, ClusterOptions, Engines, Role};
 pub use hbase::{HBase, HBaseOptions, TableSpec};
 pub use mariadb::MariaDb;
 pub use redis::Redis;

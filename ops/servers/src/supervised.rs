@@ -119,7 +119,9 @@ impl Supervised {
 
     /// Waits until the server has ended by itself and returns its exit code, as the shell gives it.
     pub(crate) fn ended(&self, limit: Duration) -> anyhow::Result<i32> {
-        let ended = || if matches!(self.state(), Some('Z') | None) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let ended = || {
+            if matches!(self.state(), Some('Z') | None) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
         waiting::until(limit, ended).with_context(|| format!("{} did not end within {limit:?}", self.name))?;
         let answer = self.order("reap")?;
         answer.parse().map_err(|_| anyhow!("the supervisor of {} answered {answer:?}", self.name))

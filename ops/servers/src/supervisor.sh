@@ -3,8 +3,9 @@
 #
 #   supervisor FOLDER server|speaker COMMAND…
 #
-# Orders: start, KILL, STOP, CONT, TERM, "reap", which waits for the end of the server and tells its exit code, and "tell LINE",
-# which hands the line to the server's standard input. Each is answered with one line. A speaker's standard output goes where the answers go, a mere server's goes to the log.
+# Orders: start, KILL, STOP, CONT, TERM, "reap", which waits for the end of the server and tells its exit code, and
+# "tell LINE", which hands the line to the server's standard input. Each is answered with one line. A speaker's standard
+# output goes where the answers go, a mere server's goes to the log.
 folder=$1
 kind=$2
 shift 2
