@@ -265,8 +265,9 @@ pub trait Bus: Send + Sync + 'static {
 /// A request as the middle gets it.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Stamped by the bus when it took the request: unique, and later requests get greater ids. A message accepted by
-    /// this request has this id, several have this one and those after it, [`Request::ids`] in all.
+    /// Stamped by the bus when it took the request: unique, the same when the request comes again, and later requests of
+    /// its partition and lane get greater ids. A message accepted by this request has this id, several have this one and
+    /// those after it, [`Request::ids`] in all.
     pub id: MessageId,
     /// Its lane.
     pub lane: Lane,

@@ -33,7 +33,7 @@ macro_rules! on_each {
 }
 
 on_each! {
-    a_request_is_answered_and_later_requests_of_a_partition_get_greater_ids(crate::harness::ROOMY);
+    a_request_is_answered_and_later_requests_of_its_lane_get_greater_ids(crate::harness::ROOMY);
     a_failure_passes_through(crate::harness::ROOMY);
     a_request_that_nobody_answers_times_out_as_may_have_happened(crate::harness::ROOMY);
     a_full_lane_sheds_and_the_others_go_on(crate::conformance::NARROW);
@@ -61,7 +61,7 @@ fn later() -> Instant {
     Instant::now() + LONG
 }
 
-async fn a_request_is_answered_and_later_requests_of_a_partition_get_greater_ids(world: World) {
+async fn a_request_is_answered_and_later_requests_of_its_lane_get_greater_ids(world: World) {
     let (_serving, log) = serve_all(world.middle);
     for round in 0..20 {
         for shard in [0, 1, 63, 64, u16::MAX] {
@@ -71,9 +71,9 @@ async fn a_request_is_answered_and_later_requests_of_a_partition_get_greater_ids
     }
     let log = seen(&log);
     assert_eq!(log.iter().map(|seen| seen.id).collect::<BTreeSet<_>>().len(), 100);
-    for partition in [0, 1, 63] {
-        let ids = log.iter().filter(|seen| seen.partition == Some(partition)).map(|seen| seen.id);
-        assert!(ids.is_sorted(), "one after another in partition {partition}");
+    for (partition, lane) in [0, 1, 63].into_iter().flat_map(|partition| Lane::ALL.map(|lane| (partition, lane))) {
+        let ids = log.iter().filter(|seen| seen.partition == Some(partition) && seen.lane == lane).map(|seen| seen.id);
+        assert!(ids.is_sorted(), "one after another in the {} lane of partition {partition}", lane.name());
     }
     let expected =
         |seen: &&harness::Seen| seen.request == Request::RevokeTokens(wire::RevokeTokens { account: "64".into() });
