@@ -19,6 +19,7 @@ mod expiry;
 mod idempotency;
 mod judge;
 mod metrics;
+mod near;
 mod order;
 mod others;
 mod outcomes;
@@ -268,6 +269,7 @@ impl Middle {
         let (broadcasts, publisher) = publish::queue();
         let (audience_counts, counter) = audiences::queue();
         let profiles = Profiles::new(Arc::clone(&sorted), Arc::clone(&cache), config.near);
+        registry.register_collector(Box::new(near::Found(profiles.metrics())));
         let shared = Arc::new(Shared {
             bus,
             apps: Apps::new(Arc::clone(&catalog), partitions.is_whole()),
@@ -326,7 +328,7 @@ impl Middle {
         jobs.spawn(publisher.run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(counter.run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(sweep::run(Arc::clone(&shared), drain.clone()));
-        jobs.spawn(follow_profiles(Arc::clone(&shared), drain.clone()));
+        jobs.spawn(near::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(alarms::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(counts::run(Arc::clone(&shared), drain.clone()));
         jobs.spawn(schedules::run(Arc::clone(&shared), drain.clone()));
@@ -350,9 +352,4 @@ impl Middle {
         }
         shared.tasks.finish().await;
     }
-}
-
-/// Forgets profiles that other middles changed, until `drain` is cancelled.
-async fn follow_profiles(shared: Arc<Shared>, drain: CancellationToken) {
-    drain.run_until_cancelled(shared.profiles.follow()).await;
 }
