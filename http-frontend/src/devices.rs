@@ -11,13 +11,13 @@ use ring::digest;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::Shared;
 use crate::call::unexpected;
 use crate::metrics::Limit;
 use crate::params::{Params, bad_value, missing, shown};
 use crate::reply::{Done, Refusal};
 use crate::routes::What;
 use crate::vocabulary::{ACCOUNT, DEVICE, DEVICE_MODEL, PLATFORM, TOKEN};
+use crate::{Endpoint, EndpointTls, Shared};
 
 /// Counts a try of this address; over its rate the caller learns when the next may succeed.
 pub(crate) fn admit(shared: &Shared, address: IpAddr) -> Result<(), Refusal> {
@@ -60,9 +60,25 @@ impl DeviceAsk {
         Ok(Done::with([
             ("jid", Value::String(format!("{}@{}", granted.account, shared.domain))),
             ("token", Value::String(granted.token)),
-            ("endpoints", json!(shared.endpoints())),
+            ("endpoints", json!(spread(&shared.endpoints(), &granted.account))),
         ]))
     }
+}
+
+/// The endpoints in an account's own order: devices begin with the first, so those of one kind take turns, account by account.
+fn spread<'a>(endpoints: &'a [Endpoint], account: &str) -> Vec<&'a Endpoint> {
+    let turn = account.parse().map_or(0, |account| usize::from(Shard::of_account(account).0));
+    let of_kind = |tls| endpoints.iter().filter(move |endpoint| endpoint.tls == tls);
+    let turned = |tls| {
+        let (endpoints, count) = (of_kind(tls), of_kind(tls).count().max(1));
+        endpoints.cycle().skip(turn % count).take(count)
+    };
+    let (mut direct, mut starttls) = (turned(EndpointTls::Direct), turned(EndpointTls::StartTls));
+    let next = |endpoint: &Endpoint| match endpoint.tls {
+        EndpointTls::Direct => direct.next(),
+        EndpointTls::StartTls => starttls.next(),
+    };
+    endpoints.iter().filter_map(next).collect()
 }
 
 /// The account, as its id or its address.
@@ -78,4 +94,34 @@ fn account(params: &Params<'_>, domain: &str) -> Result<AccountId, Failure> {
         None => Some(text),
     };
     id.and_then(|id| id.parse().ok()).ok_or_else(|| bad_value(parameter, &shown(text), &expected))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn devices_spread_over_the_fronts_and_each_begins_with_the_same_again() {
+        let endpoint = |host: &str, tls| Endpoint { host: host.to_owned(), port: 5223, tls };
+        let endpoints = [
+            endpoint("a", EndpointTls::Direct),
+            endpoint("a", EndpointTls::StartTls),
+            endpoint("b", EndpointTls::Direct),
+        ];
+        let firsts: BTreeSet<_> = (0..100)
+            .map(|number| {
+                let account = AccountId(number).to_string();
+                let order = spread(&endpoints, &account);
+                assert_eq!(order, spread(&endpoints, &account));
+                assert_eq!(order[1], &endpoints[1], "each kind keeps its places");
+                assert_eq!(order.len(), 3);
+                assert_ne!(order[0].host, order[2].host);
+                order[0].host.clone()
+            })
+            .collect();
+        assert_eq!(firsts.len(), 2);
+        assert!(spread(&[], "nobody").is_empty());
+    }
 }
