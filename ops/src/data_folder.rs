@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::config::Role;
+
 /// A data folder. Only its owner may look inside (mode 0700).
 #[derive(Debug, Clone)]
 pub struct DataFolder(PathBuf);
@@ -70,6 +72,24 @@ impl DataFolder {
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .with_context(|| format!("{} can't be written", path.display()))?;
         Ok(Owned(file))
+    }
+
+    /// Remembers that this is the folder of a process with a part of the tiers, whose stores are elsewhere, or forgets it.
+    pub fn note_role(&self, role: Role) -> Result<()> {
+        match role {
+            Role::All => match std::fs::remove_file(self.0.join("role")) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    Err(error).context("the file role can't be removed")
+                }
+                _ => Ok(()),
+            },
+            _ => write_private(&self.0.join("role"), format!("{}\n", role.name()).as_bytes()),
+        }
+    }
+
+    /// The role of the process whose folder this is; `None` where the stores are in it.
+    pub fn role(&self) -> Option<String> {
+        std::fs::read_to_string(self.0.join("role")).ok().map(|role| role.trim().to_owned())
     }
 
     /// The folder itself.

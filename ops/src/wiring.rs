@@ -8,14 +8,17 @@ mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use http_frontend::BoundHttp;
 use idl::bus::Ownership;
 use idl::clock::{SharedClock, SharedEntropy, SystemClock, SystemEntropy};
+use idl::error::Failure;
 use idl::ids::Partition;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmpp_frontend::BoundFront;
@@ -23,13 +26,16 @@ use xmpp_frontend::BoundFront;
 use self::engines::{Carrier, Stores};
 use self::tiers::Decider;
 use crate::admin::{Admin, App, Ask};
-use crate::config::{Config, Role};
+use crate::config::{BusKind, Config, Role};
 use crate::data_folder::{DataFolder, Owned};
 use crate::identity::{LiveCertificate, ServerKeys};
 use crate::lifecycle::{self, Health, Orders, Running};
 use crate::socket::{AdminSocket, Process, Run};
 use crate::telemetry::figures::Engines;
 use crate::telemetry::{self, Metrics};
+
+/// Between two tries to make the demo application.
+const BETWEEN_DEMOS: Duration = Duration::from_millis(100);
 
 /// A server that serves, as it is announced.
 pub struct Ready {
@@ -60,6 +66,7 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
     let folder = DataFolder::at(config.data());
     folder.create()?;
     let _owned = folder.own()?;
+    folder.note_role(role)?;
     let place = Place::new(&config, &folder, Health::new(stop.clone()));
     let mut registry = telemetry::registry();
     let certificate = match role {
@@ -89,7 +96,10 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
     // The engines: the bus for every role, the stores for the middle tier.
     let (carrier, mut stores) = tokio::select! {
         opened = open(&place, &mut registry) => opened?,
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => {
+            tracing::info!("stopped before it had started");
+            return Ok(());
+        }
     };
     for (engine, pulse) in stores.iter_mut().flat_map(|stores| std::mem::take(&mut stores.pulses)) {
         watchers.start(engine, pulse.until(drain_watchers.clone()));
@@ -134,11 +144,6 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
         fronts.start("http-frontend", http.serve(drain_fronts.clone(), tasks.clone()));
     }
     let admin = Admin::new(carrier.bus(), folder.clone());
-    let demo = match role {
-        Role::All => admin.demo().await.context("the demo application can't be made")?,
-        // Whoever runs roles knows what it is, and makes the applications that are wanted.
-        _ => None,
-    };
     let run = Run {
         pid: std::process::id(),
         role: role.name().to_owned(),
@@ -151,7 +156,7 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
     }
     let status = status(&run, &place, ownership);
     let process = Process { status, certificate, stop: stop.clone() };
-    watchers.start("admin socket", socket.serve(admin, process, drain_watchers.clone(), tasks.clone()));
+    watchers.start("admin socket", socket.serve(admin.clone(), process, drain_watchers.clone(), tasks.clone()));
 
     // Ready, unless it is told to stop, or a part crashes, before that.
     let mut published = None;
@@ -165,6 +170,7 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
         };
         let living = async {
             place.health.tiers_ready().await;
+            let demo = demo(&config, &admin).await?;
             place.health.started();
             published = Some(run.publish(&folder)?);
             lifecycle::notify_ready();
@@ -210,6 +216,13 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
 /// Opens the stores of a folder that no server owns, and does one thing with them.
 pub async fn without_server(config: &Config, _owned: &Owned, ask: Ask) -> Result<Value> {
     let folder = DataFolder::at(config.data());
+    if let Some(role) = folder.role() {
+        bail!(
+            "the data folder {} is that of a process with role = {role:?}, which does not run: its applications are not \
+             in there; ask a process of the installation that runs, with --data, or give the settings with --config",
+            folder.path().display()
+        );
+    }
     let place = Place::new(config, &folder, Health::new(CancellationToken::new()));
     let keys = ServerKeys::of(config, &folder, place.entropy.as_ref())?;
     let mut registry = Registry::default();
@@ -234,6 +247,24 @@ async fn open(place: &Place<'_>, registry: &mut Registry) -> Result<(Carrier, Op
     let carrier = Carrier::open(place, registry).await?;
     let stores = if place.config.role.has_middle() { Some(Stores::open(place, registry).await?) } else { None };
     Ok((carrier, stores))
+}
+
+/// The demo application, for who tries Campanile: whoever runs roles makes the applications that are wanted.
+async fn demo(config: &Config, admin: &Admin) -> Result<Option<App>> {
+    if config.role != Role::All {
+        return Ok(None);
+    }
+    let mut made = admin.demo().await;
+    // A bus between processes may need a moment until this one is a middle of it.
+    while config.bus.kind != BusKind::InProcess
+        && let Err(error) = &made
+        && error.downcast_ref().is_some_and(|failure: &Failure| failure.code.retryable())
+    {
+        tracing::debug!(%error, "the demo application is asked for again");
+        sleep(BETWEEN_DEMOS).await;
+        made = admin.demo().await;
+    }
+    made.context("the demo application can't be made")
 }
 
 fn status(run: &Run, place: &Place<'_>, ownership: Option<Ownership>) -> Arc<dyn Fn() -> Value + Send + Sync> {

@@ -8,7 +8,7 @@ mod harness;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -463,6 +463,167 @@ fn a_device_keeps_its_state_and_prints_no_push_twice() {
     server.send("/v3/message/alias", &[("alias", "keeper"), ("payload", "third")]);
     device.wait_for_push("third");
     assert_eq!(device.payloads(), ["second", "third"]);
+}
+
+/// A process of one role whose engines are wherever the settings say. Dropping it kills it.
+struct RoleProcess {
+    folder: tempfile::TempDir,
+    telemetry: SocketAddr,
+    child: std::process::Child,
+}
+
+impl RoleProcess {
+    fn start(role: &str, settings: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Known before it is ready.
+        let telemetry = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+        let stderr = fs::File::create(folder.path().join("stderr")).expect("a file");
+        let mut command = campanile();
+        command.args(["serve", "--role", role, "--data"]).arg(folder.path().join("data"));
+        let ports = ["xmpp.starttls=127.0.0.1:0", "xmpp.tls=127.0.0.1:0", "http.https=127.0.0.1:0"];
+        let listen = format!("telemetry.listen={telemetry}");
+        for setting in settings.iter().chain(&ports).chain([&listen.as_str()]) {
+            command.args(["--set", setting]);
+        }
+        let child = command.stdout(Stdio::null()).stderr(stderr).spawn().expect("the binary runs");
+        Self { folder, telemetry, child }
+    }
+
+    /// What `/ready` says, once it says anything.
+    fn ready(&self) -> Option<(u16, String)> {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let mut answer = agent.get(format!("http://{}/ready", self.telemetry)).call().ok()?;
+        Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
+    }
+
+    fn until_ready_is(&self, status: u16, says: &str) {
+        let (status, says) = (status, format!("{says}\n"));
+        wait_for(format!("/ready says {status} {says}"), || (self.ready()? == (status, says.clone())).then_some(()));
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.folder.path().join("stderr")).expect("its last words")
+    }
+
+    /// Its exit code, and its last words.
+    fn end(&mut self) -> (Option<i32>, String) {
+        let status = wait_for("it ends", || self.child.try_wait().expect("a child can be waited for"));
+        (status.code(), self.said())
+    }
+
+    fn command(&self, arguments: &[&str]) -> Output {
+        campanile()
+            .arg("--data")
+            .arg(self.folder.path().join("data"))
+            .args(arguments)
+            .output()
+            .expect("the binary runs")
+    }
+}
+
+impl Drop for RoleProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_role_waits_for_an_engine_that_does_not_answer_and_says_for_which() {
+    if servers::redis().is_none() {
+        return;
+    }
+    let mut redis = servers::Redis::start().expect("Redis starts");
+    let url = format!("redis.url={}", redis.url());
+    let settings = ["bus.kind=redis", &url, "xmpp.endpoints=localhost:5223:direct"];
+    redis.kill();
+    let mut http = RoleProcess::start("http", &settings);
+    http.until_ready_is(503, "waiting for redis");
+    wait_for("that is told in the log", || http.said().contains("waiting for an engine").then_some(()));
+    redis.restart();
+    http.until_ready_is(200, "ready");
+    let status = http.command(&["ctl", "status"]);
+    let said = text(&status.stdout);
+    assert!(said.contains("ready: campanile") && said.contains("with role http"), "{said}");
+    assert!(said.contains("\n  redis            up\n"), "{said}");
+    // Without a middle there is nobody to ask.
+    let (code, said) = refusal(&http.command(&["app", "list"]));
+    assert_eq!((code, said.contains("no middle tier is running")), (Some(1), true), "{said}");
+    redis.pause();
+    http.until_ready_is(503, "waiting for redis");
+    redis.resume();
+    http.until_ready_is(200, "ready");
+    kill_process(Pid::from_child(&http.child), Signal::TERM).expect("a child can be sent a signal");
+    let (code, said) = http.end();
+    assert_eq!(code, Some(0), "{said}");
+    // Its applications are not in its folder.
+    let (code, said) = refusal(&http.command(&["app", "list"]));
+    assert_eq!((code, said.contains("process with role = \"http\"")), (Some(1), true), "{said}");
+
+    redis.kill();
+    let mut http = RoleProcess::start("http", &settings);
+    http.until_ready_is(503, "waiting for redis");
+    kill_process(Pid::from_child(&http.child), Signal::TERM).expect("a child can be sent a signal");
+    assert_eq!(http.end().0, Some(0), "whoever waits can be told to stop");
+}
+
+#[test]
+fn a_redis_that_refuses_the_login_ends_the_start() {
+    if servers::redis().is_none() {
+        return;
+    }
+    let redis = servers::Redis::start_with(&["--requirepass", "right"]).expect("Redis starts");
+    let (url, place) = (format!("redis.url={}", redis.url()), redis.url());
+    for wrong in ["redis.password=", "redis.password=wrong"] {
+        let settings = ["bus.kind=redis", &url, wrong, "xmpp.endpoints=localhost:5223:direct"];
+        let (code, said) = RoleProcess::start("http", &settings).end();
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(place.trim_start_matches("redis://")), "{said}");
+        assert!(said.contains("see redis.url, redis.password_file") && !said.contains("wrong"), "{said}");
+    }
+    let settings = ["bus.kind=redis", &url, "redis.password=right", "xmpp.endpoints=localhost:5223:direct"];
+    RoleProcess::start("http", &settings).until_ready_is(200, "ready");
+}
+
+#[test]
+fn all_roles_in_one_process_may_have_their_catalog_in_mysql_and_their_bus_on_redis() {
+    let (Some(redis), Some(mariadb)) = (servers::redis(), servers::mariadb()) else { return };
+    let settings = [
+        ("bus.kind", "redis"),
+        ("redis.url", &redis.url()),
+        ("redis.prefix", "all_roles"),
+        ("catalog.kind", "mysql"),
+        ("mysql.url", &mariadb.url("all_roles")),
+    ];
+    let set: Vec<_> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let set: Vec<_> = set.iter().map(String::as_str).collect();
+    let (code, said) = RoleProcess::start("all", &set).end();
+    assert_eq!((code, said.contains("run `campanile migrate`")), (Some(1), true), "{said}");
+    let migrate = |sets: &[&str]| {
+        let mut command = campanile();
+        command.args(["--json", "migrate"]);
+        for set in sets {
+            command.args(["--set", set]);
+        }
+        let output = command.output().expect("the binary runs");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).expect("one line of JSON")
+    };
+    assert_eq!(migrate(&set)["from"], 0);
+    assert_eq!(migrate(&set)["from"], migrate(&set)["to"], "again it changes nothing");
+
+    let server = Server::start_with(&settings);
+    let status = &server.json(&["ctl", "status"])[0];
+    assert_eq!(status["engines"], serde_json::json!({ "mysql": "up", "redis": "up" }));
+    assert_eq!(status["partitions"].as_array().map(Vec::len), Some(64));
+    let device = TerminalDevice::start(&server, &["--alias", "keeper"]);
+    device.regid();
+    server.send("/v3/message/alias", &[("alias", "keeper"), ("payload", "over Redis")]);
+    device.wait_for_push("over Redis");
+    for metric in ["campanile_bus_requests_sent", "campanile_cache_commands", "campanile_mysql_statements"] {
+        assert!(server.metric(&format!("{metric}_total")) > 0.0, "{metric}");
+    }
+    assert!(server.metric("campanile_engine_up") > 1.0);
 }
 
 /// A server with a request under way that never ends: its drain waits for it.

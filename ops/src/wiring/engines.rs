@@ -28,6 +28,9 @@ const HBASE: &str = "hbase";
 const MYSQL: &str = "mysql";
 const REDIS: &str = "redis";
 
+/// What is to be looked at when Redis refuses.
+const REDIS_SETTINGS: &str = "see redis.url, redis.password_file and redis.prefix";
+
 /// The bus that the configuration names.
 pub(super) enum Carrier {
     InProcess(Arc<InProcess>),
@@ -51,7 +54,9 @@ impl Carrier {
                         .await
                     {
                         Ok(bus) => Ok(Tried::There(bus)),
-                        Err(failure) if refused_by_redis(&failure.description) => Err(anyhow!(failure.description)),
+                        Err(failure) if refused_by_redis(&failure.description) => {
+                            Err(anyhow!("{}; {REDIS_SETTINGS}", failure.description))
+                        }
                         Err(failure) => Ok(Tried::Away(failure.description)),
                     };
                 let bus = wait_for(REDIS, &place.health, connect).await?;
@@ -135,7 +140,10 @@ async fn sorted(place: &Place<'_>, registry: &mut Registry) -> Result<Arc<dyn So
             let open =
                 async || match HbaseStore::open(options.clone(), place.clock.clone(), place.entropy.clone()).await {
                     // Whatever else is wrong stays so until somebody mends it.
-                    Err(SchemaError::Store(error)) => Ok(Tried::Away(error.to_string())),
+                    // Also where it speaks the other transport.
+                    Err(SchemaError::Store(error)) => {
+                        Ok(Tried::Away(format!("{error}; see hbase.gateways and hbase.transport")))
+                    }
                     opened => Ok(Tried::There(opened?)),
                 };
             let store = Arc::new(wait_for(HBASE, &place.health, open).await?);
@@ -169,7 +177,13 @@ async fn catalog(
         CatalogKind::Sqlite => Ok(Arc::new(SqliteCatalog::open(&place.folder.catalog())?)),
         CatalogKind::Mysql => {
             let options = mysql_options(place.config)?;
-            let open = async || judge(MysqlCatalog::open(options.clone()).await, refused_by_mysql);
+            let open = async || {
+                judge(
+                    MysqlCatalog::open(options.clone()).await,
+                    refused_by_mysql,
+                    "see mysql.url and mysql.password_file",
+                )
+            };
             let catalog = Arc::new(wait_for(MYSQL, &place.health, open).await?);
             let watched = Arc::clone(&catalog);
             place.health.watch_engine(MYSQL, move || {
@@ -202,9 +216,7 @@ async fn cache(place: &Place<'_>, registry: &mut Registry) -> Result<Arc<dyn Cac
             let cache = Arc::new(RedisCache::start(redis_cache_options(place.config)?, Arc::clone(&place.entropy))?);
             wait_for(REDIS, &place.health, async || match cache.state() {
                 RedisState::Up => Ok(Tried::There(())),
-                RedisState::Down(reason) if refused_by_redis(&reason) => {
-                    Err(anyhow!("Redis refuses: {reason}; see redis.url and redis.password_file"))
-                }
+                RedisState::Down(reason) if refused_by_redis(&reason) => Err(anyhow!("{reason}; {REDIS_SETTINGS}")),
                 RedisState::Down(reason) => Ok(Tried::Away(reason)),
                 RedisState::Connecting => Ok(Tried::Away("connecting".to_owned())),
             })
@@ -320,7 +332,7 @@ fn refused_by_mysql(text: &str) -> bool {
 
 /// Settings, login and rights.
 fn refused_by_redis(text: &str) -> bool {
-    ["WRONGPASS", "NOAUTH", "NOPERM", "AuthenticationFailed", "on Redis can't be used"]
+    ["WRONGPASS", "NOAUTH", "NOPERM", "AuthenticationFailed", "unauthenticated", "on Redis can't be used"]
         .iter()
         .any(|word| text.contains(word))
 }

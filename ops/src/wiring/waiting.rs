@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::{self, Health};
 
-/// Between two tries.
+/// Between two tries at first, and at most.
 const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// What takes no longer than this to connect is not worth a line of the log.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 /// Between two lines of the log about the same engine.
@@ -38,7 +39,7 @@ pub(super) async fn wait_for<T>(
     let set = |said: Option<String>| *trouble.lock().unwrap_or_else(PoisonError::into_inner) = said;
     let shown = Arc::clone(&trouble);
     health.watch_engine(engine, move || shown.lock().unwrap_or_else(PoisonError::into_inner).clone());
-    let began = Instant::now();
+    let (began, mut pause) = (Instant::now(), PAUSE);
     let mut told: Option<Instant> = None;
     loop {
         match attempt().await? {
@@ -59,15 +60,21 @@ pub(super) async fn wait_for<T>(
                 set(Some(reason));
             }
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-/// What an engine's error means at the start: a refusal is final, everything else may pass.
-pub(super) fn judge<T>(tried: Result<T, StoreError>, refused: impl Fn(&str) -> bool) -> Result<Tried<T>> {
+/// What an engine's error means at the start: a refusal is final, and these settings are to be looked at; everything else
+/// may pass.
+pub(super) fn judge<T>(
+    tried: Result<T, StoreError>,
+    refused: impl Fn(&str) -> bool,
+    settings: &str,
+) -> Result<Tried<T>> {
     match tried {
         Ok(there) => Ok(Tried::There(there)),
-        Err(StoreError::Unavailable(text)) if refused(&text) => Err(anyhow!(text)),
+        Err(StoreError::Unavailable(text)) if refused(&text) => Err(anyhow!("{text}; {settings}")),
         Err(error @ StoreError::Corrupt(_)) => Err(error.into()),
         Err(error) => Ok(Tried::Away(error.to_string())),
     }
