@@ -250,27 +250,28 @@ pub(crate) async fn delete(shared: &Arc<Shared>, app: &App, name: &MessageName) 
 
 /// Sees to it that a schedule fires no more, after a firing that is under way. Returns the messages that it may have become.
 pub(crate) async fn stop(shared: &Arc<Shared>, app: &AppId, id: MessageId) -> Result<Vec<MessageId>, Failure> {
-    let _turn = shared.schedules.turn(id).await;
-    let Some(schedule) = not_firing_elsewhere(shared, app, id).await? else { return Ok(Vec::new()) };
-    if schedule.state == ScheduleState::Waiting
-        && !shared.catalog.delete_schedule(app, id).await?
-        && let Some(begun) = &schedule.firing
-    {
-        // A firing that was cut off begins no more.
-        shared.catalog.fired(id, begun.due_ms, None).await?;
-    }
-    let begun = schedule.firing.map(|firing| firing.message);
-    Ok(schedule.last_message.into_iter().chain(begun).collect())
-}
-
-/// The schedule, once no other middle fires it any more. A firing that takes longer than one may was cut off.
-async fn not_firing_elsewhere(shared: &Shared, app: &AppId, id: MessageId) -> Result<Option<Schedule>, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let schedule = shared.catalog.schedule(app, id).await?;
-        let firing = schedule.as_ref().is_some_and(|schedule| schedule.firing.is_some());
-        if !firing || shared.partitions.has_app(app) || Instant::now() >= until {
-            return Ok(schedule);
+        {
+            let _turn = shared.schedules.turn(id).await;
+            let Some(schedule) = shared.catalog.schedule(app, id).await? else { return Ok(Vec::new()) };
+            let waits = schedule.state == ScheduleState::Waiting;
+            // Here the turn keeps firings away. Another middle is waited for, but one that takes longer was cut off.
+            let alone = shared.partitions.has_app(app) || Instant::now() >= until;
+            if !waits || alone || schedule.firing.is_none() {
+                let deleted = waits && shared.catalog.delete_schedule(app, id).await?;
+                if waits
+                    && !deleted
+                    && let Some(begun) = &schedule.firing
+                {
+                    // A firing that was cut off begins no more.
+                    shared.catalog.fired(id, begun.due_ms, None).await?;
+                }
+                if !waits || alone || deleted {
+                    let begun = schedule.firing.map(|firing| firing.message);
+                    return Ok(schedule.last_message.into_iter().chain(begun).collect());
+                }
+            }
         }
         sleep(FIRING_LOOK).await;
     }

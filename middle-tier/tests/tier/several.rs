@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use campanile_middle_tier::Config;
 use idl::audience::Audience;
 use idl::bus::{Reply, Request};
-use idl::contract::bus::{AppAnswer, AppRequest, Counters, FrontLease, OnlineOf, RotateSecret, Send};
+use idl::contract::bus::{AppAnswer, AppRequest, Counters, FrontLease, OnlineOf, RotateSecret, Send, Stop};
 use idl::error::Code;
-use idl::ids::{AccountId, MessageId, Partition};
+use idl::ids::{AccountId, MessageId, Partition, Shard};
 use schema::sorted::Table;
 use tokio::time::{Instant, sleep};
 
@@ -486,4 +487,71 @@ async fn middles_end_in_peace_with_what_was_counted_written() {
     let before = store.writes();
     several.end_in_peace().await;
     assert!(store.writes() > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_schedule_that_another_middle_fires_is_stopped_with_what_it_became() {
+    let mut several = Several::start().await;
+    let (a, b) = (several.device_at(A).await, several.device_at(B).await);
+    // The app's schedules are fired by B; A is asked to stop one.
+    let of_app = Partition::from(Shard::of_app(&APP.parse().expect("an app")));
+    if of_app != several.partition_of_secret() {
+        several.shared.give(&[of_app], B).await;
+    }
+    let send_at_ms = Some((several.now_ms() + 10_000).cast_signed());
+    let later = Send { send_at_ms, ..send_to(to_all(&[&a, &b])) };
+    let (schedule, _) = several.send(later).await.expect("accepted");
+    several.store.fault_once(Table::Records, Fault::Held);
+    let stopped = {
+        several.store.met().await;
+        let stopping = several.app(AppRequest::Stop(Stop { names: vec![by_id(schedule)], recall: true }));
+        let store = several.store.clone();
+        let opening = async {
+            sleep(SECOND).await;
+            store.open();
+        };
+        several.handing(async { tokio::join!(stopping, opening).0 }).await.0
+    };
+    let Ok(AppAnswer::Stopped(stopped)) = stopped else { panic!("{stopped:?}") };
+    assert_eq!((stopped.found.len(), stopped.unknown.len()), (1, 0));
+    let state = several.state(schedule).await;
+    assert_eq!(state.state, "revoked");
+    assert!(several.during(SECOND * 20).await.iter().all(|payload| payload.deliver.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_that_a_front_missed_is_judged_at_every_middle() {
+    let config = Config { check_interval: SECOND * 86_400, ..Config::default() };
+    let mut several = Several::start_with(config).await;
+    several.device_at(B).await;
+    several.during(SECOND * 20).await;
+    let before = several.counted_at(B, "judgements_total");
+    // The front takes no events: its queue and the publisher's are full after so many.
+    for _ in 0..2100 {
+        several.send(send_to(audience(&topic("nobody's")))).await.expect("accepted");
+    }
+    several.during(SECOND * 12).await;
+    let told = several.counted_at(B, "requests_total{request=\"JudgeSoon\",code=\"0\"}");
+    assert!((1..=4).contains(&told), "once in five seconds: {told}");
+    assert!(several.counted_at(B, "judgements_total") > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn middles_learn_how_full_a_mailbox_is_from_each_other() {
+    let mut several = Several::start_with(Config { mailbox_max: 5, ..Config::default() }).await;
+    let (a, b) = (several.device_at(A).await, several.device_at(B).await);
+    let both = || send_to(to_all(&[&a, &b]));
+    // The owner is told of what others add.
+    several.send(send_to(to(&b))).await.expect("there is room");
+    for _ in 0..2 {
+        several.send(both()).await.expect("there is room");
+    }
+    for _ in 0..2 {
+        several.send(send_to(to(&b))).await.expect("there is room");
+    }
+    assert_eq!(several.refused(send_to(to(&b))).await, Code::LimitReached);
+    // The others read it again before long.
+    several.handing(sleep(SECOND * 5)).await;
+    let (_, bad) = several.send(both()).await.expect("one has room");
+    assert_eq!(bad, [b.regid.to_string()]);
 }
