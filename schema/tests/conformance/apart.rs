@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use crate::world::{TestClock, World};
 
 /// Patient, for all cases together are more than the machine does at once.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A store for one case.
 pub(crate) fn hbase() -> Option<World> {

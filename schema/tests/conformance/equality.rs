@@ -1,4 +1,4 @@
-//! The embedded store does what the store in memory does, for any sequence of operations.
+//! Other stores do what the store in memory does, for any sequence of operations.
 
 use std::sync::Arc;
 
@@ -148,6 +148,49 @@ proptest! {
             for table in [Table::Mailboxes, Table::Names] {
                 let all = RowScan { table, from: Vec::new(), to: None, rows_max: usize::MAX };
                 prop_assert_eq!(store.scan(all.clone()).await.unwrap(), memory.scan(all).await.unwrap());
+            }
+            Ok(())
+        })?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_store_in_hbase_does_what_the_store_in_memory_does(steps in prop::collection::vec(step(), 1..30)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let clock = TestClock::new();
+            let opening = tokio::spawn(crate::apart::open(clock.clone()));
+            let Some(store) = opening.await.unwrap() else { return Ok(()) };
+            let memory = MemoryStore::new(clock.clone());
+            let mut now_ms = START_MS;
+            for step in steps {
+                match step {
+                    // One after another: threads of the store serve what comes at once in any order.
+                    Step::Write(requests) => {
+                        for request in requests {
+                            let expected = serve(&memory, request.clone()).await;
+                            prop_assert_eq!(serve(&store, request).await, expected);
+                        }
+                    }
+                    Step::Read(rows) => {
+                        let expected = memory.read(rows.clone()).await.unwrap();
+                        prop_assert_eq!(store.read(rows).await.unwrap(), expected);
+                    }
+                    Step::Scan(scan) => {
+                        let expected = memory.scan(scan.clone()).await.unwrap();
+                        prop_assert_eq!(&store.scan(scan.clone()).await.unwrap(), &expected);
+                        let keys: Vec<_> = expected.into_iter().map(|row| row.row).collect();
+                        prop_assert_eq!(store.keys(scan).await.unwrap(), keys);
+                    }
+                    Step::Advance(ms) => {
+                        now_ms += ms;
+                        clock.set(now_ms);
+                    }
+                    Step::Reopen => {}
+                }
             }
             Ok(())
         })?;

@@ -197,6 +197,7 @@ impl Gateways {
     /// Watches one gateway until the store is closed. Runs on a thread of its own.
     pub(super) fn watch(self: &Arc<Self>, place: usize) {
         let Some(gateway) = self.all.get(place) else { return };
+        let begun = Instant::now();
         loop {
             let mut breaker = gateway.breaker();
             loop {
@@ -205,8 +206,9 @@ impl Gateways {
                 }
                 let now = Instant::now();
                 let asked = [breaker.last_success, breaker.last_failure.as_ref().map(|(at, _)| *at)];
-                let due =
-                    breaker.probe_at.unwrap_or_else(|| asked.into_iter().flatten().max().unwrap_or(now) + PROBE_EVERY);
+                let due = breaker
+                    .probe_at
+                    .unwrap_or_else(|| asked.into_iter().flatten().max().unwrap_or(begun) + PROBE_EVERY);
                 let left = due.saturating_duration_since(now);
                 if left.is_zero() {
                     break;

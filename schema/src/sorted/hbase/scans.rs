@@ -21,7 +21,7 @@ const PAGE_FIRST: usize = 32;
 const PAGE_MAX: usize = 1024;
 /// What a page should come to.
 const PAGE_BYTES: usize = 1 << 20;
-/// Most cells in one piece of a row.
+/// Most cells in one piece of a row, at first.
 const PIECE_CELLS: i32 = 100;
 
 /// A range to read, and whom to answer.
@@ -91,6 +91,7 @@ fn scan_rows(
         filter: Some(filter),
         rows_max: scan.rows_max,
         page_max: PAGE_MAX,
+        piece_cells: PIECE_CELLS,
         until,
         rows: Vec::new(),
     };
@@ -116,6 +117,7 @@ pub(super) fn row(
         filter: None,
         rows_max: 1,
         page_max: 1,
+        piece_cells: PIECE_CELLS,
         until,
         rows: Vec::new(),
     };
@@ -133,6 +135,7 @@ struct Range<'a> {
     filter: Option<Vec<u8>>,
     rows_max: usize,
     page_max: usize,
+    piece_cells: i32,
     until: Instant,
     /// What was read. The last row may not be whole yet.
     rows: Vec<(Vec<u8>, StoredCells)>,
@@ -149,6 +152,7 @@ impl Range<'_> {
             };
             match &error {
                 CallError::TooLarge(_) if self.page_max > 1 => self.page_max = 1,
+                CallError::TooLarge(_) if self.piece_cells > 1 => self.piece_cells = (self.piece_cells / 8).max(1),
                 // A scanner is forgotten when its gateway is started anew, and that is an IllegalArgument as well.
                 CallError::Refused { lasting: false, .. } | CallError::Lost(_) => {}
                 CallError::Refused { .. } if self.rows.len() > whole => {}
@@ -174,7 +178,7 @@ impl Range<'_> {
             columns: Some(self.columns.clone()).filter(|columns| !columns.is_empty()),
             caching: i32::try_from(page).ok(),
             filter_string: self.filter.clone(),
-            batch_size: Some(PIECE_CELLS),
+            batch_size: Some(self.piece_cells),
             sort_columns: None,
             reversed: None,
             cache_blocks: None,
