@@ -186,9 +186,10 @@ mod tests {
     use crate::clock::{SystemClock, SystemEntropy};
     use crate::ids::Shard;
 
-    fn bus(lane_max: usize) -> InProcess {
-        let limits = Limits { lane_max, ..Limits::default() };
-        InProcess::new(limits, Arc::new(SystemClock), Arc::new(SystemEntropy))
+    // What every bus does is tested in `tests/bus`.
+
+    fn bus() -> InProcess {
+        InProcess::new(Limits::default(), Arc::new(SystemClock), Arc::new(SystemEntropy))
     }
 
     fn call(lane: Lane) -> Call {
@@ -197,65 +198,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_is_answered_and_later_requests_get_greater_ids() {
-        let bus = Arc::new(bus(8));
-        let mut inbox = bus.attach_middle();
-        let served = tokio::spawn(async move {
-            let mut ids = Vec::new();
-            while ids.len() < 3 {
-                let incoming = inbox.next().await.expect("a request");
-                ids.push(incoming.id);
-                incoming.answer.send(Ok(Reply::Done));
-            }
-            ids
-        });
-        for _ in 0..3 {
-            assert_eq!(bus.request(call(Lane::High)).await, Ok(Reply::Done));
-        }
-        let ids = served.await.expect("the middle runs");
-        assert!(ids.is_sorted() && ids[0] < ids[1] && ids[1] < ids[2]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_that_nobody_answers_times_out_as_may_have_happened() {
-        let bus = bus(8);
-        let _inbox = bus.attach_middle();
-        let failure = bus.request(call(Lane::High)).await.expect_err("nobody answers");
-        assert_eq!(failure.code, Code::TimedOut);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_lane_sheds_and_the_others_go_on() {
-        let bus = Arc::new(bus(1));
-        let mut inbox = bus.attach_middle();
-        let waiting = tokio::spawn({
-            let bus = Arc::clone(&bus);
-            async move { bus.request(call(Lane::Low)).await }
-        });
-        tokio::task::yield_now().await;
-        assert_eq!(bus.request(call(Lane::Low)).await.expect_err("full").code, Code::Busy);
-        let high = tokio::spawn({
-            let bus = Arc::clone(&bus);
-            async move { bus.request(call(Lane::High)).await }
-        });
-        tokio::task::yield_now().await;
-        let first = inbox.next().await.expect("a request");
-        assert_eq!(first.lane, Lane::High);
-        first.answer.send(Ok(Reply::Done));
-        inbox.next().await.expect("a request").answer.send(Ok(Reply::Done));
-        assert_eq!(high.await.expect("runs"), Ok(Reply::Done));
-        assert_eq!(waiting.await.expect("runs"), Ok(Reply::Done));
-    }
-
-    #[tokio::test]
     async fn without_a_middle_a_request_fails_at_once_with_a_retryable_code() {
-        let failure = bus(8).request(call(Lane::High)).await.expect_err("nobody is there");
+        let failure = bus().request(call(Lane::High)).await.expect_err("nobody is there");
         assert!(failure.code.retryable());
     }
 
     #[tokio::test]
     async fn a_front_that_is_gone_is_forgotten() {
-        let bus = bus(8);
+        let bus = bus();
         let front = FrontId(1);
         drop(bus.attach_front(front));
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -5,3 +5,4 @@ mod entries;
 mod faults;
 mod harness;
 mod sharing;
+mod tls;

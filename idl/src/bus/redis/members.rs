@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_middle_that_comes_takes_its_share_and_moves_nothing_between_the_others() {
-        let middles: Vec<_> = (1..=4).map(|number| ProcessId(number << 64 | 77)).collect();
+        let middles: Vec<_> = (1..=4).map(|number| ProcessId(number << 64)).collect();
         let mut moved = 0;
         for partition in Partition::all() {
             let (three, four) = (wanted(partition, &middles[..3]), wanted(partition, &middles));

@@ -2,11 +2,11 @@
 //! middle owns. It reads no more than the lane's queue has place for, so a middle that is behind leaves the rest in Redis.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{RedisError, Value};
+use ::redis::{RedisError, Script, Value};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -26,6 +26,30 @@ const COUNT_MAX: usize = 64;
 const TAKEN_OVER_MAX: usize = 16;
 /// How often it is looked for what was left behind, and how much waits.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often consumers that are gone are taken out of the groups.
+const FORGET_EVERY: Duration = Duration::from_mins(5);
+/// How long a consumer has done nothing when it is gone for sure.
+const GONE_AFTER: Duration = Duration::from_mins(10);
+
+/// Takes consumers out of a group that have nothing pending and did nothing for so long, but for the one that asks. In one
+/// step, since what is pending goes with its consumer.
+static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local gone = 0
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local is = {}
+  for i = 1, #consumer, 2 do is[consumer[i]] = consumer[i + 1] end
+  if is.name ~= ARGV[2] and is.pending == 0 and is.idle > tonumber(ARGV[3]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], is.name)
+    gone = gone + 1
+  end
+end
+return gone
+",
+    )
+});
 
 /// How far a partition is taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,13 +79,23 @@ pub(super) struct Reader {
     by_key: HashMap<Vec<u8>, Partition>,
     turn: usize,
     looked_at: Instant,
+    forgot_at: Option<Instant>,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, lane: Lane, queue: mpsc::Sender<Incoming>) -> Self {
         let key = |partition| shared.keys.requests(Slot { partition, lane }).as_bytes().to_vec();
         let by_key = Partition::all().map(|partition| (key(partition), partition)).collect();
-        Self { shared, lane, queue, stages: HashMap::new(), by_key, turn: 0, looked_at: Instant::now() }
+        Self {
+            shared,
+            lane,
+            queue,
+            stages: HashMap::new(),
+            by_key,
+            turn: 0,
+            looked_at: Instant::now(),
+            forgot_at: None,
+        }
     }
 
     /// Reads until the middle's inbox is gone.
@@ -355,6 +389,29 @@ impl Reader {
             }
         }
         self.shared.metrics.lag[self.lane as usize].set(waiting);
+        if self.forgot_at.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
+            self.forgot_at = Some(Instant::now());
+            self.forget(connection, GONE_AFTER).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes consumers that are gone out of the groups: each middle that ever lived was one.
+    async fn forget(&self, connection: &mut MultiplexedConnection, gone_after: Duration) -> Result<(), Trouble> {
+        let me = self.shared.process.to_string();
+        let idle_ms = u64::try_from(gone_after.as_millis()).unwrap_or(u64::MAX);
+        for partition in self.stages.keys() {
+            let mut call = FORGET.key(self.shared.keys.requests(self.slot(*partition)));
+            let forgotten = call.arg(GROUP).arg(&me).arg(idle_ms).invoke_async::<i64>(connection).await;
+            if let Err(error) = forgotten {
+                let reason = self.shared.dialer.said(&error);
+                if error.is_io_error() || error.is_timeout() {
+                    return Err(Trouble::Broken(reason));
+                }
+                // Such as that the stream has vanished: nothing hangs on it.
+                tracing::debug!(%reason, "consumers that are gone could not be looked for");
+            }
+        }
         Ok(())
     }
 
