@@ -129,7 +129,8 @@ pub(crate) async fn open_channel(
         index.push(index_entry(&registration));
         handle.lock().open(registration, mailbox, more, shared.clock.now_ms());
     }
-    if let Some(older) = &older {
+    // What one of an earlier term knew may be out of date.
+    if let Some(older) = older.as_ref().filter(|older| older.is_ours(shared)) {
         let mut older = older.lock();
         handle.lock().inherit(&mut older);
     }

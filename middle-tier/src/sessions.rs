@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use idl::bus::Term;
 use idl::contract::bus::IndexEntry;
@@ -19,6 +20,8 @@ use crate::session::{Session, Whereabouts};
 
 /// Sessions that are ended at one time when all of a partition are.
 const ENDED_AT_ONCE: usize = 256;
+/// How long the end of one may take before it is dropped.
+const END_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// A session and its lock, which is never held across an await.
 pub(crate) struct Handle {
@@ -302,7 +305,11 @@ async fn end_one(shared: &Arc<Shared>, handle: &Arc<Handle>) {
             return;
         }
     }
-    dispatch::take_steps(shared, handle).await;
+    if timeout(END_TIME_MAX, dispatch::take_steps(shared, handle)).await.is_err() {
+        tracing::warn!(%account, "how far a session was could not be written; what it judged is judged again");
+        shared.sessions.remove(account, handle);
+        handle.dropped(shared);
+    }
 }
 
 /// What a front's index has for a registration.
