@@ -74,6 +74,11 @@ impl DataFolder {
         Ok(Owned(file))
     }
 
+    /// True while a process owns it.
+    pub fn is_owned(&self) -> bool {
+        File::open(self.0.join("lock")).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Remembers that this is the folder of a process with a part of the tiers, whose stores are elsewhere, or forgets it.
     pub fn note_role(&self, role: Role) -> Result<()> {
         match role {
@@ -182,9 +187,11 @@ mod tests {
         let folder = DataFolder::at(&temp.path().join("a/b"));
         folder.create().expect("makes");
         let owned = folder.own().expect("free");
+        assert!(folder.is_owned());
         let error = folder.own().expect_err("owned").to_string();
         assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
         drop(owned);
+        assert!(!folder.is_owned());
         folder.own().expect("free again");
     }
 

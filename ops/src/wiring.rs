@@ -198,8 +198,11 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
         // Commands at the socket are among the tasks.
         drain_watchers.cancel();
         tasks.wait().await;
-        // While the middle still serves: it ends what it has of each partition that another one takes over.
-        carrier.detach().await;
+        // While the middle still serves: it ends what it has of each partition that another one takes over. One that crashed
+        // ends nothing; others take over when its lease has run out.
+        if crash.is_none() {
+            carrier.detach().await;
+        }
         drain_middle.cancel();
         middles.ended().await?;
         watchers.ended().await

@@ -540,6 +540,12 @@ fn a_role_waits_for_an_engine_that_does_not_answer_and_says_for_which() {
     let mut http = RoleProcess::start("http", &settings);
     http.until_ready_is(503, "waiting for redis");
     wait_for("that is told in the log", || http.said().contains("waiting for an engine").then_some(()));
+    let (code, said) = refusal(&http.command(&["ctl", "status"]));
+    assert_eq!(
+        (code, said.contains("waits for an engine; its log and /ready say for which")),
+        (Some(1), true),
+        "{said}"
+    );
     redis.restart();
     http.until_ready_is(200, "ready");
     let status = http.command(&["ctl", "status"]);

@@ -103,6 +103,13 @@ fn ask_running(config: &Config, ask: &Ask) -> Result<Value> {
 
 /// What to say where a running server is needed.
 pub(super) fn none_running(folder: &DataFolder) -> String {
+    if folder.is_owned() {
+        return format!(
+            "the server on the data folder {} does not answer: it is starting or ending, or waits for an engine; its log \
+             and /ready say for which",
+            folder.path().display()
+        );
+    }
     format!("no server runs on the data folder {}; start one with campanile serve", folder.path().display())
 }
 
