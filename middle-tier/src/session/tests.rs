@@ -108,6 +108,29 @@ fn a_message_stored_while_the_mailbox_is_read_is_not_forgotten() {
 }
 
 #[test]
+fn what_is_told_late_is_looked_for_in_the_mailbox() {
+    let (mut session, config) = in_step();
+    let stored = |session: &mut Session, n| {
+        session.stored(&app(), RegId([1; 24]), &message(id(n), None), &config, 10 * MINUTE);
+    };
+    stored(&mut session, 2);
+    assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(2)]);
+    session.handed_off();
+    // Told again while it is under way: it is known.
+    stored(&mut session, 2);
+    assert!(matches!(session.next(10 * MINUTE, &config), Step::Idle));
+    // One before it, and itself once more after it was acknowledged: only what the mailbox still has goes out.
+    session.acked_singles(&app(), &[id(2)]);
+    stored(&mut session, 1);
+    stored(&mut session, 2);
+    stored(&mut session, 3);
+    let Step::Drain(reads) = session.next(10 * MINUTE, &config) else { panic!("the mailbox tells") };
+    let mailbox = [1, 3].map(|n| (id(n), (*message(id(n), None)).clone())).to_vec();
+    session.drained(reads[0].0, mailbox, true, 10 * MINUTE);
+    assert_eq!(handed_off(session.next(10 * MINUTE, &config)), [id(1), id(3)]);
+}
+
+#[test]
 fn a_device_that_claims_to_have_any_number_of_broadcasts_is_believed_so_far() {
     let (mut session, config) = in_step();
     let mut believed = 0;
