@@ -23,7 +23,6 @@ use idl::clock::{Clock as _, SystemClock};
 use idl::due::Pace;
 use idl::ids::MessageId;
 use schema::catalog::schedules::Schedules as _;
-use schema::catalog::sqlite::SqliteCatalog;
 use serde_json::Value;
 
 const HOUR_MS: u64 = 3600 * 1000;
@@ -173,7 +172,7 @@ async fn a_repeated_send_does_not_make_up_for_what_an_outage_missed() {
     world.server.kill();
     {
         // As it would be after an outage of three days.
-        let catalog = SqliteCatalog::open(&world.server.folder().catalog()).expect("the catalog");
+        let catalog = world.server.catalog().await;
         let app = world.server.demo().app.parse().expect("an application id");
         let found = catalog.schedule(&app, id.parse().expect("an id")).await.expect("it reads").expect("it is there");
         let missed_ms = found.due_ms - 72 * HOUR_MS;

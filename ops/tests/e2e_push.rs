@@ -13,7 +13,6 @@ mod history;
 mod proxy;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use harness::app_server::AppServer;
@@ -23,8 +22,7 @@ use harness::{eventually, wait_for};
 use history::{Senders, Target, judge};
 use idl::clock::{Clock as _, SystemClock};
 use proxy::Proxy;
-use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
-use schema::sorted::{Row, RowScan, SortedStore as _, Table};
+use schema::sorted::{Row, RowScan, Table};
 use sdk_android_bridge::Command;
 
 /// A server, its app server, and devices that were registered with it.
@@ -455,9 +453,8 @@ async fn while_push_is_off_messages_wait_and_come_in_order_when_it_is_on_again()
 
 /// Every row of a table of a server that has stopped.
 async fn rows(server: &Server, table: Table) -> Vec<Row> {
-    let store = EmbeddedStore::open(&server.folder().store(), Arc::new(SystemClock), EmbeddedOptions::default());
     let scan = RowScan { table, from: Vec::new(), to: None, rows_max: 10_000 };
-    store.expect("the server has left its store").scan(scan).await.expect("the store reads")
+    server.sorted().await.scan(scan).await.expect("the store reads")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,13 +2,11 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
-use std::sync::Arc;
 
 use idl::clock::{Clock as _, SystemClock};
 use idl::error::Code;
 use idl::ids::RegId;
-use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
-use schema::sorted::{Mutation, Put, SortedStore as _, Table};
+use schema::sorted::{Mutation, Put, Table};
 use serde_json::json;
 
 use crate::harness::http::{Answer, FORM, Http, PLAIN};
@@ -266,9 +264,6 @@ fn damaged_row() -> Vec<Answer> {
     assert!(place.server.stop().success());
     let regid: RegId = place.regid.parse().expect("a registration id");
     {
-        let store =
-            EmbeddedStore::open(&place.server.folder().store(), Arc::new(SystemClock), EmbeddedOptions::default());
-        let store = store.expect("the server has left its store");
         let base = Put {
             table: Table::Registrations,
             row: regid.0.to_vec(),
@@ -277,7 +272,8 @@ fn damaged_row() -> Vec<Answer> {
             expires_at_ms: None,
         };
         let written = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        written.block_on(store.write(vec![Mutation::Put(base)])).expect("it writes");
+        let write = async { place.server.sorted().await.write(vec![Mutation::Put(base)]).await };
+        written.block_on(write).expect("it writes");
     }
     place.server.restart();
     let send = place.http.post("/v3/message/regid", &[TEXT, ("registration_id", &place.regid)]);

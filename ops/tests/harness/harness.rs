@@ -1,4 +1,4 @@
-//! What end-to-end tests stand on: the real binary as a process on free ports, devices on the terminal and devices in
+//! What end-to-end tests stand on: the real binary as one process or by its roles on free ports, devices on the terminal and devices in
 //! this process, all over real TLS.
 //!
 //! A test file takes it in with
@@ -14,7 +14,9 @@ pub(crate) mod app_server;
 pub(crate) mod clients;
 pub(crate) mod fleet;
 pub(crate) mod http;
+mod one_process;
 pub(crate) mod receiver;
+pub(crate) mod roles;
 pub(crate) mod server;
 pub(crate) mod terminal;
 

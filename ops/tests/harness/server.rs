@@ -1,20 +1,30 @@
-//! The server as a process, and the other commands of the same binary.
+//! The server, and the other commands of the same binary. With `WIRING=distributed` in the environment a server is six
+//! processes on Redis, MariaDB and HBase, one for each role twice; else it is one process on the embedded stores. A test
+//! sees no difference.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use campanile_ops::admin::App;
 use campanile_ops::api::{Api, Envelope};
+use campanile_ops::config::variable;
 use campanile_ops::data_folder::DataFolder;
-use campanile_ops::socket::Run;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
-use tempfile::TempDir;
+use idl::clock::SystemClock;
+use rustix::process::Signal;
+use schema::catalog::Catalog;
+use schema::catalog::sqlite::SqliteCatalog;
+use schema::sorted::SortedStore;
+use schema::sorted::embedded::{EmbeddedOptions, EmbeddedStore};
+use servers::{Cluster, Engines};
 
-use super::wait_for;
+use super::one_process::{OneProcess, campanile_on_a_disk_that_fills};
+use super::roles::{Roles, shared_engines};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_campanile");
+pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_campanile");
 
 /// Listeners on any free port of loopback.
 const FREE_PORTS: &[(&str, &str)] = &[
@@ -31,15 +41,7 @@ pub(crate) fn campanile() -> Command {
     without_settings(Command::new(BINARY))
 }
 
-/// The same, which takes a write past RLIMIT_FSIZE for one that failed: the kernel would end it by a signal first. A shell
-/// can ignore a signal for the program it becomes.
-fn campanile_on_a_disk_that_fills() -> Command {
-    let mut command = without_settings(Command::new("sh"));
-    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", BINARY]);
-    command
-}
-
-fn without_settings(mut command: Command) -> Command {
+pub(super) fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CAMPANILE_") {
             command.env_remove(name);
@@ -62,11 +64,14 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 /// A server with a data folder of its own. Dropping it kills it and takes the folder away; when the test has failed, its
 /// last words are shown.
 pub(crate) struct Server {
-    folder: TempDir,
-    settings: Vec<(String, String)>,
-    binary: fn() -> Command,
-    child: Option<Child>,
-    run: Run,
+    wired: Wired,
+    /// Of the next client of the HTTPS API.
+    turn: AtomicUsize,
+}
+
+enum Wired {
+    Whole(OneProcess),
+    ByRoles(Roles),
 }
 
 impl Server {
@@ -77,100 +82,150 @@ impl Server {
 
     /// The same with settings, which win over the harness's own.
     pub(crate) fn start_with(settings: &[(&str, &str)]) -> Self {
-        Self::start_as(campanile, settings)
+        match variable("WIRING").as_deref() {
+            None | Some("" | "embedded") => Self::start_whole(settings),
+            Some("distributed") => Self::start_by_roles(shared_engines(), settings),
+            Some(other) => panic!("WIRING is {other:?}; \"distributed\" and \"embedded\" are known"),
+        }
+    }
+
+    /// One process, whatever the wiring of the other tests: for what is about that process or its disk.
+    pub(crate) fn start_whole(settings: &[(&str, &str)]) -> Self {
+        Self::of(Wired::Whole(OneProcess::start(campanile, all(settings))))
     }
 
     /// The same on a disk that [`Server::limit_files_to`] can fill.
     pub(crate) fn start_on_a_disk_that_fills(settings: &[(&str, &str)]) -> Self {
-        Self::start_as(campanile_on_a_disk_that_fills, settings)
+        Self::of(Wired::Whole(OneProcess::start(campanile_on_a_disk_that_fills, all(settings))))
     }
 
-    fn start_as(binary: fn() -> Command, settings: &[(&str, &str)]) -> Self {
-        let settings = FREE_PORTS.iter().chain(settings).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let nothing = Run { pid: 0, role: String::new(), version: String::new(), listeners: [].into(), ca: None };
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut server = Self { folder, settings: settings.collect(), binary, child: None, run: nothing };
-        server.launch();
-        server
+    /// Six processes on these engines.
+    pub(crate) fn start_by_roles(engines: Engines<'_>, settings: &[(&str, &str)]) -> Self {
+        Self::of(Wired::ByRoles(Roles::start(engines, all(settings))))
+    }
+
+    fn of(wired: Wired) -> Self {
+        Self { wired, turn: AtomicUsize::new(0) }
+    }
+
+    /// Its processes. Panics if it is one.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        match &self.wired {
+            Wired::Whole(_) => panic!("it is one process"),
+            Wired::ByRoles(roles) => &roles.cluster,
+        }
+    }
+
+    /// Its processes, to do something with them. Panics if it is one.
+    pub(crate) fn cluster_mut(&mut self) -> &mut Cluster {
+        match &mut self.wired {
+            Wired::Whole(_) => panic!("it is one process"),
+            Wired::ByRoles(roles) => &mut roles.cluster,
+        }
     }
 
     /// Kills the server as nothing else can: it gets no chance to say or write anything.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("a child can be killed");
-            child.wait().expect("a child can be waited for");
+        match &mut self.wired {
+            Wired::Whole(process) => process.kill(),
+            Wired::ByRoles(roles) => roles.cluster.kill_all(),
         }
     }
 
     /// Starts it again on the same folder and the same ports, so that clients find it where it was.
     pub(crate) fn restart(&mut self) {
-        self.kill();
-        for (key, address) in self.run.listeners.clone() {
-            self.set(&key, &address.to_string());
+        match &mut self.wired {
+            Wired::Whole(process) => process.restart(),
+            Wired::ByRoles(roles) => roles.cluster.restart_all(),
         }
-        self.launch();
     }
 
     /// Another value for a setting, from the next start on.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
-        self.settings.retain(|(known, _)| known != key);
-        self.settings.push((key.to_owned(), value.to_owned()));
+        match &mut self.wired {
+            Wired::Whole(process) => process.set(key, value),
+            Wired::ByRoles(roles) => roles.cluster.set(key, value),
+        }
     }
 
     /// Ends it by SIGTERM and waits for its end.
     pub(crate) fn stop(&mut self) -> ExitStatus {
-        self.signal(Signal::TERM);
-        let mut child = self.child.take().expect("it runs");
-        wait_for("the server ends after SIGTERM", || child.try_wait().expect("a child can be waited for"))
+        match &mut self.wired {
+            Wired::Whole(process) => process.stop(),
+            Wired::ByRoles(roles) => roles.stop(),
+        }
     }
 
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it runs");
-        kill_process(Pid::from_child(child), signal).expect("a child can be sent a signal");
+        match &self.wired {
+            Wired::Whole(process) => process.signal(signal),
+            Wired::ByRoles(roles) => roles.signal(signal),
+        }
     }
 
     /// From now on none of its files grows over so many bytes, as on a full disk; `None`: they grow again.
     pub(crate) fn limit_files_to(&self, bytes: Option<u64>) {
-        let maximum = getrlimit(Resource::Fsize).maximum;
-        let pid = Pid::from_child(self.child.as_ref().expect("it runs"));
-        let limit = Rlimit { current: bytes.or(maximum), maximum };
-        prlimit(Some(pid), Resource::Fsize, limit).expect("a child's limits can be set");
+        match &self.wired {
+            Wired::Whole(process) => process.limit_files_to(bytes),
+            Wired::ByRoles(_) => panic!("it keeps nothing in files"),
+        }
     }
 
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
+        match &self.wired {
+            Wired::Whole(process) => process.pid(),
+            Wired::ByRoles(roles) => roles.pid(),
+        }
     }
 
     /// Its data folder.
     pub(crate) fn data(&self) -> &Path {
-        self.folder.path()
+        match &self.wired {
+            Wired::Whole(process) => process.data(),
+            Wired::ByRoles(roles) => roles.data(),
+        }
     }
 
     /// The paths in its data folder.
     pub(crate) fn folder(&self) -> DataFolder {
-        DataFolder::at(self.folder.path())
+        DataFolder::at(self.data())
     }
 
     /// The CA that its clients trust.
     pub(crate) fn ca(&self) -> PathBuf {
-        self.run.ca.clone().expect("it has a CA of its own")
+        match &self.wired {
+            Wired::Whole(process) => process.ca().expect("it has a CA of its own"),
+            Wired::ByRoles(roles) => roles.ca(),
+        }
     }
 
     /// The address of a listener, by its key.
     pub(crate) fn address(&self, key: &str) -> SocketAddr {
-        *self.run.listeners.get(key).unwrap_or_else(|| panic!("{key} is not bound"))
+        let address = match &self.wired {
+            Wired::Whole(process) => process.address(key),
+            Wired::ByRoles(roles) => roles.address(key),
+        };
+        address.unwrap_or_else(|| panic!("{key} is not bound"))
     }
 
     /// Where its HTTPS API is.
     pub(crate) fn https(&self) -> String {
-        self.run.https().expect("it serves HTTPS")
+        format!("https://localhost:{}", self.address("http.https").port())
     }
 
-    /// A client of its API that trusts its CA.
+    /// A client of its API that trusts its CA. Where several processes serve the API, clients take turns.
     pub(crate) fn api(&self) -> Api {
-        Api::new(&self.https(), Some(&self.ca())).expect("a client of the API")
+        let base = match &self.wired {
+            Wired::Whole(_) => self.https(),
+            Wired::ByRoles(roles) => {
+                let https = roles.https();
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                format!("https://localhost:{}", https[turn % https.len()].port())
+            }
+        };
+        Api::new(&base, Some(&self.ca())).expect("a client of the API")
     }
 
     /// The demo application, with its key and secret.
@@ -207,65 +262,71 @@ impl Server {
 
     /// Gets a page of its telemetry listener: status and body.
     pub(crate) fn telemetry(&self, path: &str) -> (u16, String) {
-        let url = format!("http://{}{path}", self.address("telemetry.listen"));
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
-        let mut response = agent.get(&url).call().expect("telemetry answers");
-        (response.status().as_u16(), response.body_mut().read_to_string().expect("a page"))
+        page(self.address("telemetry.listen"), path)
     }
 
-    /// The sum of a metric over all its labels; 0 while it has none.
+    /// The sum of a metric over all its labels, and over all processes; of moments the latest. 0 while it has none.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let (_, page) = self.telemetry("/metrics");
+        let listeners = match &self.wired {
+            Wired::Whole(_) => vec![self.address("telemetry.listen")],
+            Wired::ByRoles(roles) => roles.telemetry(),
+        };
+        let pages = listeners.into_iter().map(|listener| page(listener, "/metrics").1);
         let of_metric = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
-        page.lines().filter(of_metric).filter_map(value).sum()
+        let sums = pages.map(|page| page.lines().filter(of_metric).filter_map(value).sum::<f64>());
+        let is_moment = name.split('{').next().is_some_and(|name| name.ends_with("_last_run_ms"));
+        if is_moment { sums.fold(0.0, f64::max) } else { sums.sum() }
     }
 
     /// What it has written to stdout and stderr since its last start.
     pub(crate) fn output(&self) -> (String, String) {
-        let read = |name| fs::read_to_string(self.data().join(name)).unwrap_or_default();
-        (read("stdout"), read("stderr"))
-    }
-
-    fn launch(&mut self) {
-        // What a killed server left behind says nothing about the next one.
-        let _ = fs::remove_file(self.folder().run());
-        wait_for("the server is ready", || {
-            if self.child.is_none() {
-                self.child = Some(self.spawn());
-            }
-            let child = self.child.as_mut().expect("it was just started");
-            if let Some(status) = child.try_wait().expect("a child can be waited for") {
-                let (_, said) = self.output();
-                // A port of before may be taken by a client of another test for a moment.
-                assert!(said.contains("in use"), "the server ended with {status}: {said}");
-                self.child = None;
-                return None;
-            }
-            let run = Run::read(&self.folder()).expect("run.json is whole")?;
-            (run.pid == self.pid()).then(|| self.run = run)
-        });
-    }
-
-    fn spawn(&self) -> Child {
-        let file = |name| File::create(self.data().join(name)).expect("a file for its output");
-        let mut command = (self.binary)();
-        command.arg("serve").arg("--data").arg(self.data());
-        for (key, value) in &self.settings {
-            command.arg("--set").arg(format!("{key}={value}"));
+        match &self.wired {
+            Wired::Whole(process) => process.output(),
+            Wired::ByRoles(roles) => (String::new(), roles.output()),
         }
-        command.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("the binary runs")
+    }
+
+    /// What its sorted store holds, while it is stopped.
+    pub(crate) async fn sorted(&self) -> Arc<dyn SortedStore> {
+        match &self.wired {
+            Wired::Whole(_) => {
+                let options = EmbeddedOptions::default();
+                let store = EmbeddedStore::open(&self.folder().store(), Arc::new(SystemClock), options);
+                Arc::new(store.expect("the server has left its store"))
+            }
+            Wired::ByRoles(roles) => roles.sorted().await,
+        }
+    }
+
+    /// What its catalog holds, while it is stopped.
+    pub(crate) async fn catalog(&self) -> Arc<dyn Catalog> {
+        match &self.wired {
+            Wired::Whole(_) => Arc::new(SqliteCatalog::open(&self.folder().catalog()).expect("the catalog")),
+            Wired::ByRoles(roles) => roles.catalog().await,
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.kill();
         if std::thread::panicking() {
+            self.kill();
             let (_, said) = self.output();
             let last: Vec<_> = said.lines().rev().take(40).collect();
             eprintln!("the server's last words:");
             last.iter().rev().for_each(|line| eprintln!("  {line}"));
         }
     }
+}
+
+/// The harness's settings with a test's.
+fn all(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    FREE_PORTS.iter().chain(settings).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn page(listener: SocketAddr, path: &str) -> (u16, String) {
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+    let mut response = agent.get(format!("http://{listener}{path}")).call().expect("telemetry answers");
+    (response.status().as_u16(), response.body_mut().read_to_string().expect("a page"))
 }
