@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError,
-    ServerErrorKind, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    RedisError, ServerErrorKind, TlsCertificates, Value,
 };
+use rustls::crypto::CryptoProvider;
 use tokio::time::timeout;
 
 use super::lock;
@@ -41,6 +42,10 @@ impl Dialer {
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
         let server = info.addr().to_string();
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) && CryptoProvider::get_default().is_none() {
+            // The library takes the one of the process and can't be given another. That somebody else was first is well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let client = match &options.ca_file {
             Some(file) => {
                 let ca = fs::read(file).map_err(|error| refused(format!("{}: {error}", file.display())))?;
