@@ -225,6 +225,11 @@ pub fn notify_waiting(status: &str, patience: Duration) {
     notify(&NotifyState::ExtendTimeoutUsec(u32::try_from(patience.as_micros()).unwrap_or(u32::MAX)));
 }
 
+/// Tells the service manager that what was waited for is there.
+pub fn notify_found(status: &str) {
+    notify(&NotifyState::Status(status));
+}
+
 /// Tells the service manager that the server is going to end.
 pub fn notify_stopping() {
     notify(&NotifyState::Stopping);

@@ -144,8 +144,8 @@ keys! {
     "http.plain" => http.plain,
         "The same API without TLS, for clients on this machine that can't be given a CA.";
     "tls.certificate" => tls.certificate,
-        "PEM file with the server's certificate chain, its own first. Empty: a certificate of the instance's own CA. SIGHUP \
-         or `campanile ctl reload` reads it again.";
+        "PEM file with the server's certificate chain, its own first. Empty: a certificate of the data folder's own CA, \
+         so processes of several roles need one from elsewhere. SIGHUP or `campanile ctl reload` reads it again.";
     "tls.key" => tls.key,
         "PEM file with the private key of `tls.certificate`, read together with it.";
     "identity.keys" => identity.keys,

@@ -47,6 +47,7 @@ pub(super) async fn wait_for<T>(
                 set(None);
                 if told.is_some() {
                     tracing::info!(engine, "the engine is there");
+                    lifecycle::notify_found(&format!("{engine} is there"));
                 }
                 return Ok(there);
             }
