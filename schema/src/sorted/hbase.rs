@@ -22,8 +22,9 @@
 //! **Expiry** goes by the store's clock, exactly: each value says when it expires, and what has is hidden. HBase gets a
 //! longer time to live (`_ttl`), only so that it drops what nobody can see. One thing differs from a folder of this
 //! machine: where a cell was put for longer and then anew for a shorter time, HBase may drop the later version before the
-//! earlier, which then shows again until its own time comes. Nothing in this crate shortens the life of a cell by
-//! more than the ten minutes for which HBase keeps what has expired.
+//! earlier, which then shows again until its own time comes. The ten minutes for which HBase keeps what has expired cover
+//! small steps back; no domain store takes larger ones but for the heads of [`crate::receipts`], which say the same each
+//! time. A store that did would have to delete the cell first, in a batch before.
 //!
 //! **Durable** means in HBase's write-ahead log. What is one row is written at once; see `writes.rs` for the order of the rest.
 
