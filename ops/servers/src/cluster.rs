@@ -176,6 +176,11 @@ impl Cluster {
         self.member(name).data()
     }
 
+    /// The file of keys that middles and fronts share.
+    pub fn keys(&self) -> PathBuf {
+        self.keeper.folder().join("keys.json")
+    }
+
     /// The address of a listener of a process, by its key; `None` if it has none.
     pub fn address(&self, name: &str, key: &str) -> Option<SocketAddr> {
         self.member(name).address(key)
@@ -355,10 +360,6 @@ impl Cluster {
     /// The folder with the certificate that is shared, once it is made.
     fn certificate(&self) -> Option<PathBuf> {
         self.members.iter().find_map(Member::certificate)
-    }
-
-    fn keys(&self) -> PathBuf {
-        self.keeper.folder().join("keys.json")
     }
 
     /// Runs the program to its end, which must be a good one; what it printed.
