@@ -29,7 +29,7 @@ const MYSQL: &str = "mysql";
 const REDIS: &str = "redis";
 
 /// What is to be looked at when Redis refuses.
-const REDIS_SETTINGS: &str = "see redis.url, redis.password_file and redis.prefix";
+const REDIS_SETTINGS: &str = "see redis.url, redis.password_file and redis.ca";
 
 /// The bus that the configuration names.
 pub(super) enum Carrier {
@@ -330,9 +330,16 @@ fn refused_by_mysql(text: &str) -> bool {
         || ["TLS:", "campanile migrate", "run a newer build", "can't be used"].iter().any(|words| text.contains(words))
 }
 
-/// Settings, login and rights.
+/// Settings, login, rights and certificate.
 fn refused_by_redis(text: &str) -> bool {
-    ["WRONGPASS", "NOAUTH", "NOPERM", "AuthenticationFailed", "unauthenticated", "on Redis can't be used"]
-        .iter()
-        .any(|word| text.contains(word))
+    let words = [
+        "WRONGPASS",
+        "NOAUTH",
+        "NOPERM",
+        "AuthenticationFailed",
+        "unauthenticated",
+        "on Redis can't be used",
+        "invalid peer certificate",
+    ];
+    words.iter().any(|word| text.contains(word))
 }
