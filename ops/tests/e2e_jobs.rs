@@ -22,7 +22,6 @@ use history::{Senders, Target, judge};
 use idl::clock::{Clock as _, SystemClock};
 use idl::due::Pace;
 use idl::ids::MessageId;
-use schema::catalog::schedules::Schedules as _;
 use serde_json::Value;
 
 const HOUR_MS: u64 = 3600 * 1000;

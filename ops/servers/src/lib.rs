@@ -49,3 +49,10 @@ pub fn hbase() -> Option<&'static HBase> {
     });
     one.as_ref()
 }
+
+/// Whether all servers can be started here; said aloud where one is not installed and may be absent.
+pub fn are_installed() -> bool {
+    programs::present(Redis::missing(), "redis-server")
+        && programs::present(MariaDb::missing(), "mariadb-server")
+        && programs::present(HBase::missing(), "default-jdk-headless and maven")
+}

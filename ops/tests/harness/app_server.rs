@@ -1,5 +1,7 @@
 //! An app's server: it sends through the public API, over one HTTPS connection that it keeps.
 
+use std::net::SocketAddr;
+
 use campanile_ops::api::Api;
 use idl::ids::MessageId;
 
@@ -27,6 +29,12 @@ impl AppServer {
     /// It finds the server as long as that keeps its ports.
     pub(crate) fn of(server: &Server) -> Self {
         Self { api: server.api(), secret: server.demo().secret.expect("the demo's secret is kept") }
+    }
+
+    /// One that sends through this address of the API.
+    pub(crate) fn through(server: &Server, https: SocketAddr) -> Self {
+        let api = Api::new(&format!("https://localhost:{}", https.port()), Some(&server.ca()));
+        Self { api: api.expect("a client of the API"), ..Self::of(server) }
     }
 
     /// Sends, whatever comes of it.

@@ -99,6 +99,17 @@ impl InProcessDevice {
         self.account.endpoints = vec![endpoint];
     }
 
+    /// From its next start on it tries that port of this machine first, and what else it was told of after it.
+    pub(crate) fn begin_with(&mut self, port: u16) {
+        let endpoints = &mut self.account.endpoints;
+        if let Some(at) = endpoints.iter().position(|endpoint| endpoint.port == port) {
+            endpoints.rotate_left(at);
+        } else {
+            let direct = "direct".to_owned();
+            endpoints.insert(0, api::Endpoint { host: "127.0.0.1".to_owned(), port, tls: direct });
+        }
+    }
+
     /// From its next start on it behaves like that.
     pub(crate) fn configure(&mut self, with: fn(&mut Config)) {
         self.configure = with;

@@ -3,6 +3,7 @@
 //! The judge knows what was promised (design §8) and nothing of the code: it reads what senders and apps wrote down.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -61,7 +62,6 @@ pub(crate) struct History(Arc<Mutex<Vec<Sent>>>);
 /// its last 1,000 messages again, and a test must stay below that.
 pub(crate) struct Senders {
     pub(crate) history: History,
-    allowed: usize,
     allowance: Arc<Allowance>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -70,6 +70,14 @@ pub(crate) struct Senders {
 struct Allowance {
     left: Mutex<Option<usize>>,
     changed: Condvar,
+    /// How many were allowed in all.
+    total: AtomicUsize,
+}
+
+/// Sends are allowed at a rate as long as this lives.
+pub(crate) struct Flow {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Target {
@@ -121,6 +129,11 @@ impl History {
         self.sends().iter().filter(|sent| sent.is_accepted()).count()
     }
 
+    /// How many sends were tried, and are not under way any more.
+    pub(crate) fn tried(&self) -> usize {
+        self.sends().iter().filter(|sent| sent.answer.is_some()).count()
+    }
+
     /// How many callbacks the accepted sends must lead to at a device, at least.
     pub(crate) fn deliveries(&self, device: usize) -> usize {
         let concerns = |sent: &&Sent| sent.is_accepted() && sent.target.devices.contains(&device);
@@ -166,6 +179,11 @@ impl Allowance {
         true
     }
 
+    fn add(&self, sends: usize) {
+        self.total.fetch_add(sends, Ordering::SeqCst);
+        self.change(|left| Some(left + sends));
+    }
+
     fn change(&self, with: impl FnOnce(usize) -> Option<usize>) {
         let mut left = self.left();
         *left = left.and_then(with);
@@ -177,10 +195,17 @@ impl Allowance {
 impl Senders {
     /// One thread for each plan: it sends to the plan's targets in turn, one send after the other's answer.
     pub(crate) fn start(app_server: &AppServer, plans: Vec<Vec<Target>>) -> Self {
+        Self::start_through(std::slice::from_ref(app_server), plans)
+    }
+
+    /// The same with several ways to send, which the plans take in turn. One plan keeps to one way.
+    pub(crate) fn start_through(app_servers: &[AppServer], plans: Vec<Vec<Target>>) -> Self {
         let history = History::default();
-        let allowance = Arc::new(Allowance { left: Mutex::new(Some(0)), changed: Condvar::new() });
+        let (left, changed, total) = (Mutex::new(Some(0)), Condvar::new(), AtomicUsize::new(0));
+        let allowance = Arc::new(Allowance { left, changed, total });
         let threads = plans.into_iter().enumerate().map(|(sender, plan)| {
-            let (app_server, history, allowance) = (app_server.clone(), history.clone(), Arc::clone(&allowance));
+            let app_server = app_servers[sender % app_servers.len()].clone();
+            let (history, allowance) = (history.clone(), Arc::clone(&allowance));
             thread::spawn(move || {
                 for target in plan.iter().cycle() {
                     if !allowance.take() {
@@ -193,18 +218,38 @@ impl Senders {
             })
         });
         let threads = threads.collect();
-        Self { history, allowed: 0, allowance, threads }
+        Self { history, allowance, threads }
     }
 
     /// Allows so many more sends to be tried, by all of them together.
     pub(crate) fn allow(&mut self, sends: usize) {
-        self.allowed += sends;
-        self.allowance.change(|left| Some(left + sends));
+        self.allowance.add(sends);
+    }
+
+    /// Allows so many more sends now and every time that this has passed, until what is returned is dropped. So sends go on
+    /// through an outage, however soon it lets each of them fail.
+    pub(crate) fn flow(&self, sends: usize, every: Duration) -> Flow {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let (allowance, stopped) = (Arc::clone(&self.allowance), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            let (stopped, changed) = &*stopped;
+            let mut stop = stopped.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*stop {
+                allowance.add(sends);
+                stop = changed.wait_timeout(stop, every).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        });
+        Flow { stop, thread: Some(thread) }
     }
 
     /// True when every send that was allowed has been accepted.
     pub(crate) fn are_done(&self) -> bool {
-        self.history.accepted() == self.allowed
+        self.history.accepted() == self.allowance.total.load(Ordering::SeqCst)
+    }
+
+    /// True when every send that was allowed has been tried, whatever came of it.
+    pub(crate) fn are_idle(&self) -> bool {
+        self.history.tried() == self.allowance.total.load(Ordering::SeqCst)
     }
 
     /// Stops them, waits for the last answers and returns what they did.
@@ -214,6 +259,16 @@ impl Senders {
             thread.join().expect("a sender does not panic");
         }
         self.history.clone()
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        *self.stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

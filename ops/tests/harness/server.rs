@@ -24,7 +24,8 @@ use servers::{Cluster, Engines};
 use super::one_process::{OneProcess, campanile_on_a_disk_that_fills};
 use super::roles::{Roles, shared_engines};
 
-pub(super) const BINARY: &str = env!("CARGO_BIN_EXE_campanile");
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_campanile");
 
 /// Listeners on any free port of loopback.
 const FREE_PORTS: &[(&str, &str)] = &[
@@ -84,7 +85,10 @@ impl Server {
     pub(crate) fn start_with(settings: &[(&str, &str)]) -> Self {
         match variable("WIRING").as_deref() {
             None | Some("" | "embedded") => Self::start_whole(settings),
-            Some("distributed") => Self::start_by_roles(shared_engines(), settings),
+            Some("distributed") => {
+                let engines = shared_engines().expect("the engines are installed: ops/test installs them");
+                Self::start_by_roles(engines, settings)
+            }
             Some(other) => panic!("WIRING is {other:?}; \"distributed\" and \"embedded\" are known"),
         }
     }
@@ -271,12 +275,19 @@ impl Server {
             Wired::Whole(_) => vec![self.address("telemetry.listen")],
             Wired::ByRoles(roles) => roles.telemetry(),
         };
-        let pages = listeners.into_iter().map(|listener| page(listener, "/metrics").1);
-        let of_metric = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
-        let sums = pages.map(|page| page.lines().filter(of_metric).filter_map(value).sum::<f64>());
+        let sums = listeners.into_iter().map(|listener| sum(&page(listener, "/metrics").1, name));
         let is_moment = name.split('{').next().is_some_and(|name| name.ends_with("_last_run_ms"));
         if is_moment { sums.fold(0.0, f64::max) } else { sums.sum() }
+    }
+
+    /// The sum of a metric of one process over all its labels. Panics if there are no processes of roles.
+    pub(crate) fn metric_of(&self, process: &str, name: &str) -> f64 {
+        sum(&self.telemetry_of(process, "/metrics").1, name)
+    }
+
+    /// Gets a page of the telemetry listener of one process: status and body.
+    pub(crate) fn telemetry_of(&self, process: &str, path: &str) -> (u16, String) {
+        page(self.cluster().address(process, "telemetry.listen").expect("it tells how it is"), path)
     }
 
     /// What it has written to stdout and stderr since its last start.
@@ -323,6 +334,13 @@ impl Drop for Server {
 /// The harness's settings with a test's.
 fn all(settings: &[(&str, &str)]) -> Vec<(String, String)> {
     FREE_PORTS.iter().chain(settings).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// The sum of a metric over all its labels; 0 while it has none.
+fn sum(page: &str, name: &str) -> f64 {
+    let of_metric = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+    page.lines().filter(of_metric).filter_map(value).sum()
 }
 
 fn page(listener: SocketAddr, path: &str) -> (u16, String) {
