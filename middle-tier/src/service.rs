@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use idl::bus::{Incoming, MiddleInbox, Reply, Request};
+use idl::bus::{Incoming, MiddleInbox, Reply, Request, Term};
 use idl::error::Failure;
 use idl::ids::{MessageId, Partition};
 use tokio::sync::Semaphore;
@@ -44,7 +44,9 @@ impl Service {
                 self.shared.metrics.requests_elsewhere.inc();
                 continue;
             };
-            if !self.seen.is_new(incoming.id) {
+            // Of one term alone: what an earlier one left unanswered comes again under the same id.
+            let term = incoming.partition.and_then(|partition| self.shared.partitions.held(partition));
+            if !self.seen.is_new(incoming.id, term) {
                 self.shared.metrics.requests_repeated.inc();
                 continue;
             }
@@ -127,7 +129,9 @@ impl Default for Seen {
 impl Seen {
     const IDS_MAX: usize = 65_536;
 
-    fn is_new(&mut self, MessageId(id): MessageId) -> bool {
+    fn is_new(&mut self, MessageId(id): MessageId, term: Option<Term>) -> bool {
+        // Terms are random, so what this makes of two requests is as different as they are.
+        let id = id ^ term.map_or(0, |Term(term)| term);
         if !self.ids.insert(id) {
             return false;
         }
@@ -167,13 +171,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_comes_twice_is_new_once() {
-        let mut seen = Seen::default();
-        assert!(seen.is_new(MessageId(1)));
-        assert!(!seen.is_new(MessageId(1)));
+    fn a_request_that_comes_twice_is_new_once_a_term() {
+        let (mut seen, term) = (Seen::default(), Some(Term(1 << 100)));
+        assert!(seen.is_new(MessageId(1), term));
+        assert!(!seen.is_new(MessageId(1), term));
+        assert!(seen.is_new(MessageId(1), Some(Term(1 << 101))), "an earlier owner left it unanswered");
         for id in 2..=u128::try_from(Seen::IDS_MAX).expect("fits") + 1 {
-            assert!(seen.is_new(MessageId(id)));
+            assert!(seen.is_new(MessageId(id), term));
         }
-        assert!(seen.is_new(MessageId(1)), "the window is bounded");
+        assert!(seen.is_new(MessageId(1), term), "the window is bounded");
     }
 }

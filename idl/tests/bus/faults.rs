@@ -275,3 +275,14 @@ async fn the_rights_that_are_documented_are_enough() {
         redis::cmd("ACL").arg("LOG").query_async(&mut connection).await.expect("what was denied");
     assert_eq!(log, []);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_idle_while_redis_was_away_finds_its_connection_anew_before_it_needs_it() {
+    let Some(mut harmed) = harmed(Duration::from_secs(1)).await else { return };
+    harmed.redis.kill();
+    harmed.redis.restart();
+    // Nobody asked it for anything meanwhile.
+    let is_new = || harmed.producer.metrics().reconnects.value() >= 1 && harmed.producer.trouble().is_none();
+    wait_for("the connection that writes is new", is_new).await;
+    harmed.serves_all().await;
+}

@@ -31,6 +31,8 @@ const ACKS_WAITING_MAX: usize = 256;
 /// How old what is known of a lane's length may be, while it is written to and while it is full.
 const LENGTH_AGE_MAX: Duration = Duration::from_millis(100);
 const FULL_AGE_MAX: Duration = Duration::from_millis(20);
+/// A connection to which nothing was written for so long is asked whether it is there.
+const IDLE_MAX: Duration = Duration::from_millis(250);
 /// How long the inbox of a process that is gone is kept.
 const INBOX_TTL: Duration = Duration::from_mins(1);
 const INBOX_TOUCH_EVERY: Duration = Duration::from_secs(1);
@@ -275,11 +277,15 @@ async fn flush_until_broken(shared: &Shared, connection: &mut MultiplexedConnect
         let batch = shared.outbox.take();
         if batch.requests.is_empty() && batch.letters.is_empty() && batch.acks.is_empty() && batch.lengths.is_empty() {
             let woken = shared.outbox.poke.notified();
-            match shared.outbox.acks_due() {
-                Some(due) => {
-                    let _ = timeout_at(due, woken).await;
+            let idle = Instant::now() + IDLE_MAX;
+            let due = shared.outbox.acks_due();
+            if timeout_at(due.unwrap_or(idle), woken).await.is_err() && due.is_none() {
+                // A connection that broke while nobody wrote says so now, and not to the next request.
+                let mut ping = ::redis::pipe();
+                ping.cmd("PING");
+                if let Err(error) = connection::send(connection, &ping).await {
+                    return shared.dialer.said(&error);
                 }
-                None => woken.await,
             }
             continue;
         }
