@@ -115,6 +115,7 @@ impl Stream {
     /// connects anew for that, so that whatever waits for it comes, and marks come after.
     pub(crate) async fn judge(&mut self, what: &str) {
         self.flow = None;
+        self.senders.halt();
         eventually("every send has its answer", || self.senders.are_idle().then_some(())).await;
         for (number, device) in self.fleet.devices.iter().enumerate() {
             device.ready().await;

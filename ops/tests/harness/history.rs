@@ -242,6 +242,15 @@ impl Senders {
         Flow { stop, thread: Some(thread) }
     }
 
+    /// Takes away what was allowed and not used: during an outage senders can't keep up.
+    pub(crate) fn halt(&self) {
+        let total = &self.allowance.total;
+        self.allowance.change(|left| {
+            total.fetch_sub(left, Ordering::SeqCst);
+            Some(0)
+        });
+    }
+
     /// True when every send that was allowed has been accepted.
     pub(crate) fn are_done(&self) -> bool {
         self.history.accepted() == self.allowance.total.load(Ordering::SeqCst)
