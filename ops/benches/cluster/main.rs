@@ -27,7 +27,7 @@ const REGISTRATIONS: usize = 1000;
 /// Broadcasts that all devices get.
 const BROADCASTS: usize = 10;
 /// How long sends are measured at one rate.
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY_SECONDS: usize = 10;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|argument| argument.parse().ok());
@@ -84,7 +84,7 @@ async fn measure(installation: &Installation, requests: usize, count: usize) {
     each("a single send to a connected device, delivered and acknowledged", &spent, singles, started);
 
     for per_second in [100, 1000] {
-        let sends = per_second * STEADY.as_secs() as usize;
+        let sends = per_second * STEADY_SECONDS;
         devices.forget_times();
         devices.at_a_rate(installation, sends, per_second).await;
         println!("from the request to the device's app at {per_second} single sends a second: {}", devices.times());
