@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -86,7 +86,12 @@ impl BoundHttp {
 
     /// Serves until `drain` is cancelled, then stops accepting and returns. Connections run on `tasks`: they finish what
     /// they have begun, and end within [`crate::Limits::drain_time_max`].
-    pub async fn serve(self, drain: CancellationToken, tasks: TaskTracker) {
+    pub fn serve(self, drain: CancellationToken, tasks: TaskTracker) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // In a box, so that what it awaits is compiled with this crate and not with everyone who calls it.
+        Box::pin(self.run(drain, tasks))
+    }
+
+    async fn run(self, drain: CancellationToken, tasks: TaskTracker) {
         let limits = &self.shared.limits;
         let server = Arc::new(Server {
             connections: Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS))),

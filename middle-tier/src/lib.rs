@@ -46,6 +46,7 @@ mod sweep;
 mod tasks;
 mod turns;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -320,7 +321,12 @@ impl Middle {
     /// and returns. The fronts should have drained before, since they still talk to it while they do.
     ///
     /// Dropping the future ends the tier with all it was doing, as a crash would.
-    pub async fn serve(self, drain: CancellationToken) {
+    pub fn serve(self, drain: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // In a box, so that what it awaits is compiled with this crate and not with everyone who calls it.
+        Box::pin(self.run(drain))
+    }
+
+    async fn run(self, drain: CancellationToken) {
         let Self { inbox, shared, publisher, counter } = self;
         let _stop = shared.tasks.stop_on_drop();
         // Each on its own, so that none is looked at whenever another has something to do.

@@ -35,6 +35,7 @@ mod xmpp_io;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use idl::bus::{Bus, FrontInbox};
@@ -235,7 +236,12 @@ impl BoundFront {
     /// `system-shutdown`, their routes are given back, and the future ends. All tasks are spawned on `tasks`.
     ///
     /// Dropping the future ends everything at once, as a crash would: nobody is told anything.
-    pub async fn serve(self, drain: CancellationToken, tasks: TaskTracker) {
+    pub fn serve(self, drain: CancellationToken, tasks: TaskTracker) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // In a box, so that what it awaits is compiled with this crate and not with everyone who calls it.
+        Box::pin(self.run(drain, tasks))
+    }
+
+    async fn run(self, drain: CancellationToken, tasks: TaskTracker) {
         let Self { front: Front { shared, inbox, life }, listeners, .. } = self;
         if shared.tasks.set(tasks).is_err() {
             return;
