@@ -688,7 +688,7 @@ struct Recipient {
 struct StoredEntry {
   /** The message id, 16 bytes. */
   1: required binary id
-  /** A StoredMessage. */
+  /** A StoredMessage. Empty: something was stored that could not be told of in time, so the mailboxes are to be read anew. */
   2: required binary message
   3: required list<Recipient> recipients
 }
