@@ -7356,7 +7356,7 @@ impl TSerializable for Recipient {
 pub struct StoredEntry {
   /// The message id, 16 bytes.
   pub id: Vec<u8>,
-  /// A StoredMessage.
+  /// A StoredMessage. Empty: something was stored that could not be told of in time, so the mailboxes are to be read anew.
   pub message: Vec<u8>,
   pub recipients: Vec<Recipient>,
 }
