@@ -36,12 +36,12 @@ pub(crate) async fn send(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    send: Send,
+    send: Box<Send>,
     key: Option<&Key>,
 ) -> Result<Accepted, Failure> {
     // What a schedule keeps is what was asked for.
     let asked = schedules::wanted(&send).then(|| send.clone());
-    let order = Order::read(shared, app, send).await?;
+    let mut order = Order::read(shared, app, send).await?;
     if order.dry_run {
         schedules::first_due(&order, shared.clock.now_ms())?;
         return Box::pin(audiences::dry_run(shared, app, &order)).await;
@@ -61,10 +61,10 @@ pub(crate) async fn send(
     let (result, sent) = match (asked, due_ms) {
         (_, Err(failure)) => (Err(failure), 0),
         (Some(asked), Ok(Some(due_ms))) => {
-            (Box::pin(schedules::create(shared, app, id, &order, asked, due_ms, key)).await, 0)
+            (Box::pin(schedules::create(shared, app, id, &order, *asked, due_ms, key)).await, 0)
         }
         (_, Ok(_)) => {
-            let result = deliver(shared, app, id, order, None, key).await;
+            let result = deliver(shared, app, id, &mut order, None, key).await;
             let sent = u64::from(result.is_ok());
             (result, sent)
         }
@@ -110,7 +110,7 @@ async fn plan_and_write(
             Ok(One::Accepted(fired.clone()))
         } else {
             let id = MessageId(id.0.saturating_add(at));
-            one_of_many(shared, app, id, send, &mut outcomes, plans).await
+            one_of_many(shared, app, id, Box::new(send), &mut outcomes, plans).await
         };
         match result {
             Err(failure) if failure.code.retryable() => return Err(failure),
@@ -190,13 +190,13 @@ async fn one_of_many(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    send: Send,
+    send: Box<Send>,
     outcomes: &mut Outcomes<'_>,
     plans: &mut Plans,
 ) -> Result<One, Failure> {
     // What a schedule keeps is what was asked for.
     let asked = schedules::wanted(&send).then(|| send.clone());
-    let order = Order::read(shared, app, send).await?;
+    let mut order = Order::read(shared, app, send).await?;
     if matches!(order.whom, Whom::Audience(_)) {
         return Err(Failure::new(Code::BadValue, "a message of many is for regids, aliases or user accounts"));
     }
@@ -209,15 +209,15 @@ async fn one_of_many(
         let schedule = schedules::schedule_of(shared, app, id, &order, &asked, due_ms)?;
         return Ok(One::Later(Box::new(schedule)));
     }
-    singles(shared, app, id, order, None, outcomes, plans).await.map(One::Accepted)
+    singles(shared, app, id, &mut order, None, outcomes, plans).await.map(One::Accepted)
 }
 
-/// Accepts a message that is due now.
+/// Accepts a message that is due now; whom it is for is taken out of the order.
 pub(crate) async fn deliver(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    order: Order,
+    order: &mut Order,
     schedule: Option<MessageId>,
     key: Option<&Key>,
 ) -> Result<Accepted, Failure> {
@@ -321,7 +321,7 @@ async fn singles(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    mut order: Order,
+    order: &mut Order,
     schedule: Option<MessageId>,
     outcomes: &mut Outcomes<'_>,
     plans: &mut Plans,
@@ -358,7 +358,7 @@ async fn singles(
     let offline = if order.handling.only_once { offline(shared, &registrations).await? } else { BTreeSet::new() };
     let mut left_out = Vec::new();
     registrations.retain(|regid, registration| {
-        let reason = left_out_for(&order, registration, &offline);
+        let reason = left_out_for(order, registration, &offline);
         left_out.extend(reason.map(|reason| (*regid, reason)));
         reason.is_none()
     });
@@ -374,10 +374,10 @@ async fn singles(
             format!("the mailbox holds {limit} messages that its device has not acknowledged, which is the limit");
         return Err(Failure::new(Code::LimitReached, text));
     }
-    let collapsed = collapsing(shared, &order, &registrations).await?;
+    let collapsed = collapsing(shared, order, &registrations).await?;
 
     // It is accepted.
-    let message = message(app, id, &order, now_ms, None);
+    let message = message(app, id, order, now_ms, None);
     let expires_at_ms = message.expires_at_ms;
     if let Some(key) = &order.handling.collapse_key {
         for (registration, older) in &collapsed {
@@ -389,7 +389,7 @@ async fn singles(
             plans.collapse(key, registration, outcomes);
         }
     }
-    let mut record = record(shared, app, id, &order, now_ms, expires_at_ms, schedule);
+    let mut record = record(shared, app, id, order, now_ms, expires_at_ms, schedule);
     record.targets = registrations.keys().copied().chain(left_out.iter().map(|(regid, _)| *regid)).collect();
     record.targets.sort_unstable();
     record.invalid_targets = u32::try_from(invalid.len()).unwrap_or(u32::MAX);
@@ -542,7 +542,7 @@ async fn broadcast(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    mut order: Order,
+    order: &mut Order,
     schedule: Option<MessageId>,
     key: Option<&Key>,
 ) -> Result<Accepted, Failure> {
@@ -553,9 +553,9 @@ async fn broadcast(
     }
     let mut outcomes = Outcomes::new(shared);
     let now_ms = outcomes.now_ms();
-    let message = Arc::new(message(app, id, &order, now_ms, Some(audience)));
+    let message = Arc::new(message(app, id, order, now_ms, Some(audience)));
     outcomes.batch.broadcast(&message);
-    outcomes.batch.record(&record(shared, app, id, &order, now_ms, message.expires_at_ms, schedule));
+    outcomes.batch.record(&record(shared, app, id, order, now_ms, message.expires_at_ms, schedule));
     let accepted = Accepted { id: Some(id.to_string()), bad_targets: None, audience: None, due_ms: None };
     if let Some(key) = key {
         key.answered(&mut outcomes.batch, shared, id, AppAnswer::Accepted(accepted.clone()));

@@ -43,7 +43,9 @@ pub(crate) async fn carry_out(
     key: Option<&Key>,
 ) -> Result<AppAnswer, Failure> {
     match request {
-        AppRequest::Send(send) => Box::pin(accept::send(shared, app, id, send, key)).await.map(AppAnswer::Accepted),
+        AppRequest::Send(send) => {
+            Box::pin(accept::send(shared, app, id, Box::new(send), key)).await.map(AppAnswer::Accepted)
+        }
         AppRequest::SendMany(many) => {
             Box::pin(accept::many(shared, app, id, many, key)).await.map(AppAnswer::AcceptedMany)
         }

@@ -85,13 +85,21 @@ async fn online(shared: &Arc<Shared>, app: &AppId, audience: &Audience) -> Resul
     Ok(online)
 }
 
-/// Counts the registrations that an expression holds for, by stored membership.
+/// Counts the registrations that an expression holds for, by stored membership: both halves of all ids at once.
 pub(crate) async fn count(shared: &Arc<Shared>, app: &AppId, audience: &Audience) -> Result<Count, Failure> {
-    let mut lists = Lists::of(app, audience);
+    let [lower, upper] = Part::HALVES.map(|part| count_part(shared, app, audience, part));
+    let (lower, upper) = tokio::try_join!(lower, upper)?;
+    let registrations = lower.registrations.saturating_add(upper.registrations);
+    Ok(Count { registrations, exact: lower.exact && upper.exact })
+}
+
+async fn count_part(shared: &Arc<Shared>, app: &AppId, audience: &Audience, part: Part) -> Result<Count, Failure> {
+    let mut lists = Lists::of(app, audience, part);
     let (mut found, mut read, mut scanned) = (0u64, 0, 0usize);
     let mut doubtful: Vec<RegId> = Vec::new();
     let mut last = None;
-    let limits = (shared.config.counted_rows_max, shared.config.counted_registrations_max);
+    let limits = [shared.config.counted_rows_max, shared.config.counted_registrations_max];
+    let [rows_max, registrations_max] = limits.map(|limit| limit / Part::HALVES.len());
     while let Some(regid) = lists.next(shared).await? {
         scanned += 1;
         match audience.evaluate(&lists) {
@@ -104,7 +112,7 @@ pub(crate) async fn count(shared: &Arc<Shared>, app: &AppId, audience: &Audience
             read += doubtful.len();
             found += certain(shared, app, audience, std::mem::take(&mut doubtful)).await?;
         }
-        if scanned >= limits.0 || read >= limits.1 {
+        if scanned >= rows_max || read >= registrations_max {
             break;
         }
     }
@@ -113,7 +121,7 @@ pub(crate) async fn count(shared: &Arc<Shared>, app: &AppId, audience: &Audience
     let (Some(last), false) = (last, whole) else {
         return Ok(Count { registrations: found, exact: true });
     };
-    Ok(Count { registrations: extrapolate(found, last), exact: false })
+    Ok(Count { registrations: part.extrapolate(found, last), exact: false })
 }
 
 /// How many of these registrations the expression holds for, from what is stored of each.
@@ -123,12 +131,36 @@ async fn certain(shared: &Arc<Shared>, app: &AppId, audience: &Audience, regids:
     Ok(holds.count() as u64)
 }
 
-/// What was found up to an id stands for what follows it.
-fn extrapolate(found: u64, last: RegId) -> u64 {
+/// Registrations whose ids begin with numbers of this range, big-endian, both ends included.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    first: u64,
+    last: u64,
+}
+
+impl Part {
+    const HALVES: [Self; 2] = [Self { first: 0, last: u64::MAX / 2 }, Self { first: u64::MAX / 2 + 1, last: u64::MAX }];
+
+    /// What was found up to an id stands for what follows it.
+    fn extrapolate(self, found: u64, up_to: RegId) -> u64 {
+        let seen = u128::from(head(up_to).saturating_sub(self.first)) + 1;
+        let all = u128::from(self.last - self.first) + 1;
+        u64::try_from(u128::from(found) * all / seen).unwrap_or(u64::MAX)
+    }
+
+    /// The id that comes right before all of them.
+    fn after(self) -> Option<RegId> {
+        let mut regid = RegId([0xff; 24]);
+        regid.0[..8].copy_from_slice(&self.first.checked_sub(1)?.to_be_bytes());
+        Some(regid)
+    }
+}
+
+/// The number that an id begins with.
+fn head(regid: RegId) -> u64 {
     let mut head = [0; 8];
-    head.copy_from_slice(&last.0[..8]);
-    let part = u128::from(u64::from_be_bytes(head)) + 1;
-    u64::try_from((u128::from(found) << 64) / part).unwrap_or(u64::MAX)
+    head.copy_from_slice(&regid.0[..8]);
+    u64::from_be_bytes(head)
 }
 
 /// A name or topic of the expression, or everyone.
@@ -139,9 +171,10 @@ enum Leaf {
     Name(Name),
 }
 
-/// Members of all leaves of an expression, gone through at once in order of id.
+/// Members of all leaves of an expression in one part, gone through at once in order of id.
 struct Lists {
     app: AppId,
+    part: Part,
     all: Vec<List>,
     /// Which registration the lists stand at.
     at: Option<RegId>,
@@ -156,10 +189,10 @@ struct List {
 }
 
 impl Lists {
-    fn of(app: &AppId, audience: &Audience) -> Self {
+    fn of(app: &AppId, audience: &Audience, part: Part) -> Self {
         let mut leaves = Vec::new();
         leaves_of(audience, &mut leaves);
-        let mut lists = Self { app: app.clone(), all: Vec::new(), at: None };
+        let mut lists = Self { app: app.clone(), part, all: Vec::new(), at: None };
         for leaf in leaves {
             lists.add(leaf);
         }
@@ -172,7 +205,7 @@ impl Lists {
 
     fn add(&mut self, leaf: Leaf) {
         if self.all.iter().all(|list| list.leaf != leaf) {
-            self.all.push(List { leaf, page: VecDeque::new(), after: None, whole: false, holds: false });
+            self.all.push(List { leaf, page: VecDeque::new(), after: self.part.after(), whole: false, holds: false });
         }
     }
 
@@ -180,7 +213,7 @@ impl Lists {
     async fn next(&mut self, shared: &Shared) -> Result<Option<RegId>, Failure> {
         for list in &mut self.all {
             if list.page.is_empty() && !list.whole {
-                list.fill(shared, &self.app).await?;
+                list.fill(shared, &self.app, self.part).await?;
             }
         }
         self.at = self.all.iter().filter_map(|list| list.page.front()).min().copied();
@@ -197,14 +230,16 @@ impl Lists {
 }
 
 impl List {
-    async fn fill(&mut self, shared: &Shared, app: &AppId) -> Result<(), Failure> {
-        let page = match &self.leaf {
+    async fn fill(&mut self, shared: &Shared, app: &AppId, part: Part) -> Result<(), Failure> {
+        let mut page = match &self.leaf {
             Leaf::Everyone => shared.topics.everyone(app, self.after, PAGE).await?,
             Leaf::Topic(topic) => shared.topics.members(app, topic, self.after, PAGE).await?,
             Leaf::Name(name) => shared.names.members(app, name, self.after, PAGE).await?,
         };
-        self.whole = page.len() < PAGE;
+        let full = page.len() >= PAGE;
         self.after = page.last().copied();
+        page.truncate(page.partition_point(|regid| head(*regid) <= part.last));
+        self.whole = !full || page.len() < PAGE;
         self.page = page.into();
         Ok(())
     }
@@ -342,10 +377,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_found_in_a_half_is_doubled() {
-        let mut half = [0xff; 24];
-        half[0] = 0x7f;
-        assert_eq!(extrapolate(100, RegId(half)), 200);
-        assert_eq!(extrapolate(100, RegId([0xff; 24])), 100);
+    fn what_was_found_in_a_half_of_a_part_is_doubled() {
+        let regid = |head: u64| {
+            let mut regid = RegId([0xff; 24]);
+            regid.0[..8].copy_from_slice(&head.to_be_bytes());
+            regid
+        };
+        let [lower, upper] = Part::HALVES;
+        assert_eq!(lower.extrapolate(100, regid(u64::MAX / 4)), 200);
+        assert_eq!(lower.extrapolate(100, regid(lower.last)), 100);
+        assert_eq!(upper.extrapolate(100, regid(upper.first + u64::MAX / 4)), 200);
+        assert_eq!(upper.extrapolate(100, regid(u64::MAX)), 100);
+        assert_eq!(lower.extrapolate(u64::MAX, regid(0)), u64::MAX, "no overflow");
+    }
+
+    #[test]
+    fn the_halves_are_all_ids_and_meet_nowhere() {
+        let [lower, upper] = Part::HALVES;
+        assert_eq!((lower.after(), upper.last), (None, u64::MAX));
+        assert_eq!(upper.after().map(head), Some(lower.last), "the last id of the lower half comes before the upper");
+        assert_eq!(upper.first, lower.last + 1);
     }
 }

@@ -60,21 +60,24 @@ pub(crate) enum When {
 }
 
 impl Order {
-    /// Reads a send of this app.
-    pub(crate) async fn read(shared: &Arc<Shared>, app: &App, send: Send) -> Result<Self, Failure> {
+    /// Reads a send of this app. In a box, since many of them wait at a time: it is not to be copied from wait to wait.
+    pub(crate) async fn read(shared: &Arc<Shared>, app: &App, mut send: Box<Send>) -> Result<Self, Failure> {
         check_packages(app, send.packages.as_deref().unwrap_or_default())?;
-        let mut notification = send.notification;
         if let Some(name) = &send.template_name {
-            let variables = send.variables.unwrap_or_default();
-            Box::pin(saved::fill_in(shared, app, name, &variables, &mut notification)).await?;
+            let variables = send.variables.take().unwrap_or_default();
+            Box::pin(saved::fill_in(shared, app, name, &variables, &mut send.notification)).await?;
         }
-        check_texts(&notification)?;
-        check_job_key(&notification)?;
+        check_texts(&send.notification)?;
+        check_job_key(&send.notification)?;
         let ttl_ms = u64::try_from(send.ttl_ms).ok().filter(|ttl_ms| (1..=TTL_MS_MAX).contains(ttl_ms));
         let ttl_ms = ttl_ms.ok_or_else(|| {
             Failure::new(Code::BadTimeToLive, format!("a time to live must be from 1 to {TTL_MS_MAX} ms"))
         })?;
-        let (kind, whom) = whom(shared, app, send.target).await?;
+        let (kind, whom) = whom(shared, app, &mut send.target).await?;
+        Self::of(shared, *send, ttl_ms, kind, whom)
+    }
+
+    fn of(shared: &Shared, send: Send, ttl_ms: u64, kind: i32, whom: Whom) -> Result<Self, Failure> {
         let filter =
             send.filter.as_ref().map(Audience::try_from).transpose().map_err(|error| bad(error.to_string()))?;
         let singles = matches!(whom, Whom::Regids(_) | Whom::Aliases(_));
@@ -109,11 +112,11 @@ impl Order {
             revokes_notify_id: None,
         };
         let dry_run = send.dry_run == Some(true);
-        Ok(Self { kind, whom, filter, notification, ttl_ms, handling, flow_control, when, dry_run })
+        Ok(Self { kind, whom, filter, notification: send.notification, ttl_ms, handling, flow_control, when, dry_run })
     }
 
     /// Reads the send of a schedule that is due: when it goes out is decided.
-    pub(crate) async fn read_due(shared: &Arc<Shared>, app: &App, mut send: Send) -> Result<Self, Failure> {
+    pub(crate) async fn read_due(shared: &Arc<Shared>, app: &App, mut send: Box<Send>) -> Result<Self, Failure> {
         let local_time = send.local_time.take().map(|text| local_ms(&text)).transpose()?;
         (send.send_at_ms, send.repeat) = (None, None);
         let mut order = Self::read(shared, app, send).await?;
@@ -140,9 +143,9 @@ impl Order {
 pub(crate) async fn whom(
     shared: &Arc<Shared>,
     app: &App,
-    target: idl::contract::bus::Target,
+    target: &mut idl::contract::bus::Target,
 ) -> Result<(i32, Whom), Failure> {
-    let values = target.values.unwrap_or_default();
+    let values = target.values.take().unwrap_or_default();
     if values.len() > TARGETS_MAX {
         let text = format!("{} targets were named; at most {TARGETS_MAX} are allowed", values.len());
         return Err(Failure::new(Code::TooManyTargets, text));
@@ -159,7 +162,7 @@ pub(crate) async fn whom(
             (4, Whom::Audience(audience))
         }
         5 => {
-            let name = target.segment.unwrap_or_default();
+            let name = target.segment.take().unwrap_or_default();
             (4, Whom::Audience(Box::pin(saved::audience_of_segment(shared, app, &name)).await?))
         }
         kind => return Err(bad(format!("there is no kind of target {kind}"))),

@@ -318,13 +318,13 @@ pub(crate) async fn by_notify_id(
     shared: &Arc<Shared>,
     app: &Arc<App>,
     id: MessageId,
-    recall: Recall,
+    mut recall: Recall,
 ) -> Result<Changed, Failure> {
     check_packages(app, recall.packages.as_deref().unwrap_or_default())?;
     let now_ms = shared.clock.now_ms();
     let handling = Handling { revokes_notify_id: Some(recall.notify_id), ..Handling::default() };
     let revoke = entry(app.app.clone(), id, now_ms, handling);
-    let resolved = match order::whom(shared, app, recall.target).await?.1 {
+    let resolved = match order::whom(shared, app, &mut recall.target).await?.1 {
         Whom::Regids(values) => resolve::regids(shared, &app.app, values).await?,
         Whom::Aliases(values) => resolve::aliases(shared, &app.app, values).await?,
         Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values).await?,

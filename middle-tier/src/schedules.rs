@@ -371,8 +371,8 @@ pub(crate) async fn fire(shared: &Arc<Shared>, id: MessageId, request: FireSched
     let Some(found) = shared.catalog.schedule(&app, schedule).await? else { return Ok(Reply::Done) };
     let sent = async {
         let app = shared.apps.by_id(&app).await?;
-        let send: Send = read(&found)?;
-        let order = Order::read_due(shared, &app, send).await?;
+        let send = Box::new(read(&found)?);
+        let mut order = Order::read_due(shared, &app, send).await?;
         let taken = match rates::take_scheduled(shared, &app).await {
             Ok(taken) => taken,
             Err(failure) => {
@@ -380,7 +380,7 @@ pub(crate) async fn fire(shared: &Arc<Shared>, id: MessageId, request: FireSched
                 return Err(failure);
             }
         };
-        let accepted = accept::deliver(shared, &app, id, order, Some(schedule), None).await;
+        let accepted = accept::deliver(shared, &app, id, &mut order, Some(schedule), None).await;
         rates::sent(shared, taken, u64::from(accepted.is_ok())).await;
         accepted
     };

@@ -90,7 +90,7 @@ fn main() {
     let with = |regid: &RegId| format!("/v3/message/regid?registration_id={regid}");
     let singles: Vec<String> = regids.iter().take(REGISTRATIONS).map(with).collect();
     let body_of = body.to_string_lossy().into_owned();
-    let many = ["-d", &body_of, "-c", "8", "-m", "100", "-t", "1"];
+    let many = ["-d", &body_of, "-c", "4", "-m", "100", "-t", "1"];
     load(&server, "single sends, HTTP/2", &plain, &many, requests, 1, &singles);
     load(&server, "single sends, HTTP/2 with TLS", &tls, &many, requests, 1, &singles);
     load(
