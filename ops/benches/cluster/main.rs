@@ -131,17 +131,19 @@ fn accepted(installation: &Installation, regids: &[String], requests: usize) {
 async fn storm(installation: &mut Installation, count: usize) {
     let devices = Devices::connect(installation, count).await;
     sleep(Duration::from_secs(3)).await;
-    let before = (installation.cpu(), installation.figures(STORM_FIGURES));
+    let figures_before = installation.figures(STORM_FIGURES);
     let (killed, started) = (devices.online(), Instant::now());
     installation.kill("front-1");
+    // Of those that still run.
+    let cpu_before = installation.cpu();
     devices.wait_for_reconnects().await;
     let seconds = started.elapsed().as_secs_f64();
     let returned = devices.reconnects();
-    let spent = installation.cpu().since(&before.0);
+    let spent = installation.cpu().since(&cpu_before);
     let figures = installation.figures(STORM_FIGURES);
     println!("a front was killed: {returned} of {killed} devices came back within {seconds:.1} s; {}", spent.shares());
     for (name, after) in figures {
-        let read = after - before.1.get(name).copied().unwrap_or(0.0);
+        let read = after - figures_before.get(name).copied().unwrap_or(0.0);
         println!("  {name}: {read:.0}");
     }
     installation.restart("front-1");

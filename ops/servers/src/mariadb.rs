@@ -14,10 +14,14 @@ use crate::supervised::{Speech, Supervised};
 use crate::{ports, programs, supervised};
 
 const START_MAX: Duration = Duration::from_mins(2);
-/// Fills the data folder when there is none, then becomes the server.
+/// Fills the data folder when there is none, then becomes the server. A server that starts removes the temporary tables that
+/// it finds, whoever's they are: each has a folder of its own for them.
 const RUN: &str = r#"
 install=$1 data=$2
 shift 2
+TMPDIR=$data.temporary
+export TMPDIR
+mkdir -p "$TMPDIR"
 if [ ! -e "$data.made" ]; then
     "$install" --no-defaults --auth-root-authentication-method=normal --skip-test-db "--datadir=$data" "$3" || exit
     : >"$data.made"
