@@ -98,7 +98,7 @@ fn a_full_disk_refuses_what_would_be_stored_and_costs_no_connection() {
 
 #[test]
 fn a_disk_with_too_little_room_refuses_sends_and_takes_acks_until_there_is_room() {
-    let mut tower = Tower::start_with(&[PLAIN]);
+    let mut tower = Tower::on(Server::start_whole(&[PLAIN]));
     let state = tower.server.data().join("away.json");
     let arguments = ["--alias", "away", "--state", state.to_str().expect("a path")];
     TerminalDevice::start(&tower.server, &arguments).stop();

@@ -37,6 +37,8 @@ pub(super) fn of_cluster(folder: &Path, ports: &Ports) -> String {
         ("hbase.regionserver.handler.count", "10"),
         ("hbase.thrift.info.port", "-1"),
         ("hbase.thrift.server.socket.read.timeout", "600000"),
+        // Many small tables: a chunk of 2 MB for each region would leave no memory for what is in them.
+        ("hbase.hregion.memstore.mslab.enabled", "false"),
         // A quick start: nobody else comes.
         ("hbase.master.wait.on.regionservers.mintostart", &servers),
         ("hbase.master.wait.on.regionservers.maxtostart", &servers),
