@@ -326,12 +326,8 @@ async fn singles(
     outcomes: &mut Outcomes<'_>,
     plans: &mut Plans,
 ) -> Result<Accepted, Failure> {
-    let resolved = match std::mem::replace(&mut order.whom, Whom::Regids(Vec::new())) {
-        Whom::Regids(values) => resolve::regids(shared, &app.app, values).await?,
-        Whom::Aliases(values) => resolve::aliases(shared, &app.app, values).await?,
-        Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values).await?,
-        Whom::Audience(_) => return Err(Failure::from(Code::System)),
-    };
+    let whom = std::mem::replace(&mut order.whom, Whom::Regids(Vec::new()));
+    let resolved = resolve::singles(shared, &app.app, whom).await?;
     let Resolved { mut registrations, mut bad_targets, names } = resolved;
     if let Some(per_second) = order.flow_control {
         order.handling.spread_ms = order.handling.spread_ms.max(paced_over(registrations.len() as u64, per_second));
@@ -374,7 +370,7 @@ async fn singles(
             format!("the mailbox holds {limit} messages that its device has not acknowledged, which is the limit");
         return Err(Failure::new(Code::LimitReached, text));
     }
-    let collapsed = collapsing(shared, order, &registrations).await?;
+    let collapsed = collapsing(shared, id, order, &registrations).await?;
 
     // It is accepted.
     let message = message(app, id, order, now_ms, None);
@@ -519,8 +515,10 @@ fn deliveries(
 }
 
 /// Older messages with the same collapse key that wait in the mailboxes.
+/// Older messages under the same collapse key. A request that was cut off and comes again may find its own.
 async fn collapsing(
     shared: &Arc<Shared>,
+    id: MessageId,
     order: &Order,
     registrations: &BTreeMap<RegId, Arc<Profile>>,
 ) -> Result<Vec<(Arc<Profile>, MessageId)>, Failure> {
@@ -531,7 +529,8 @@ async fn collapsing(
         let regids: Vec<_> = registrations.iter().map(|registration| registration.regid).collect();
         let older = shared.mailboxes.collapsing(&regids, key, shared.config.mailbox_max).await?;
         for (registration, older) in registrations.iter().zip(older) {
-            found.extend(older.into_iter().map(|message| (Arc::clone(registration), message)));
+            let older = older.into_iter().filter(|older| *older != id);
+            found.extend(older.map(|message| (Arc::clone(registration), message)));
         }
     }
     Ok(found)

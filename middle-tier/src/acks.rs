@@ -112,7 +112,6 @@ async fn singles_of(
     }
     let mut count = 0;
     for (id, known) in ids.iter().zip(known) {
-        outcomes.batch.acknowledged(regid, *id);
         let Some(Delivered { dispatched_at_ms, about }) = known else { continue };
         if about.revocation {
             continue;
@@ -138,6 +137,10 @@ async fn singles_of(
                 job_key: wanted.job_key.clone(),
             });
         }
+    }
+    // Last: where a write is cut off in its middle, what is still there is acknowledged again.
+    for id in ids {
+        outcomes.batch.acknowledged(regid, *id);
     }
     Ok(count)
 }

@@ -152,11 +152,11 @@ async fn forget_once(shared: &Arc<Shared>, batch: &[(Arc<Registration>, Vec<Item
             if let Item::Single(message) = item
                 && message.handling.only_once
             {
-                outcomes.batch.acknowledged(registration.regid, message.id);
                 if !reached {
                     let whose = Whose { app: &message.app, message: message.id, regid: registration.regid };
                     outcomes.dropped(&whose, DropReason::Offline);
                 }
+                outcomes.batch.acknowledged(registration.regid, message.id);
             }
         }
     }

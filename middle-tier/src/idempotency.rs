@@ -3,14 +3,15 @@
 //!
 //! A key is claimed durably before anything is done, with the id that the message will have; what is accepted is written
 //! together with the answer. So a claim without an answer was cut off before it accepted anything, unless a backend
-//! writes a batch row by row: then the message's record, which is written before the answer, tells. Schedules are rows of
+//! writes a batch row by row: then the message's record, which is written before the answer, tells; and where a request was cut
+//! off before its record, what it has put into mailboxes or the timeline tells that it goes on under its first id. Schedules are rows of
 //! the catalog, made before the answer is written: those that a request which was cut off has made are taken away before it
 //! is carried out again, but for those that have fired.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, AppReply, AppRequest, SendMany, Status};
+use idl::contract::bus::{Accepted, AcceptedMany, AppAnswer, AppReply, AppRequest, Send, SendMany, Status};
 use idl::error::{Code, Failure};
 use idl::ids::MessageId;
 use idl::wire;
@@ -18,8 +19,10 @@ use schema::batch::Batch;
 use schema::catalog::App;
 use schema::idempotency::Claim;
 
+use crate::accept::MAILBOXES_READ;
 use crate::accounts::signed;
-use crate::{Shared, app_calls, schedules};
+use crate::order::{self, Whom};
+use crate::{Shared, app_calls, resolve, schedules};
 
 /// How long the first answer is given again.
 const KEPT_MS: u64 = 24 * 3600 * 1000;
@@ -151,11 +154,32 @@ async fn claim(
         let reply = AppReply { status: ok(), answer: Some(answer), rate: None, replayed: None };
         return Ok(Claimed::Answered(Box::new(reply)));
     }
+    if let AppRequest::Send(send) = request
+        && begun(shared, app, claimed, send).await?
+    {
+        return Ok(Claimed::New(claimed));
+    }
     // An id as old as the claim's might come before what devices have been judged to.
     let mut batch = Batch::default();
     batch.reclaim(&app.app, &key.text, key.fingerprint, id, until);
     batch.write(shared.store.as_ref()).await?;
     Ok(Claimed::New(id))
+}
+
+/// Whether a part of a message is stored, or was delivered already: under another id it would be delivered twice.
+async fn begun(shared: &Arc<Shared>, app: &App, id: MessageId, send: &Send) -> Result<bool, Failure> {
+    let whom = match order::whom(shared, app, &mut send.target.clone()).await?.1 {
+        Whom::Audience(_) => return Ok(shared.timelines.get(&app.app, id).await?.is_some()),
+        singles => singles,
+    };
+    let resolved = resolve::singles(shared, &app.app, whom).await?;
+    let cells: Vec<_> = resolved.registrations.keys().map(|regid| (*regid, id)).collect();
+    for cells in cells.chunks(MAILBOXES_READ) {
+        if shared.mailboxes.get(cells).await?.iter().any(Option::is_some) {
+            return Ok(true);
+        }
+    }
+    Ok(!shared.traces.of_message(id, None, 1).await?.is_empty())
 }
 
 /// What was accepted under an id, if anything was.

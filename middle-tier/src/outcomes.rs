@@ -32,6 +32,9 @@ const RECEIPTS_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
 /// A step that is about to be written.
 pub(crate) struct Outcomes<'a> {
     shared: &'a Arc<Shared>,
+    /// Receipts of the step. They are written before all else, since the rest says that they are: an acknowledgement that was
+    /// cut off comes again, a receipt does not.
+    receipts: Vec<Receipt>,
     /// What belongs to the step besides.
     pub(crate) batch: Batch,
     now_ms: u64,
@@ -39,7 +42,6 @@ pub(crate) struct Outcomes<'a> {
     in_flight: Option<InFlight>,
     /// What is told later hangs on this step.
     owes: bool,
-    posted_to: Vec<(AppId, String)>,
 }
 
 /// A registration's part in a message.
@@ -52,11 +54,11 @@ pub(crate) struct Whose<'a> {
 impl<'a> Outcomes<'a> {
     pub(crate) fn new(shared: &'a Arc<Shared>) -> Self {
         Self {
+            receipts: Vec::new(),
             batch: Batch::default(),
             now_ms: shared.clock.now_ms(),
             in_flight: None,
             owes: false,
-            posted_to: Vec::new(),
             shared,
         }
     }
@@ -118,7 +120,7 @@ impl<'a> Outcomes<'a> {
             return;
         }
         let in_flight = self.in_flight.get_or_insert_with(|| self.shared.receipts.begin());
-        let receipt = Receipt {
+        self.receipts.push(Receipt {
             id: in_flight.next(self.shared),
             app: app.clone(),
             message,
@@ -130,23 +132,22 @@ impl<'a> Outcomes<'a> {
             param: wanted.callback.param.clone(),
             job_key: wanted.job_key.clone(),
             error_code: (kind == self::kind::QUOTA).then(|| Code::DailyQuota.number()),
-        };
-        let now_ms = self.now_ms;
-        let (keep, give_up) = (now_ms.saturating_add(RECEIPTS_KEPT_MS), now_ms.saturating_add(POSTING_MS));
-        self.batch.receipt(&receipt, keep, give_up);
-        self.shared.metrics.receipts_written.inc();
-        if let Some(url) = receipt.url {
-            self.posted_to.push((receipt.app, url));
-        }
+        });
     }
 
     /// Writes it all, durably when `Ok`; then receipts are on their way.
     pub(crate) async fn write(self) -> Result<(), Failure> {
-        let Self { shared, batch, in_flight, posted_to, .. } = self;
-        batch.write(shared.store.as_ref()).await?;
+        let Self { shared, receipts, batch, now_ms, in_flight, .. } = self;
+        let mut all = Batch::default();
+        all.receipts(&receipts, now_ms.saturating_add(RECEIPTS_KEPT_MS), now_ms.saturating_add(POSTING_MS));
+        all.append(batch);
+        all.write(shared.store.as_ref()).await?;
         drop(in_flight);
-        for (app, url) in posted_to {
-            shared.receipts.poke(shared, &app, &url);
+        shared.metrics.receipts_written.inc_by(receipts.len() as u64);
+        for receipt in receipts {
+            if let Some(url) = receipt.url {
+                shared.receipts.poke(shared, &receipt.app, &url);
+            }
         }
         Ok(())
     }

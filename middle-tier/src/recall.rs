@@ -325,12 +325,10 @@ pub(crate) async fn by_notify_id(
     let handling = Handling { revokes_notify_id: Some(recall.notify_id), ..Handling::default() };
     let revoke = entry(app.app.clone(), id, now_ms, handling);
     let resolved = match order::whom(shared, app, &mut recall.target).await?.1 {
-        Whom::Regids(values) => resolve::regids(shared, &app.app, values).await?,
-        Whom::Aliases(values) => resolve::aliases(shared, &app.app, values).await?,
-        Whom::UserAccounts(values) => resolve::user_accounts(shared, &app.app, values).await?,
         Whom::Audience(audience) => {
             return from_audience(shared, app, revoke, audience, recall.notify_id).await;
         }
+        singles => resolve::singles(shared, &app.app, singles).await?,
     };
     if resolved.registrations.is_empty() {
         let text = format!("none of the {} targets is a registration of this application", resolved.bad_targets.len());

@@ -10,6 +10,7 @@ use schema::profiles::Profile;
 
 use crate::Shared;
 use crate::accept::RECIPIENTS_MAX;
+use crate::order::Whom;
 
 /// Members of a name that are read in one call.
 const PAGE: usize = 500;
@@ -21,6 +22,16 @@ pub(crate) struct Resolved {
     pub(crate) bad_targets: Vec<String>,
     /// By which alias a registration was found, where one was.
     pub(crate) names: BTreeMap<RegId, String>,
+}
+
+/// The registrations that a send which is none to an audience is for.
+pub(crate) async fn singles(shared: &Shared, app: &AppId, whom: Whom) -> Result<Resolved, Failure> {
+    match whom {
+        Whom::Regids(values) => regids(shared, app, values).await,
+        Whom::Aliases(values) => aliases(shared, app, values).await,
+        Whom::UserAccounts(values) => user_accounts(shared, app, values).await,
+        Whom::Audience(_) => Err(Failure::from(Code::System)),
+    }
 }
 
 /// The app's registrations with those ids. One that is malformed, unknown or another app's is a bad target: an app

@@ -16,6 +16,11 @@ impl Batch {
         self.0.is_empty()
     }
 
+    /// Adds another after all that is here.
+    pub fn append(&mut self, mut later: Self) {
+        self.0.append(&mut later.0);
+    }
+
     /// Writes it, durably when `Ok`. An empty batch costs nothing; writing it twice leaves what writing it once leaves.
     pub async fn write(self, store: &dyn SortedStore) -> Result<(), StoreError> {
         if self.0.is_empty() { Ok(()) } else { store.write(self.0).await }

@@ -154,22 +154,25 @@ impl Receipts {
 }
 
 impl Batch {
-    /// Writes a receipt: into its app's log, until `keep_until_ms`; and if it has a URL among what waits for that, until
-    /// `give_up_at_ms`. Times are in milliseconds since the epoch; those of one URL at which it is given up should differ by
-    /// less than a day, so that none of them outlives what tells of it. Repeating it changes nothing (but what was posted in
+    /// Writes receipts: into their apps' logs, until `keep_until_ms`; and those that have a URL among what waits for that,
+    /// until `give_up_at_ms`. Times are in milliseconds since the epoch; those of one URL at which it is given up should differ
+    /// by less than a day, so that none of them outlives what tells of it. Repeating it changes nothing (but what was posted in
     /// between waits again).
-    pub fn receipt(&mut self, receipt: &Receipt, keep_until_ms: u64, give_up_at_ms: u64) {
-        let mut put = |table, row, value, expires_at_ms| {
-            let put = Put { table, row, cell: CELL.to_vec(), value, expires_at_ms: Some(expires_at_ms) };
-            self.0.push(Mutation::Put(put));
+    pub fn receipts(&mut self, receipts: &[Receipt], keep_until_ms: u64, give_up_at_ms: u64) {
+        let put = |table, row, value, expires_at_ms| {
+            Mutation::Put(Put { table, row, cell: CELL.to_vec(), value, expires_at_ms: Some(expires_at_ms) })
         };
-        put(LOG, log_row(receipt), encode(receipt, receipt.url.as_deref()), keep_until_ms);
-        let Some(url) = &receipt.url else { return };
-        let key = UrlKey::new(&receipt.app, url);
-        // The head first: what waits without one would be found by nobody after a restart.
-        let head = Writer::form(1).text(url).build();
-        put(CALLBACKS, key.head(), head, give_up_at_ms.saturating_add(HEAD_MARGIN_MS));
-        put(CALLBACKS, key.pending_one(receipt.id), encode(receipt, None), give_up_at_ms);
+        // Table after table, for those backends where each change of table is another call.
+        let logged =
+            |receipt: &Receipt| put(LOG, log_row(receipt), encode(receipt, receipt.url.as_deref()), keep_until_ms);
+        self.0.extend(receipts.iter().map(logged));
+        for (receipt, url) in receipts.iter().filter_map(|receipt| Some((receipt, receipt.url.as_ref()?))) {
+            let key = UrlKey::new(&receipt.app, url);
+            // The head first: what waits without one would be found by nobody after a restart.
+            let head = Writer::form(1).text(url).build();
+            let head = put(CALLBACKS, key.head(), head, give_up_at_ms.saturating_add(HEAD_MARGIN_MS));
+            self.0.extend([head, put(CALLBACKS, key.pending_one(receipt.id), encode(receipt, None), give_up_at_ms)]);
+        }
     }
 
     /// Says that a receipt was posted: it waits no longer, and stays in the log. Repeating it changes nothing; without a URL

@@ -218,7 +218,7 @@ impl Life {
 
     async fn put(&self, receipt: &Receipt) {
         let (mut batch, now_ms) = (Batch::default(), self.shared.clock.now_ms());
-        batch.receipt(receipt, now_ms + KEEP_MS, now_ms + POSTING_MS);
+        batch.receipts(std::slice::from_ref(receipt), now_ms + KEEP_MS, now_ms + POSTING_MS);
         batch.write(self.shared.store.as_ref()).await.expect("written");
     }
 

@@ -58,9 +58,7 @@ fn bare(id: u128) -> Receipt {
 
 async fn write(world: &World, receipts: &[Receipt]) {
     let mut batch = Batch::default();
-    for receipt in receipts {
-        batch.receipt(receipt, START_MS + 7 * DAY_MS, START_MS + DAY_MS);
-    }
+    batch.receipts(receipts, START_MS + 7 * DAY_MS, START_MS + DAY_MS);
     batch.write(world.store.as_ref()).await.unwrap();
 }
 
@@ -147,8 +145,8 @@ pub(crate) async fn receipts_of_two_apps_do_not_mix(world: World) {
 
 pub(crate) async fn a_receipt_is_kept_until_its_time_and_waits_until_its_own(world: World) {
     let mut batch = Batch::default();
-    batch.receipt(&receipt(1), START_MS + 20, START_MS + 10);
-    batch.receipt(&receipt(2), START_MS + 10, START_MS + 20);
+    batch.receipts(&[receipt(1)], START_MS + 20, START_MS + 10);
+    batch.receipts(&[receipt(2)], START_MS + 10, START_MS + 20);
     batch.write(world.store.as_ref()).await.unwrap();
     world.clock.set(START_MS + 9);
     assert_eq!((since(&world, None, 9, 9).await, pending(&world, URL, None, 9).await), (vec![1, 2], vec![1, 2]));
@@ -224,7 +222,7 @@ pub(crate) async fn a_url_is_listed_longer_than_anything_waits_for_it(world: Wor
 pub(crate) async fn a_later_receipt_keeps_its_url_listed(world: World) {
     write(&world, &[receipt(1)]).await;
     let mut batch = Batch::default();
-    batch.receipt(&receipt(2), START_MS, START_MS + 3 * DAY_MS);
+    batch.receipts(&[receipt(2)], START_MS, START_MS + 3 * DAY_MS);
     batch.write(world.store.as_ref()).await.unwrap();
     world.clock.set(START_MS + 3 * DAY_MS - 1);
     assert_eq!((urls(&world).await, pending(&world, URL, None, 9).await), (vec![URL.to_owned()], vec![2]));

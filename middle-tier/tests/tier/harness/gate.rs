@@ -47,6 +47,8 @@ pub(crate) struct Gate {
     down: AtomicBool,
     /// Writes so far.
     writes: AtomicUsize,
+    /// Rows of a batch are written one after the other.
+    in_pieces: AtomicBool,
 }
 
 impl Gate {
@@ -58,6 +60,7 @@ impl Gate {
             met: Semaphore::new(0),
             down: AtomicBool::new(false),
             writes: AtomicUsize::new(0),
+            in_pieces: AtomicBool::new(false),
         })
     }
 
@@ -104,6 +107,11 @@ impl Gate {
     /// How many writes there were.
     pub(crate) fn writes(&self) -> usize {
         self.writes.load(Ordering::SeqCst)
+    }
+
+    /// From now on each mutation of a batch is a write of its own, in order: a store of many machines does no better.
+    pub(crate) fn write_in_pieces(&self) {
+        self.in_pieces.store(true, Ordering::SeqCst);
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -169,10 +177,18 @@ fn table(mutation: &Mutation) -> Table {
 #[async_trait]
 impl SortedStore for Gate {
     async fn write(&self, batch: Vec<Mutation>) -> Result<(), StoreError> {
-        let tables: Vec<Table> = batch.iter().map(table).collect();
-        let fault = self.pass(&tables).await?;
-        self.inner.write(batch).await?;
-        self.written(fault).await
+        let pieces = if self.in_pieces.load(Ordering::SeqCst) {
+            batch.into_iter().map(|mutation| vec![mutation]).collect()
+        } else {
+            vec![batch]
+        };
+        for piece in pieces {
+            let tables: Vec<Table> = piece.iter().map(table).collect();
+            let fault = self.pass(&tables).await?;
+            self.inner.write(piece).await?;
+            self.written(fault).await?;
+        }
+        Ok(())
     }
 
     async fn read(&self, rows: Vec<RowRead>) -> Result<Vec<Row>, StoreError> {
