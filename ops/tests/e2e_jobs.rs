@@ -116,7 +116,7 @@ async fn time_passes(ms: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_due_during_an_outage_fires_once_after_the_restart() {
     let mut world = World::of(1).await;
-    let due_ms = SystemClock.now_ms() + 1500;
+    let due_ms = SystemClock.now_ms() + 5000;
     let id = world.send_to(0, "scheduled", &[("time_to_send", &due_ms.to_string())]);
     assert_eq!(world.schedule(&id).data()["state"], "waiting");
     world.server.kill();
@@ -359,7 +359,7 @@ fn all_receipts(http: &Http) -> Vec<Event> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_broadcast_goes_on_after_a_kill_and_comes_to_each_device_once_and_not_before_its_time() {
     const DEVICES: usize = 12;
-    const SPREAD_MS: u64 = 5000;
+    const SPREAD_MS: u64 = 12_000;
     let mut world = World::of(DEVICES).await;
     let id = world.app.send("/v3/message/all", &[("payload", "slow"), ("spread_ms", &SPREAD_MS.to_string())]);
     let pace = Pace { spread_ms: SPREAD_MS, local_time_ms: None };
