@@ -6,7 +6,6 @@ use idl::channel;
 use idl::contract::bus::{FrontBatch, FrontItem};
 use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
-use idl::message::Message;
 use schema::registrations::Registration;
 use schema::traces::DropReason;
 use tokio::time::{Instant, sleep_until};
@@ -14,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::outcomes::{Outcomes, Whose};
 use crate::session::{Advance, Item, Step};
 use crate::sessions::{Handle, index_entry};
+use crate::timelines::{Found, TimelineReads};
 use crate::{Shared, payload};
 
 /// Hand-offs that may fail in a row before a session asks whether its front still lives.
@@ -242,11 +242,8 @@ async fn drain(shared: &Arc<Shared>, handle: &Arc<Handle>, reads: &[(RegId, usiz
 }
 
 async fn judge(shared: &Arc<Shared>, handle: &Arc<Handle>, app: AppId, from: MessageId, to: MessageId) {
-    let limit = shared.config.judged_rows_max;
-    match shared.timelines.since(&app, from, None, limit).await {
-        Ok(rows) => {
-            let more = rows.len() >= limit;
-            let mut rows: Vec<Arc<Message>> = rows.into_iter().map(Arc::new).collect();
+    match TimelineReads::since(shared, &app, from).await {
+        Ok(Found { mut rows, more }) => {
             // Read only in part: judged up to the last row that was read.
             let to = rows.last().filter(|_| more).map_or(to, |last| MessageId(last.id.0.saturating_add(1)));
             shared.metrics.judgements.inc();

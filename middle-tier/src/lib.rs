@@ -44,6 +44,7 @@ mod sessions;
 mod states;
 mod sweep;
 mod tasks;
+mod timelines;
 mod turns;
 
 use std::pin::Pin;
@@ -88,6 +89,7 @@ use crate::schedules::Schedules;
 use crate::service::Service;
 use crate::sessions::Sessions;
 use crate::tasks::Tasks;
+use crate::timelines::TimelineReads;
 use crate::turns::Turns;
 
 /// How the middle tier works, and its limits.
@@ -226,6 +228,7 @@ pub(crate) struct Shared {
     pub(crate) names: Names,
     pub(crate) mailboxes: Mailboxes,
     pub(crate) timelines: Timelines,
+    pub(crate) timeline_reads: TimelineReads,
     pub(crate) topics: TopicMembers,
     pub(crate) records: Records,
     pub(crate) traces: Traces,
@@ -282,6 +285,7 @@ impl Middle {
             names: Names::new(Arc::clone(&sorted)),
             mailboxes: Mailboxes::new(Arc::clone(&sorted)),
             timelines: Timelines::new(Arc::clone(&sorted)),
+            timeline_reads: TimelineReads::default(),
             topics: TopicMembers::new(Arc::clone(&sorted)),
             records: Records::new(Arc::clone(&sorted)),
             traces: Traces::new(Arc::clone(&sorted)),

@@ -285,7 +285,7 @@ fn revocation_of(record: &Record, id: MessageId, now_ms: u64) -> Message {
     entry(record.app.clone(), id, now_ms, handling)
 }
 
-fn entry(app: AppId, id: MessageId, now_ms: u64, handling: Handling) -> Message {
+pub(crate) fn entry(app: AppId, id: MessageId, now_ms: u64, handling: Handling) -> Message {
     let notification = Notification {
         payload: None,
         title: None,

@@ -1,0 +1,137 @@
+//! Reading timelines for many devices at once. After an outage every device asks what its apps broadcast while it was away:
+//! the first is served at once, and those that ask soon after share the next read, so that a storm of reconnects costs the
+//! store so many reads a second and not one for each device.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use idl::ids::{AppId, MessageId};
+use idl::message::Message;
+use schema::sorted::StoreError;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use crate::Shared;
+
+/// Between two reads of one app's timeline.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Who waits for a read of which app's timeline. An app is there for as long as somebody reads for it.
+#[derive(Default)]
+pub(crate) struct TimelineReads(Mutex<HashMap<AppId, Vec<Asked>>>);
+
+struct Asked {
+    from: MessageId,
+    answer: oneshot::Sender<Result<Found, StoreError>>,
+}
+
+/// Broadcasts in order of id.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) rows: Vec<Arc<Message>>,
+    /// Others may follow that were not read.
+    pub(crate) more: bool,
+}
+
+impl TimelineReads {
+    fn apps(&self) -> MutexGuard<'_, HashMap<AppId, Vec<Asked>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An app's broadcasts from this id on, inclusive, as they are at some moment after the call.
+    pub(crate) async fn since(shared: &Arc<Shared>, app: &AppId, from: MessageId) -> Result<Found, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { from, answer };
+        let nobody_reads = {
+            let mut apps = shared.timeline_reads.apps();
+            let nobody_reads = !apps.contains_key(app);
+            apps.entry(app.clone()).or_default().push(asked);
+            nobody_reads
+        };
+        if nobody_reads {
+            let (reader, app) = (Arc::clone(shared), app.clone());
+            shared.tasks.spawn(async move { reader.timeline_reads.read(&reader, &app).await });
+        }
+        answered.await.map_err(|_| StoreError::Unavailable("the read was ended".to_owned()))?
+    }
+
+    /// Reads until nobody asks any more.
+    async fn read(&self, shared: &Shared, app: &AppId) {
+        let limit = shared.config.judged_rows_max;
+        loop {
+            let asked = {
+                let mut apps = self.apps();
+                let asked = apps.get_mut(app).map(mem::take).unwrap_or_default();
+                if asked.is_empty() {
+                    apps.remove(app);
+                    return;
+                }
+                asked
+            };
+            let first = asked.iter().map(|asked| asked.from).min().unwrap_or(MessageId::MIN);
+            let later = match shared.timelines.since(app, first, None, limit).await {
+                Ok(rows) => share(rows.into_iter().map(Arc::new).collect(), limit, asked),
+                Err(error) => {
+                    // Whoever no longer waits needs no answer.
+                    asked.into_iter().for_each(|asked| drop(asked.answer.send(Err(error.clone()))));
+                    Vec::new()
+                }
+            };
+            self.apps().entry(app.clone()).or_default().extend(later);
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Gives each what it asked for, and gives back those for whom the read did not reach far enough.
+fn share(rows: Vec<Arc<Message>>, limit: usize, asked: Vec<Asked>) -> Vec<Asked> {
+    let last = rows.last().filter(|_| rows.len() >= limit).map(|last| last.id);
+    let mut later = Vec::new();
+    for asked in asked {
+        if last.is_some_and(|last| last < asked.from) {
+            later.push(asked);
+            continue;
+        }
+        let rows = rows.iter().skip_while(|row| row.id < asked.from).cloned().collect();
+        drop(asked.answer.send(Ok(Found { rows, more: last.is_some() })));
+    }
+    later
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use idl::message::Handling;
+
+    use super::*;
+
+    fn row(id: u128) -> Arc<Message> {
+        Arc::new(crate::recall::entry("demo".parse().expect("an app id"), MessageId(id), 0, Handling::default()))
+    }
+
+    #[test]
+    fn each_gets_what_it_asked_for_and_who_asked_beyond_the_end_of_a_page_waits_for_the_next() {
+        let (mut asked, mut answers) = (Vec::new(), Vec::new());
+        for from in [1, 3, 4, 9] {
+            let (answer, answered) = oneshot::channel();
+            asked.push(Asked { from: MessageId(from), answer });
+            answers.push(answered);
+        }
+        let later = share([1, 3, 5].map(row).to_vec(), 3, asked);
+        assert_eq!(later.iter().map(|asked| asked.from.0).collect::<BTreeSet<_>>(), [9].into());
+        let mut given = answers.into_iter().map(|mut answer| answer.try_recv().ok().and_then(Result::ok));
+        for expected in [vec![1, 3, 5], vec![3, 5], vec![5]] {
+            let found = given.next().flatten().expect("answered");
+            assert_eq!(found.rows.iter().map(|row| row.id.0).collect::<Vec<_>>(), expected);
+            assert!(found.more);
+        }
+        assert!(given.next().flatten().is_none());
+        let (answer, mut answered) = oneshot::channel();
+        assert!(share(vec![row(1)], 3, vec![Asked { from: MessageId(9), answer }]).is_empty());
+        let found = answered.try_recv().expect("answered").expect("read");
+        assert!(found.rows.is_empty() && !found.more, "the whole timeline was read");
+    }
+}
