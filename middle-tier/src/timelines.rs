@@ -72,10 +72,12 @@ impl TimelineReads {
             };
             let first = asked.iter().map(|asked| asked.from).min().unwrap_or(MessageId::MIN);
             let later = match shared.timelines.since(app, first, None, limit).await {
-                Ok(rows) => share(rows.into_iter().map(Arc::new).collect(), limit, asked),
+                Ok(rows) => share(&rows.into_iter().map(Arc::new).collect::<Vec<_>>(), limit, asked),
                 Err(error) => {
                     // Whoever no longer waits needs no answer.
-                    asked.into_iter().for_each(|asked| drop(asked.answer.send(Err(error.clone()))));
+                    for asked in asked {
+                        drop(asked.answer.send(Err(error.clone())));
+                    }
                     Vec::new()
                 }
             };
@@ -86,7 +88,7 @@ impl TimelineReads {
 }
 
 /// Gives each what it asked for, and gives back those for whom the read did not reach far enough.
-fn share(rows: Vec<Arc<Message>>, limit: usize, asked: Vec<Asked>) -> Vec<Asked> {
+fn share(rows: &[Arc<Message>], limit: usize, asked: Vec<Asked>) -> Vec<Asked> {
     let last = rows.last().filter(|_| rows.len() >= limit).map(|last| last.id);
     let mut later = Vec::new();
     for asked in asked {
@@ -120,7 +122,7 @@ mod tests {
             asked.push(Asked { from: MessageId(from), answer });
             answers.push(answered);
         }
-        let later = share([1, 3, 5].map(row).to_vec(), 3, asked);
+        let later = share(&[1, 3, 5].map(row), 3, asked);
         assert_eq!(later.iter().map(|asked| asked.from.0).collect::<BTreeSet<_>>(), [9].into());
         let mut given = answers.into_iter().map(|mut answer| answer.try_recv().ok().and_then(Result::ok));
         for expected in [vec![1, 3, 5], vec![3, 5], vec![5]] {
@@ -130,7 +132,7 @@ mod tests {
         }
         assert!(given.next().flatten().is_none());
         let (answer, mut answered) = oneshot::channel();
-        assert!(share(vec![row(1)], 3, vec![Asked { from: MessageId(9), answer }]).is_empty());
+        assert!(share(&[row(1)], 3, vec![Asked { from: MessageId(9), answer }]).is_empty());
         let found = answered.try_recv().expect("answered").expect("read");
         assert!(found.rows.is_empty() && !found.more, "the whole timeline was read");
     }
