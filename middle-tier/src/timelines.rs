@@ -1,6 +1,6 @@
 //! Reading timelines for many devices at once. After an outage every device asks what its apps broadcast while it was away:
-//! the first is served at once, and those that ask soon after share the next read, so that a storm of reconnects costs the
-//! store so many reads a second and not one for each device.
+//! the first few are served at once, and of more those that ask soon after one another share a read, so that a storm of
+//! reconnects costs the store so many reads a second and not one for each device.
 
 use std::collections::HashMap;
 use std::mem;
@@ -10,17 +10,27 @@ use std::time::Duration;
 use idl::ids::{AppId, MessageId};
 use idl::message::Message;
 use schema::sorted::StoreError;
-use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout};
 
 use crate::Shared;
 
-/// Between two reads of one app's timeline.
+/// So many reads of an app's timeline follow each other without a pause. What is sent to a device waits for its read, so one
+/// device alone must not wait for another.
+const AT_ONCE: usize = 8;
+/// Between two reads of one app's timeline after that; without any for so long all begins anew.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Who waits for a read of which app's timeline. An app is there for as long as somebody reads for it.
 #[derive(Default)]
-pub(crate) struct TimelineReads(Mutex<HashMap<AppId, Vec<Asked>>>);
+pub(crate) struct TimelineReads(Mutex<HashMap<AppId, Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    asked: Vec<Asked>,
+    /// Somebody asked.
+    poke: Arc<Notify>,
+}
 
 struct Asked {
     from: MessageId,
@@ -36,7 +46,7 @@ pub(crate) struct Found {
 }
 
 impl TimelineReads {
-    fn apps(&self) -> MutexGuard<'_, HashMap<AppId, Vec<Asked>>> {
+    fn apps(&self) -> MutexGuard<'_, HashMap<AppId, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,7 +57,9 @@ impl TimelineReads {
         let nobody_reads = {
             let mut apps = shared.timeline_reads.apps();
             let nobody_reads = !apps.contains_key(app);
-            apps.entry(app.clone()).or_default().push(asked);
+            let waiting = apps.entry(app.clone()).or_default();
+            waiting.asked.push(asked);
+            waiting.poke.notify_one();
             nobody_reads
         };
         if nobody_reads {
@@ -60,29 +72,42 @@ impl TimelineReads {
     /// Reads until nobody asks any more.
     async fn read(&self, shared: &Shared, app: &AppId) {
         let limit = shared.config.judged_rows_max;
+        let poke = self.apps().get(app).map(|waiting| Arc::clone(&waiting.poke)).unwrap_or_default();
+        let mut reads = 0;
         loop {
+            let in_time = timeout(PAUSE, poke.notified()).await.is_ok();
+            if reads >= AT_ONCE {
+                sleep(PAUSE).await;
+            }
             let asked = {
                 let mut apps = self.apps();
-                let asked = apps.get_mut(app).map(mem::take).unwrap_or_default();
-                if asked.is_empty() {
+                let asked = apps.get_mut(app).map(|waiting| mem::take(&mut waiting.asked)).unwrap_or_default();
+                if asked.is_empty() && !in_time {
                     apps.remove(app);
                     return;
                 }
                 asked
             };
+            if asked.is_empty() {
+                continue;
+            }
+            reads += 1;
             let first = asked.iter().map(|asked| asked.from).min().unwrap_or(MessageId::MIN);
-            let later = match shared.timelines.since(app, first, None, limit).await {
-                Ok(rows) => share(&rows.into_iter().map(Arc::new).collect::<Vec<_>>(), limit, asked),
+            match shared.timelines.since(app, first, None, limit).await {
+                Ok(rows) => {
+                    let later = share(&rows.into_iter().map(Arc::new).collect::<Vec<_>>(), limit, asked);
+                    if !later.is_empty() {
+                        self.apps().entry(app.clone()).or_default().asked.extend(later);
+                        poke.notify_one();
+                    }
+                }
                 Err(error) => {
                     // Whoever no longer waits needs no answer.
                     for asked in asked {
                         drop(asked.answer.send(Err(error.clone())));
                     }
-                    Vec::new()
                 }
-            };
-            self.apps().entry(app.clone()).or_default().extend(later);
-            sleep(PAUSE).await;
+            }
         }
     }
 }
