@@ -47,7 +47,7 @@ pub(crate) fn negotiator(shared: &Shared, protection: Protection) -> Negotiator 
         Arc::clone(&shared.credentials),
         Arc::clone(&shared.entropy),
         protection,
-        shared.config.limits.login_attempts_max,
+        &shared.config.limits,
     )
 }
 

@@ -10,6 +10,7 @@ use idl::xml::{Event, Header, NS_CLIENT, write_header};
 use minidom::Element;
 
 use crate::close::Reason;
+use crate::config::Limits;
 use crate::credentials::Credentials;
 use crate::sasl::{self, Failure, Login, Plain};
 use crate::scram::{Check, Exchange};
@@ -19,6 +20,8 @@ use crate::stanza;
 const NS_TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
 /// Namespace of resource binding.
 const NS_BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
+/// Namespace of announced limits (XEP-0478).
+const NS_LIMITS: &str = "urn:xmpp:stream-limits:0";
 /// Namespace of stream management (XEP-0198).
 pub(crate) const NS_SM: &str = "urn:xmpp:sm:3";
 
@@ -76,9 +79,34 @@ pub(crate) struct Negotiator {
     credentials: Arc<Credentials>,
     entropy: SharedEntropy,
     protection: Protection,
+    announced: Announced,
     attempts_left: u32,
     header_written: bool,
     stage: Stage,
+}
+
+/// Limits that a client is told of (XEP-0478): how many bytes a stanza may have, and after how many seconds of silence we do
+/// something about it. Before login that is the end of the connection, after it a probe.
+#[derive(Clone, Copy)]
+struct Announced {
+    before_login: (usize, u64),
+    after_login: (usize, u64),
+}
+
+impl Announced {
+    fn of(limits: &Limits) -> Self {
+        Self {
+            before_login: (limits.stanza_bytes_max_before_login, limits.login_time_max.as_secs()),
+            after_login: (limits.stanza_bytes_max, limits.idle_time_max.as_secs()),
+        }
+    }
+
+    fn feature(self, logged_in: bool) -> String {
+        let (bytes, seconds) = if logged_in { self.after_login } else { self.before_login };
+        format!(
+            "<limits xmlns='{NS_LIMITS}'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
+        )
+    }
 }
 
 enum Stage {
@@ -106,14 +134,15 @@ impl Negotiator {
         credentials: Arc<Credentials>,
         entropy: SharedEntropy,
         protection: Protection,
-        attempts_max: u32,
+        limits: &Limits,
     ) -> Self {
         Self {
             domain,
             credentials,
             entropy,
             protection,
-            attempts_left: attempts_max.max(1),
+            announced: Announced::of(limits),
+            attempts_left: limits.login_attempts_max.max(1),
             header_written: false,
             stage: Stage::LoggedOut,
         }
@@ -186,7 +215,8 @@ impl Negotiator {
                 format!("<mechanisms xmlns='{}'><mechanism>SCRAM-SHA-256</mechanism>{plain}</mechanisms>", sasl::NS)
             }
         };
-        out.extend_from_slice(format!("<stream:features>{features}</stream:features>").as_bytes());
+        let limits = self.announced.feature(self.is_logged_in());
+        out.extend_from_slice(format!("<stream:features>{features}{limits}</stream:features>").as_bytes());
         Step::Read
     }
 
@@ -283,6 +313,11 @@ impl Negotiator {
             };
             return Step::Resume(Resume { login, previous: previous.to_owned(), handled });
         }
+        if element.is("resume", NS_CLIENT) {
+            // Some clients forget its namespace, and bind only when they have heard that they can't resume.
+            out.extend_from_slice(not_resumed().as_bytes());
+            return Step::Read;
+        }
         if element.has_ns(NS_SM) {
             // Before a resource is bound there is nothing to count.
             out.extend_from_slice(sm_failed("unexpected-request").as_bytes());
@@ -352,21 +387,22 @@ mod tests {
     use idl::clock::SystemEntropy;
     use idl::ids::AccountId;
     use idl::token::KeyRing;
-    use idl::xml::{Limits, StreamReader};
+    use idl::xml::{Limits as XmlLimits, StreamReader};
     use prometheus_client::registry::Registry;
     use proptest::prelude::*;
 
     use super::*;
     use crate::metrics::Metrics;
 
-    const LIMITS: Limits = Limits { stanza_bytes_max: 4096, depth_max: 8 };
+    const LIMITS: XmlLimits = XmlLimits { stanza_bytes_max: 4096, depth_max: 8 };
     const HEADER: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
                           to='example.org' version='1.0'>";
 
     fn negotiator(protection: Protection) -> Negotiator {
         let ring = KeyRing::new(&[(1, [7; 32])]);
         let credentials = Credentials::new(ring, 1, 1, Arc::new(Metrics::register(&mut Registry::default())));
-        Negotiator::new("example.org".into(), Arc::new(credentials), Arc::new(SystemEntropy), protection, 100)
+        let limits = Limits { login_attempts_max: 100, ..Limits::default() };
+        Negotiator::new("example.org".into(), Arc::new(credentials), Arc::new(SystemEntropy), protection, &limits)
     }
 
     /// What a client may say, in whatever order.

@@ -12,6 +12,7 @@ pub(crate) const NS_STANZAS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
 const NS_PING: &str = "urn:xmpp:ping";
 const NS_DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
 const NS_DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
+const NS_VERSION: &str = "jabber:iq:version";
 const NS_SESSION: &str = "urn:ietf:params:xml:ns:xmpp-session";
 
 /// What an element from a client means.
@@ -177,6 +178,11 @@ fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
             Err(trouble) => refuse(&trouble),
         };
     }
+    if !set && child.is("query", NS_VERSION) && addressee == Addressee::Domain {
+        let version = env!("CARGO_PKG_VERSION");
+        let query = format!("<query xmlns='{NS_VERSION}'><name>Campanile</name><version>{version}</version></query>");
+        return Heard::Answer(result(element, speaker, &query));
+    }
     match Payload::from_open(child).filter(|_| set) {
         Some(Ok(payload)) => Heard::Open(Request { payload, reply: ReplyTo::new(element, Kind::Iq) }),
         Some(Err(invalid)) => refuse(&Trouble::new("modify", "bad-request", invalid.to_string())),
@@ -194,7 +200,7 @@ fn discover(query: &Element, addressee: Addressee) -> Result<String, Trouble> {
     let (identity, features): (_, &[&str]) = match addressee {
         Addressee::Domain => (
             "<identity category='server' type='im' name='Campanile'/>",
-            &[NS_DISCO_INFO, NS_DISCO_ITEMS, NS_PING, channel::NS],
+            &[NS_DISCO_INFO, NS_DISCO_ITEMS, NS_PING, NS_VERSION, channel::NS],
         ),
         _ => ("<identity category='account' type='registered'/>", &[NS_DISCO_INFO, NS_DISCO_ITEMS]),
     };

@@ -74,6 +74,7 @@ transcripts! {
     disco_says_what_is_here
     document_types_end_the_stream
     entities_end_the_stream
+    limits_are_announced_as_they_are_set
     elements_that_are_no_stanzas_end_the_stream
     login_with_a_wrong_token_fails_a_bounded_number_of_times
     login_with_plain
@@ -87,6 +88,7 @@ transcripts! {
     sasl_failures_say_what_was_wrong
     stanzas_before_login_end_the_stream
     starttls_comes_before_anything_else
+    the_server_tells_its_version_and_an_account_has_none
     unknown_stanzas_are_answered_with_service_unavailable
 }
 
