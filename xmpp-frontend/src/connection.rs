@@ -32,7 +32,7 @@ where
         return secure(shared, stream, negotiator, deadline, admission).await;
     }
     match Talk::new(Arc::clone(&shared), stream, negotiator, deadline).run().await {
-        Outcome::StartTls(stream, negotiator) => secure(shared, stream, negotiator, deadline, admission).await,
+        Outcome::StartTls(stream, negotiator) => secure(shared, stream, *negotiator, deadline, admission).await,
         Outcome::Bound(line, attachment, incoming) => live(&shared, &line, attachment, *incoming, admission).await,
         Outcome::Ended => {}
     }

@@ -28,7 +28,7 @@ pub(crate) struct Talk<S> {
 /// What became of a negotiation.
 pub(crate) enum Outcome<S> {
     /// TLS comes next, on these bytes.
-    StartTls(S, Negotiator),
+    StartTls(S, Box<Negotiator>),
     /// A resource is bound or resumed.
     Bound(Arc<Line>, Attachment, Box<Incoming<S>>),
     /// The stream has ended and its last words are said.
@@ -68,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         let reason = match agreed {
             Ok(Agreed::Bound(line, attachment)) => return Outcome::Bound(line, attachment, Box::new(self.incoming)),
             Ok(Agreed::StartTls) => match self.incoming.into_inner() {
-                (stream, false) => return Outcome::StartTls(stream, self.negotiator),
+                (stream, false) => return Outcome::StartTls(stream, Box::new(self.negotiator)),
                 (stream, true) => {
                     self.incoming = Incoming::new(stream, stanza_limits(&self.shared, false));
                     Reason::BytesBeforeTls
