@@ -192,7 +192,11 @@ impl Server {
         } else {
             format!("<mechanisms xmlns='{SASL}'>{}</mechanisms>", self.manners.mechanisms)
         };
-        out.extend_from_slice(format!("<stream:features>{features}</stream:features>").as_bytes());
+        let (bytes, seconds) = if self.authenticated { (65536, 900) } else { (8192, 30) };
+        let limits = format!(
+            "<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
+        );
+        out.extend_from_slice(format!("<stream:features>{features}{limits}</stream:features>").as_bytes());
     }
 
     fn element(&mut self, element: &Element, out: &mut Vec<u8>) {
