@@ -132,6 +132,28 @@ async fn wherever_the_process_ends_each_message_is_delivered_and_counted_once() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn devices_that_come_back_at_once_share_the_reading_of_what_was_broadcast_meanwhile() {
+    const DEVICES: usize = 60;
+    let mut tier = Tier::timed().await;
+    let mut devices = Vec::new();
+    for _ in 0..DEVICES {
+        let device = tier.device().await;
+        tier.disconnect(&device).await;
+        devices.push(device);
+    }
+    tier.during(SECOND).await;
+    let (id, _) = tier.send(everyone()).await.expect("accepted");
+    let before = tier.store.scans(Table::Timelines);
+    for device in &mut devices {
+        tier.reconnect(device).await;
+    }
+    let came = tier.during(SECOND).await;
+    assert_eq!(deliveries(&came), vec![id; DEVICES], "each gets it");
+    let scans = tier.store.scans(Table::Timelines) - before;
+    assert!((1..=DEVICES / 3).contains(&scans), "{scans} scans for {DEVICES} devices");
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_the_store_is_away_everything_is_refused_and_nothing_is_lost() {
     let mut tier = Tier::timed().await;
     let (here, mut away) = (tier.device().await, tier.device().await);

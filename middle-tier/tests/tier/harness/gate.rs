@@ -1,6 +1,7 @@
 //! A store that does what the test wants of the next writes: refuses them, holds them up, or loses their answers as a crash
 //! would.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,6 +50,8 @@ pub(crate) struct Gate {
     writes: AtomicUsize,
     /// Rows of a batch are written one after the other.
     in_pieces: AtomicBool,
+    /// Scans so far, by table.
+    scans: Mutex<BTreeMap<Table, usize>>,
 }
 
 impl Gate {
@@ -61,6 +64,7 @@ impl Gate {
             down: AtomicBool::new(false),
             writes: AtomicUsize::new(0),
             in_pieces: AtomicBool::new(false),
+            scans: Mutex::default(),
         })
     }
 
@@ -107,6 +111,11 @@ impl Gate {
     /// How many writes there were.
     pub(crate) fn writes(&self) -> usize {
         self.writes.load(Ordering::SeqCst)
+    }
+
+    /// How many scans of a table there were.
+    pub(crate) fn scans(&self, table: Table) -> usize {
+        self.scans.lock().unwrap_or_else(PoisonError::into_inner).get(&table).copied().unwrap_or(0)
     }
 
     /// From now on each mutation of a batch is a write of its own, in order: a store of many machines does no better.
@@ -198,6 +207,7 @@ impl SortedStore for Gate {
 
     async fn scan(&self, scan: RowScan) -> Result<Vec<Row>, StoreError> {
         self.check()?;
+        *self.scans.lock().unwrap_or_else(PoisonError::into_inner).entry(scan.table).or_default() += 1;
         self.inner.scan(scan).await
     }
 
