@@ -18,7 +18,11 @@ impl Batch {
 
     /// Adds another after all that is here.
     pub fn append(&mut self, mut later: Self) {
-        self.0.append(&mut later.0);
+        if self.0.is_empty() {
+            self.0 = later.0;
+        } else {
+            self.0.append(&mut later.0);
+        }
     }
 
     /// Writes it, durably when `Ok`. An empty batch costs nothing; writing it twice leaves what writing it once leaves.
