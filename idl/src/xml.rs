@@ -94,6 +94,10 @@ impl XmlError {
     }
 }
 
+/// A stream header that declares the usual namespaces under the usual prefixes.
+const USUAL_HEADER: &[u8] =
+    b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>";
+
 /// Reads one XML stream. A new stream (after STARTTLS or SASL) takes a new reader.
 pub struct StreamReader {
     parser: Parser,
@@ -101,6 +105,12 @@ pub struct StreamReader {
     /// Open elements inside the stream; the last is the innermost.
     open: Vec<Element>,
     in_stream: bool,
+    /// The header as it was written, until it is whole.
+    header: Vec<u8>,
+    /// The header declares what [`USUAL_HEADER`] declares.
+    is_usual: bool,
+    /// Nothing was read since the last event at the top of the stream.
+    is_at_rest: bool,
     /// Bytes since the last event at the top of the stream.
     taken_bytes: usize,
     /// Those bytes began with text. The parser would wait for the text's end, which may never come.
@@ -116,9 +126,28 @@ impl StreamReader {
             limits,
             open: Vec::new(),
             in_stream: false,
+            header: Vec::new(),
+            is_usual: false,
+            is_at_rest: false,
             taken_bytes: 0,
             text_first: false,
         }
+    }
+
+    /// A reader inside a stream whose header declares `jabber:client` as the default namespace and the stream's own under the
+    /// prefix `stream`, and nothing else.
+    pub fn inside(limits: Limits) -> Self {
+        let mut reader = Self::new(Limits { stanza_bytes_max: limits.stanza_bytes_max.max(USUAL_HEADER.len()), ..limits });
+        let opened = reader.read(&mut &*USUAL_HEADER);
+        debug_assert!(matches!(opened, Ok(Some(Event::Opened(_)))), "the usual header can be read");
+        reader.limits = limits;
+        reader
+    }
+
+    /// True if a reader that [`StreamReader::inside`] makes would read on as this one does: it is between elements, and its
+    /// header declared the same.
+    pub fn is_like_inside(&self) -> bool {
+        self.is_usual && self.is_at_rest
     }
 
     /// Other limits from the next element on. Attributes keep the length limit that the stream began with.
@@ -149,6 +178,10 @@ impl StreamReader {
             let mut unread = window;
             let parsed = self.parser.parse(&mut unread, false);
             let taken = window.len() - unread.len();
+            if !self.in_stream {
+                self.header.extend_from_slice(&bytes[..taken]);
+            }
+            self.is_at_rest &= taken == 0;
             *bytes = &bytes[taken..];
             self.taken_bytes += taken;
             let event = match parsed {
@@ -162,6 +195,7 @@ impl StreamReader {
             };
             if let Some(event) = self.take(event)? {
                 self.taken_bytes = 0;
+                self.is_at_rest = true;
                 return Ok(Some(event));
             }
         }
@@ -185,6 +219,7 @@ impl StreamReader {
                         return Err(XmlError::NotAStream { name, namespace });
                     }
                     self.in_stream = true;
+                    self.is_usual = declares_the_usual(&std::mem::take(&mut self.header));
                     return Ok(Some(Event::Opened(header(&attributes))));
                 }
                 if self.open.len() >= self.limits.depth_max {
@@ -265,6 +300,19 @@ pub fn escape_attribute(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// True if a header that could be read declares what [`USUAL_HEADER`] declares. One that hides it is told wrongly, which
+/// only those notice who wrote it so.
+fn declares_the_usual(header: &[u8]) -> bool {
+    let Ok(header) = std::str::from_utf8(header) else { return false };
+    let declares = |name: &str, value: &str| {
+        header.contains(&format!(" {name}='{value}'")) || header.contains(&format!(" {name}=\"{value}\""))
+    };
+    header.matches("xmlns").count() == 2
+        && header.contains("<stream:stream ")
+        && declares("xmlns", NS_CLIENT)
+        && declares("xmlns:stream", NS_STREAM)
 }
 
 fn header(attributes: &AttrMap) -> Header {
@@ -369,6 +417,43 @@ mod tests {
         assert_eq!(error_of("<a></b>").condition(), "not-well-formed");
         assert_eq!(error_of("text<a/>").condition(), "bad-format");
         assert_eq!(read_all(&[b"<a/>"]).expect_err("no stream").condition(), "invalid-namespace");
+    }
+
+    #[test]
+    fn a_reader_at_rest_in_a_usual_stream_can_be_replaced_by_another() {
+        let mut reader = StreamReader::new(LIMITS);
+        let mut whole = format!("{OPEN}<a b='c'>d<e/></a> <f/>").into_bytes();
+        whole.push(b'<');
+        let mut rests = Vec::new();
+        for byte in &whole {
+            reader.read(&mut std::slice::from_ref(byte)).expect("a stream");
+            rests.push(reader.is_like_inside());
+        }
+        let at_rest: Vec<_> = rests.iter().zip(&whole).filter(|(rest, _)| **rest).map(|(_, byte)| *byte).collect();
+        assert_eq!(at_rest, *b">> >", "behind the header, each element, and white space");
+        let mut other = StreamReader::inside(LIMITS);
+        assert!(other.is_like_inside());
+        let mut rest: &[u8] = b"<a/></stream:stream>";
+        assert!(matches!(other.read(&mut rest), Ok(Some(Event::Element(a))) if a.is("a", NS_CLIENT)));
+        assert_eq!(other.read(&mut rest), Ok(Some(Event::Closed)));
+    }
+
+    #[test]
+    fn a_stream_with_namespaces_of_its_own_keeps_its_reader() {
+        for header in [
+            "<s:stream xmlns='jabber:client' xmlns:s='http://etherx.jabber.org/streams'>",
+            "<stream:stream xmlns='jabber:server' xmlns:stream='http://etherx.jabber.org/streams'>",
+            "<stream:stream xmlns:stream='http://etherx.jabber.org/streams'>",
+            "<stream:stream xmlns='jabber:client' xmlns:x='y' xmlns:stream='http://etherx.jabber.org/streams'>",
+        ] {
+            let mut reader = StreamReader::new(LIMITS);
+            assert!(matches!(reader.read(&mut header.as_bytes()), Ok(Some(Event::Opened(_)))), "{header}");
+            assert!(!reader.is_like_inside(), "{header}");
+        }
+        let mut reader = StreamReader::new(LIMITS);
+        let quoted = r#"<stream:stream xmlns="jabber:client" to="x" xmlns:stream="http://etherx.jabber.org/streams">"#;
+        assert!(matches!(reader.read(&mut quoted.as_bytes()), Ok(Some(Event::Opened(_)))));
+        assert!(reader.is_like_inside());
     }
 
     proptest! {

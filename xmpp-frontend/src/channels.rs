@@ -358,9 +358,9 @@ fn trouble(failure: &Failure) -> Trouble {
     Trouble::new(kind, condition, failure.description.clone())
 }
 
-fn answer_error(shared: &Shared, line: &Line, reply: &ReplyTo, trouble: &Trouble) {
+fn answer_error(shared: &Shared, line: &Arc<Line>, reply: &ReplyTo, trouble: &Trouble) {
     // A line that takes no more is closing: its client comes back and asks anew.
-    let _ = line.push(Frame::stanza(reply.error(Some(&full_jid(shared, line)), trouble)));
+    let _ = line.say(Frame::stanza(reply.error(Some(&full_jid(shared, line)), trouble)));
 }
 
 fn full_jid(shared: &Shared, line: &Line) -> String {

@@ -1,191 +1,233 @@
 //! One connection, from its first byte to its end, and, with XEP-0198, the time during which its stream may be resumed.
+//!
+//! Until a resource is bound a task negotiates in comfort. Then it ends, and a small one takes over that holds nothing but
+//! the line: the stream's owner. Buffers and a parser are borrowed from the thread while there is something to handle.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use idl::xml::Event;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use idl::xml::{Event, StreamReader};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::close::Reason;
-use crate::line::{Attachment, Due, Line};
+use crate::line::{Attachment, Due, Line, Parked, Turn};
 use crate::listener::Admission;
-use crate::login::{Outcome, Talk, negotiator};
+use crate::login::{Outcome, Talk, negotiator, stanza_limits};
 use crate::negotiate::{NS_SM, Negotiator, Protection, random_hex, sm_failed};
 use crate::outbox::Frame;
+use crate::scratch::{self, Scratch};
+use crate::socket::Socket;
 use crate::stanza::{self, Heard, Speaker};
-use crate::xmpp_io::{Incoming, Outgoing};
+use crate::stream::Stream;
+use crate::wheel::TICK;
 use crate::{Security, Shared, channels};
 
-/// Serves a connection that was let in.
-pub(crate) async fn serve<S>(shared: Arc<Shared>, stream: S, security: Security, admission: Admission)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// Negotiates a connection that was let in, and has it served once a resource is bound.
+pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket, security: Security, admission: Admission) {
     let deadline = Instant::now() + shared.config.limits.login_time_max;
     let protection = match security {
         Security::StartTls => Protection::MustStartTls,
         Security::Plain => Protection::Clear,
         Security::DirectTls | Security::Trusted => Protection::Secured,
     };
-    let negotiator = negotiator(&shared, protection);
-    if security == Security::DirectTls {
-        return secure(shared, stream, negotiator, deadline, admission).await;
+    let (mut stream, mut negotiator) = (Stream::new(socket, admission), negotiator(&shared, protection));
+    if security == Security::DirectTls
+        && let Err(reason) = secure(&shared, &mut stream, &mut negotiator, deadline).await
+    {
+        return shared.metrics.ended(reason);
     }
-    match Talk::new(Arc::clone(&shared), stream, negotiator, deadline).run().await {
-        Outcome::StartTls(stream, negotiator) => secure(shared, stream, *negotiator, deadline, admission).await,
-        Outcome::Bound(line, attachment, incoming) => live(&shared, &line, attachment, *incoming, admission).await,
-        Outcome::Ended => {}
-    }
-}
-
-/// Does the TLS handshake and negotiates the stream inside.
-async fn secure<S>(shared: Arc<Shared>, stream: S, mut negotiator: Negotiator, deadline: Instant, admission: Admission)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let draining = shared.draining.clone();
-    let stream = tokio::select! {
-        biased;
-        () = draining.cancelled() => return shared.metrics.ended(Reason::Shutdown),
-        stream = timeout_at(deadline, shared.tls.accept(stream)) => match stream {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a TLS handshake failed");
-                return shared.metrics.ended(Reason::TlsFailed);
+    loop {
+        match Talk::new(Arc::clone(&shared), stream, negotiator, deadline).run().await {
+            Outcome::StartTls(taken, negotiating) => (stream, negotiator) = (taken, *negotiating),
+            Outcome::Bound(line, attachment, reader) => {
+                // Serves the resource for as long as its stream lives, or until another stream takes it over.
+                let owner = Owner { shared: Arc::clone(&shared), line, attachment, reader, leaving: None };
+                return shared.spawn_owner(owner);
             }
-            Err(_) => return shared.metrics.ended(Reason::LoginTime),
-        },
-    };
-    negotiator.tls_started();
-    let talk = Talk::new(Arc::clone(&shared), stream, negotiator, deadline);
-    if let Outcome::Bound(line, attachment, incoming) = talk.run().await {
-        live(&shared, &line, attachment, *incoming, admission).await;
+            Outcome::Ended => return,
+        }
+        if let Err(reason) = secure(&shared, &mut stream, &mut negotiator, deadline).await {
+            return shared.metrics.ended(reason);
+        }
     }
 }
 
-/// Serves a bound resource for as long as it lives, or until another stream takes it over.
-async fn live<S>(
-    shared: &Arc<Shared>,
-    line: &Arc<Line>,
+/// Does the TLS handshake.
+async fn secure(
+    shared: &Shared,
+    stream: &mut Stream,
+    negotiator: &mut Negotiator,
+    deadline: Instant,
+) -> Result<(), Reason> {
+    tokio::select! {
+        biased;
+        () = shared.draining.cancelled() => Err(Reason::Shutdown),
+        secured = timeout_at(deadline, stream.secure(&shared.tls)) => {
+            let _exporter = secured.unwrap_or(Err(Reason::LoginTime))?;
+            negotiator.tls_started();
+            Ok(())
+        }
+    }
+}
+
+/// Tells a stream that it has ended because another one resumed it.
+pub(crate) fn dismiss(shared: &Arc<Shared>, stream: Stream) {
+    let reason = Reason::Resumed;
+    shared.metrics.ended(reason);
+    let mut words = Vec::new();
+    reason.write(&mut words);
+    let time_max = shared.config.limits.write_time_max;
+    shared.spawn_connection(async move { stream.close(&words, time_max).await });
+}
+
+/// The task of a bound stream.
+struct Owner {
+    shared: Arc<Shared>,
+    line: Arc<Line>,
     attachment: Attachment,
-    incoming: Incoming<S>,
-    mut admission: Admission,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    admission.logged_in();
-    let (mut incoming, mut outgoing) = incoming.split(shared.config.limits.write_time_max);
-    let reason = converse(shared, line, &attachment, &mut incoming, &mut outgoing).await;
+    /// While an element is half read, or where the stream declares namespaces of its own.
+    reader: Option<Box<StreamReader>>,
+    leaving: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Future for Owner {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.leaving.is_none() {
+            let Some(reason) = ready!(scratch::with(|scratch| self.poll_live(cx, scratch))) else {
+                return Poll::Ready(());
+            };
+            let stop = self.shared.stop.clone();
+            let leave = leave(Arc::clone(&self.shared), Arc::clone(&self.line), self.attachment, reason);
+            self.leaving = Some(Box::pin(async move {
+                stop.run_until_cancelled_owned(leave).await;
+            }));
+        }
+        self.leaving.as_mut().map_or(Poll::Ready(()), |leaving| leaving.as_mut().poll(cx))
+    }
+}
+
+impl Owner {
+    /// Ready when the stream has to end, or, with `None`, is another's.
+    fn poll_live(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Option<Reason>> {
+        let mut has_spoken = false;
+        loop {
+            match ready!(self.line.poll(self.attachment, has_spoken, cx, scratch)) {
+                Turn::Listen => match self.listen(scratch) {
+                    Ok(spoken) => has_spoken = spoken,
+                    Err(reason) => return Poll::Ready(Some(reason)),
+                },
+                Turn::End(reason) => return Poll::Ready(Some(reason)),
+                Turn::LetGo => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Acts on everything that was heard. Returns whether the client has said something that is whole.
+    fn listen(&mut self, scratch: &mut Scratch) -> Result<bool, Reason> {
+        let Self { shared, line, .. } = self;
+        let ear = Ear::of(shared, line);
+        let heard = std::mem::take(&mut scratch.heard);
+        let mut unread = heard.as_slice();
+        let reader = self.reader.take().map(|reader| *reader).or_else(|| scratch.take_reader());
+        let mut reader = reader.unwrap_or_else(|| StreamReader::inside(stanza_limits(shared, true)));
+        let mut has_spoken = false;
+        while let Some(event) = reader.read(&mut unread).map_err(|error| Reason::from(&error))? {
+            ear.hear(event)?;
+            has_spoken = true;
+        }
+        if reader.is_like_inside() {
+            scratch.keep_reader(reader);
+        } else {
+            self.reader = Some(Box::new(reader));
+        }
+        scratch.heard = heard;
+        scratch.heard.clear();
+        Ok(has_spoken)
+    }
+}
+
+/// Ends a stream, and its line too if it can't be resumed.
+async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, reason: Reason) {
     shared.metrics.ended(reason);
     tracing::debug!(account = %line.account(), reason = reason.label(), "a stream ended");
     let may_resume = reason.may_resume() && line.resume_id().is_some();
-    if !may_resume {
-        end(shared, line, &attachment, reason);
+    if !may_resume && let Some(reason) = line.give_up(attachment, reason) {
+        forget(&shared, &line, reason);
     }
-    if !matches!(reason, Reason::Lost | Reason::WriteTime) {
-        if !may_resume {
-            // Answers to what was said before the end.
-            while line.due(&attachment, outgoing.buffer()) == Due::Write {}
-        }
-        reason.write(outgoing.buffer());
-        outgoing.close(&mut incoming).await;
+    let mut words = Vec::new();
+    // Answers to what was said before the end.
+    let stream = line.take_stream(attachment, (!may_resume).then_some(&mut words));
+    if let Some(stream) = stream.filter(|_| !matches!(reason, Reason::Lost | Reason::WriteTime)) {
+        reason.write(&mut words);
+        stream.close(&words, shared.config.limits.write_time_max).await;
     }
-    drop((incoming, outgoing, admission));
-    if may_resume && let Some(reason) = wait_for_resumption(shared, line, &attachment).await {
-        end(shared, line, &attachment, reason);
+    if may_resume {
+        wait_for_resumption(&shared, &line, attachment);
     }
 }
 
-/// Ends a line for good, unless a newer stream has taken it over: then the line is that stream's.
-fn end(shared: &Arc<Shared>, line: &Arc<Line>, attachment: &Attachment, reason: Reason) {
-    if let Some(reason) = line.give_up(attachment, reason) {
-        shared.hub.detach(line);
-        // Whoever took the route over has it; else it is given back.
-        if reason != Reason::Conflict {
-            channels::disconnect(shared, line);
-        }
+/// Lets a line go for good.
+fn forget(shared: &Arc<Shared>, line: &Arc<Line>, reason: Reason) {
+    shared.hub.detach(line);
+    // Whoever took the route over has it; else it is given back.
+    if reason != Reason::Conflict {
+        channels::disconnect(shared, line);
     }
 }
 
-/// Waits until another stream takes the line over (`None`), it must end, or its time is up.
-async fn wait_for_resumption(shared: &Shared, line: &Line, attachment: &Attachment) -> Option<Reason> {
-    let Some(place) = shared.admissions.keep_resumable() else {
+/// Keeps a line whose stream is lost until another stream takes it over, it must end, or its time is up.
+fn wait_for_resumption(shared: &Arc<Shared>, line: &Arc<Line>, attachment: Attachment) {
+    let reason = if let Some(place) = shared.admissions.keep_resumable() {
+        let until = shared.wheel.now().after(shared.config.limits.resume_time_max);
+        let parked = Parked { until, place, token: shared.connections.token() };
+        if line.park(attachment, parked).is_ok() {
+            return;
+        }
+        Reason::NotResumed
+    } else {
         shared.metrics.limit("resumable_max");
-        return Some(Reason::NotResumed);
+        Reason::NotResumed
     };
-    let expired = sleep(shared.config.limits.resume_time_max);
-    tokio::pin!(expired);
-    let end = loop {
-        if !line.is_held_by(attachment) {
-            break None;
-        }
-        if let Some(reason) = line.closing() {
-            break Some(reason);
-        }
-        tokio::select! {
-            () = &mut expired => break Some(Reason::NotResumed),
-            () = attachment.wake.notified() => {}
-        }
-    };
-    drop(place);
-    if let Some(reason) = end {
+    if let Some(reason) = line.give_up(attachment, reason) {
         shared.metrics.ended(reason);
+        forget(shared, line, reason);
     }
-    end
 }
 
-/// Reads and writes a bound stream until it ends, and returns why.
-async fn converse<R, W>(
-    shared: &Arc<Shared>,
-    line: &Arc<Line>,
-    attachment: &Attachment,
-    incoming: &mut Incoming<R>,
-    outgoing: &mut Outgoing<W>,
-) -> Reason
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let limits = &shared.config.limits;
-    let ear = Ear { shared, line, bare: format!("{}@{}", line.account(), shared.config.domain) };
-    let idle = sleep(limits.idle_time_max);
-    tokio::pin!(idle);
-    let mut probed = false;
-    // Once the line closes, how long what still waits may take to be written.
-    let mut last_words_at: Option<Instant> = None;
+/// Ends a line that waited for its resumption, if it still does.
+fn expire(shared: &Arc<Shared>, line: &Arc<Line>) {
+    if let Some((parked, reason)) = line.unpark(Reason::NotResumed) {
+        shared.metrics.ended(reason);
+        forget(shared, line, reason);
+        let Parked { place, token, .. } = parked;
+        drop((place, token));
+    }
+}
+
+/// Turns the wheel and does what comes up.
+pub(crate) async fn keep_time(shared: Arc<Shared>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    // The first comes at once.
+    ticks.tick().await;
     loop {
-        if outgoing.is_idle()
-            && let Due::Close(reason) = line.due(attachment, outgoing.buffer())
-        {
-            return reason;
-        }
-        if last_words_at.is_none() && line.closing().is_some() {
-            last_words_at = Some(Instant::now() + limits.write_time_max);
-        }
         tokio::select! {
-            biased;
-            written = outgoing.drive(), if !outgoing.is_idle() => {
-                if let Err(reason) = written {
-                    return reason;
+            _ = ticks.tick() => {
+                for line in shared.wheel.advance().into_iter().filter_map(|slot| shared.hub.line(slot)) {
+                    match line.come_up() {
+                        Due::Nothing => {}
+                        Due::Probe => Ear::of(&shared, &line).probe(),
+                        Due::Expired => expire(&shared, &line),
+                    }
                 }
             }
-            () = attachment.wake.notified() => {}
-            () = sleep_until(last_words_at.unwrap_or_else(Instant::now)), if last_words_at.is_some() => {
-                return line.closing().unwrap_or(Reason::WriteTime);
-            }
-            event = incoming.next(), if last_words_at.is_none() => {
-                idle.as_mut().reset(Instant::now() + limits.idle_time_max);
-                probed = false;
-                if let Err(reason) = event.and_then(|event| ear.hear(event)) {
-                    return reason;
+            () = shared.wheel.orphaned.notified() => {
+                for line in shared.wheel.take_orphans() {
+                    expire(&shared, &line);
                 }
-            }
-            () = &mut idle => {
-                if std::mem::replace(&mut probed, true) {
-                    return Reason::Idle;
-                }
-                ear.probe();
-                idle.as_mut().reset(Instant::now() + limits.probe_time_max);
             }
         }
     }
@@ -198,7 +240,11 @@ struct Ear<'a> {
     bare: String,
 }
 
-impl Ear<'_> {
+impl<'a> Ear<'a> {
+    fn of(shared: &'a Arc<Shared>, line: &'a Arc<Line>) -> Self {
+        Self { shared, line, bare: format!("{}@{}", line.account(), shared.config.domain) }
+    }
+
     fn hear(&self, event: Event) -> Result<(), Reason> {
         let Self { shared, line, .. } = self;
         let element = match event {
@@ -251,10 +297,12 @@ impl Ear<'_> {
         let to = idl::xml::escape_attribute(&format!("{bare}/{}", line.resource));
         let ping = format!("<iq type='get' id='{id}' from='{domain}' to='{to}'><ping xmlns='urn:xmpp:ping'/></iq>");
         self.say(Frame::stanza(ping));
+        self.line.flush();
     }
 
+    /// Written when everything that was heard has been acted on.
     fn say(&self, frame: Frame) {
         // A line that takes no more is closing, which its stream is about to see.
-        let _ = self.line.push(frame);
+        let _ = self.line.put(frame);
     }
 }

@@ -19,7 +19,7 @@ use crate::close::Reason;
 use crate::config::Limits;
 use crate::generations::Generations;
 use crate::index::{Change, Index, Membership, Memberships};
-use crate::line::Line;
+use crate::line::{Line, Refused};
 use crate::lock;
 use crate::metrics::Metrics;
 use crate::outbox::Frame;
@@ -44,6 +44,8 @@ struct State {
     ring: Ring,
     paced: Paced,
     generations: Generations,
+    /// Those that have something to write, once the lock is given back.
+    written: Vec<Arc<Line>>,
 }
 
 /// One connection.
@@ -79,6 +81,7 @@ impl Hub {
             ring: Ring::new(limits.recent_broadcasts_max),
             paced: Paced::new(limits.paced_broadcasts_max, limits.paced_slots_max),
             generations: Generations::default(),
+            written: Vec::new(),
         };
         Self { state: Mutex::new(state), metrics, paced: Notify::new() }
     }
@@ -111,6 +114,7 @@ impl Hub {
             state.slots.push(Some(seat));
             u32::try_from(state.slots.len() - 1).expect("connections_max is far below 2^32")
         };
+        line.sits_at(slot);
         state.by_epoch.insert(line.epoch(), slot);
         state.by_name.insert(name, slot);
         self.metrics.lines.inc();
@@ -135,6 +139,11 @@ impl Hub {
     /// The connection whose stream that id resumes.
     pub(crate) fn resumable(&self, id: &str) -> Option<Arc<Line>> {
         lock(&self.state).resumable.get(id).cloned()
+    }
+
+    /// Who has that slot.
+    pub(crate) fn line(&self, slot: u32) -> Option<Arc<Line>> {
+        lock(&self.state).line(slot)
     }
 
     /// All connections.
@@ -183,7 +192,30 @@ impl Hub {
         frames: Vec<Frame>,
         now_ms: u64,
     ) -> Applied {
-        let state = &mut *lock(&self.state);
+        self.write(|state| self.apply_to(state, line, place, changes, frames, now_ms))
+    }
+
+    /// Gives the lock back before anything goes into a socket.
+    fn write<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = lock(&self.state);
+        let done = act(&mut state);
+        let written = std::mem::take(&mut state.written);
+        drop(state);
+        for line in written {
+            line.flush();
+        }
+        done
+    }
+
+    fn apply_to(
+        &self,
+        state: &mut State,
+        line: &Arc<Line>,
+        place: u64,
+        changes: Vec<Change>,
+        frames: Vec<Frame>,
+        now_ms: u64,
+    ) -> Applied {
         let Some(slot) = state.by_epoch.get(&line.epoch()).copied() else { return Applied::Gone };
         let mut before: HashMap<AppId, Option<Membership>> = HashMap::new();
         for change in changes {
@@ -192,7 +224,7 @@ impl Hub {
             before.entry(app).or_insert(old);
         }
         for frame in frames {
-            if line.push(frame).is_err() {
+            if state.put(line, frame).is_err() {
                 return self.evict(state, line);
             }
         }
@@ -202,13 +234,14 @@ impl Hub {
     /// Applies a batch from the middle tier and says which items found no connection with their epoch, and how many
     /// connections have a registration in the audience, where that is asked.
     pub(crate) fn deliver(&self, batch: wire::FrontBatch) -> wire::FrontBatchReply {
-        let state = &mut *lock(&self.state);
-        let gone: Vec<_> = (0..)
-            .zip(batch.items)
-            .filter_map(|(number, item)| (!self.deliver_item(state, item)).then_some(number))
-            .collect();
+        let (gone, online) = self.write(|state| {
+            let gone: Vec<_> = (0..)
+                .zip(batch.items)
+                .filter_map(|(number, item)| (!self.deliver_item(state, item)).then_some(number))
+                .collect();
+            (gone, batch.count.as_ref().and_then(|count| state.count(count)))
+        });
         self.metrics.items_gone.inc_by(gone.len() as u64);
-        let online = batch.count.as_ref().and_then(|count| state.count(count));
         wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone), online }
     }
 
@@ -233,7 +266,7 @@ impl Hub {
         }
         for bytes in item.payloads.unwrap_or_default() {
             let frame = Frame::stanza(Payload { number, bytes }.to_message());
-            if line.push(frame).is_err() {
+            if state.put(&line, frame).is_err() {
                 self.evict(state, &line);
                 return false;
             }
@@ -254,6 +287,15 @@ impl Hub {
 impl State {
     fn line(&self, slot: u32) -> Option<Arc<Line>> {
         self.slots.get(slot as usize)?.as_ref().map(|slot| Arc::clone(&slot.line))
+    }
+
+    /// Puts a frame into a line's outbox; it is written once the lock is given back.
+    fn put(&mut self, line: &Arc<Line>, frame: Frame) -> Result<(), Refused> {
+        line.put(frame)?;
+        if !self.written.last().is_some_and(|last| Arc::ptr_eq(last, line)) {
+            self.written.push(Arc::clone(line));
+        }
+        Ok(())
     }
 
     /// How many connections have a registration in the audience; `None` if that can't be read.
@@ -361,9 +403,9 @@ mod tests {
 
     use super::*;
     use crate::channels::Work;
-    use crate::line::{Attachment, Due};
     use crate::sasl::Login;
     use crate::walk::Walk;
+    use crate::wheel::Wheel;
 
     const APP: &str = "com.example.demo";
 
@@ -371,11 +413,16 @@ mod tests {
         Hub::new(&Limits::default(), Arc::new(Metrics::register(&mut Registry::default())))
     }
 
-    fn attach(hub: &Hub, number: u128) -> (Arc<Line>, Attachment) {
-        let login = Login { account: AccountId(number), issued_at_ms: 1 };
-        let (line, attachment) = Line::new(login, Epoch(number), "r", 4096, Work::default());
+    fn line(account: u128, epoch: u128) -> Arc<Line> {
+        let login = Login { account: AccountId(account), issued_at_ms: 1 };
+        let wheel = Arc::new(Wheel::new(&Limits::default()));
+        Line::new(login, Epoch(epoch), "r", 4096, Work::default(), &wheel).0
+    }
+
+    fn attach(hub: &Hub, number: u128) -> Arc<Line> {
+        let line = line(number, number);
         assert_eq!(hub.attach(&line), Ok(()));
-        (line, attachment)
+        line
     }
 
     fn register(hub: &Hub, line: &Arc<Line>) {
@@ -397,29 +444,29 @@ mod tests {
         hub.broadcast(&broadcast, 0).expect("a broadcast in time")
     }
 
-    fn has_got(line: &Line, attachment: &Attachment) -> bool {
-        line.due(attachment, &mut Vec::new()) == Due::Write
+    fn has_got(line: &Line) -> bool {
+        !line.take_waiting().is_empty()
     }
 
     #[test]
     fn whoever_takes_a_slot_over_during_a_walk_does_not_get_what_was_for_the_one_before() {
         let hub = hub();
-        let (first, first_attachment) = attach(&hub, 1);
-        let (second, _) = attach(&hub, 2);
+        let first = attach(&hub, 1);
+        let second = attach(&hub, 2);
         register(&hub, &first);
         register(&hub, &second);
         let mut walk = broadcast(&hub);
         assert!(hub.walk(&mut walk, 1, 0));
-        assert!(has_got(&first, &first_attachment));
+        assert!(has_got(&first));
         hub.detach(&second);
-        let (third, third_attachment) = attach(&hub, 3);
+        let third = attach(&hub, 3);
         assert_eq!(lock(&hub.state).by_epoch[&Epoch(3)], 1, "it has the slot of the second");
         register(&hub, &third);
         while hub.walk(&mut walk, 1, 0) {}
-        assert!(!has_got(&third, &third_attachment));
+        assert!(!has_got(&third));
         let mut walk = broadcast(&hub);
         while hub.walk(&mut walk, 1, 0) {}
-        assert!(has_got(&third, &third_attachment));
+        assert!(has_got(&third));
     }
 
     /// A batch of the middle tier that says so of the line's registration.
@@ -448,7 +495,7 @@ mod tests {
     #[test]
     fn a_late_batch_does_not_bring_a_registration_back_that_has_left_the_index() {
         let hub = hub();
-        let (line, attachment) = attach(&hub, 1);
+        let line = attach(&hub, 1);
         register(&hub, &line);
         let app: AppId = APP.parse().expect("an app id");
         let gone = Change { app: app.clone(), version: 3, labels: None };
@@ -461,14 +508,14 @@ mod tests {
         hub.deliver(index_batch(&line, 2));
         let walk = &mut broadcast(&hub);
         while hub.walk(walk, 1, 0) {}
-        assert!(has_got(&line, &attachment));
+        assert!(has_got(&line));
     }
 
     #[test]
     fn a_walk_ends_when_its_broadcast_is_cancelled_and_the_others_go_on() {
         let hub = hub();
-        let (first, first_attachment) = attach(&hub, 1);
-        let (second, second_attachment) = attach(&hub, 2);
+        let first = attach(&hub, 1);
+        let second = attach(&hub, 2);
         register(&hub, &first);
         register(&hub, &second);
         let cancel = |id: u128, walks: &mut VecDeque<Walk>| {
@@ -482,26 +529,25 @@ mod tests {
         cancel(0, &mut walks);
         cancel(0, &mut walks);
         assert!(walks.is_empty());
-        assert!(has_got(&first, &first_attachment) && !has_got(&second, &second_attachment));
+        assert!(has_got(&first) && !has_got(&second));
         hub.cancel(&wire::CancelBroadcast { id: b"no id".to_vec(), app: APP.to_owned() }, &mut walks);
     }
 
     #[test]
     fn a_walk_ends_when_its_broadcast_expires() {
         let hub = hub();
-        let (line, attachment) = attach(&hub, 1);
+        let line = attach(&hub, 1);
         register(&hub, &line);
         let mut walk = broadcast(&hub);
         assert!(!hub.walk(&mut walk, 1, 1));
-        assert!(!has_got(&line, &attachment));
+        assert!(!has_got(&line));
     }
 
     #[test]
     fn an_older_login_that_comes_late_is_not_let_in() {
         let hub = hub();
-        let (newer, _) = attach(&hub, 2);
-        let login = Login { account: AccountId(2), issued_at_ms: 1 };
-        let (older, _) = Line::new(login, Epoch(1), "r", 4096, Work::default());
+        let newer = attach(&hub, 2);
+        let older = line(2, 1);
         assert_eq!(hub.attach(&older), Err(Reason::Conflict));
         assert_eq!(newer.closing(), None);
     }

@@ -27,10 +27,15 @@ mod revoked;
 mod ring;
 mod sasl;
 mod scram;
+mod scratch;
 #[cfg(feature = "simulation")]
 mod simulated;
+mod socket;
 mod stanza;
+mod stream;
+mod tls;
 mod walk;
+mod wheel;
 mod xmpp_io;
 
 use std::io;
@@ -46,7 +51,6 @@ use idl::token::KeyRing;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,6 +60,9 @@ use crate::hub::Hub;
 use crate::listener::{Admissions, Listeners};
 use crate::metrics::Metrics;
 use crate::middle::Middle;
+use crate::socket::Socket;
+use crate::tls::Tls;
+use crate::wheel::Wheel;
 
 /// What a front needs, by name.
 pub struct Dependencies {
@@ -124,10 +131,11 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) domain: Arc<str>,
     pub(crate) hub: Hub,
+    pub(crate) wheel: Arc<Wheel>,
     pub(crate) middle: Middle,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) admissions: Admissions,
-    pub(crate) tls: TlsAcceptor,
+    pub(crate) tls: Tls,
     pub(crate) clock: SharedClock,
     pub(crate) entropy: SharedEntropy,
     pub(crate) metrics: Arc<Metrics>,
@@ -140,7 +148,7 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     tasks: OnceLock<TaskTracker>,
     /// Connections and what is still to be handed on for them: what draining waits for.
-    connections: TaskTracker,
+    pub(crate) connections: TaskTracker,
 }
 
 /// Where a front is in its life.
@@ -162,6 +170,9 @@ impl Drop for Life {
     fn drop(&mut self) {
         self.0.draining.cancel();
         self.0.stop.cancel();
+        for line in self.0.hub.lines() {
+            line.cut_off();
+        }
         self.0.phase.send_replace(Phase::Ended);
     }
 }
@@ -184,10 +195,11 @@ impl Front {
         let shared = Arc::new(Shared {
             domain: config.domain.as_str().into(),
             hub: Hub::new(limits, Arc::clone(&metrics)),
+            wheel: Arc::new(Wheel::new(limits)),
             middle,
             credentials: Arc::new(credentials),
             admissions: Admissions::new(limits, Arc::clone(&metrics)),
-            tls: TlsAcceptor::from(tls),
+            tls: Tls::new(&tls),
             clock,
             entropy,
             metrics,
@@ -247,6 +259,7 @@ impl BoundFront {
             return;
         }
         shared.phase.send_replace(Phase::Starting);
+        shared.spawn(connection::keep_time(Arc::clone(&shared)));
         shared.spawn(walk::serve_inbox(Arc::clone(&shared), inbox));
         shared.spawn(announce::keep_lease(Arc::clone(&shared)));
         shared.spawn(announce::announce(Arc::clone(&shared)));
@@ -267,7 +280,7 @@ impl Acceptor {
         let mut phase = self.shared.phase.subscribe();
         let serving = phase.wait_for(|phase| *phase != Phase::NotServing).await;
         if serving.is_ok_and(|phase| *phase != Phase::Ended) && !self.shared.draining.is_cancelled() {
-            listener::take(&self.shared, stream, peer, security);
+            listener::take(&self.shared, Socket::Other(Box::new(stream)), peer, security);
         }
     }
 
@@ -292,6 +305,13 @@ impl Shared {
     /// Runs a task that draining waits for.
     pub(crate) fn spawn_connection(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.spawn(self.connections.track_future(task));
+    }
+
+    /// Runs the task that owns a stream. It holds nothing but that, so what makes it end at once is that its line is cut off.
+    pub(crate) fn spawn_owner(&self, owner: impl Future<Output = ()> + Send + 'static) {
+        if let Some(tasks) = self.tasks.get() {
+            tasks.spawn(self.connections.track_future(owner));
+        }
     }
 
     /// Learns the generations that a reply of the middle tier carried.

@@ -1,20 +1,27 @@
 //! A bound resource: what is known of one connection while it lives, and, with XEP-0198, while its stream is lost and may
 //! still be resumed.
 //!
-//! A line has one owner, the task that serves its stream. Others put frames into it and may ask it to close.
+//! A line has one owner, the task that serves its stream: it alone reads. Whoever has something to say puts it into the
+//! outbox and flushes, which writes at once what the socket takes; the owner is woken for the rest.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
 
 use idl::ids::{AccountId, Epoch, Partition, Shard};
-use tokio::sync::Notify;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::channels::Work;
 use crate::close::Reason;
+use crate::listener::Resumable;
 use crate::lock;
 use crate::middle::Place;
 use crate::outbox::{AckTooHigh, Frame, Outbox};
 use crate::sasl::Login;
+use crate::scratch::{self, Scratch};
+use crate::stream::Stream;
+use crate::wheel::{Tick, Wheel};
 
 /// One bound resource.
 pub(crate) struct Line {
@@ -22,6 +29,9 @@ pub(crate) struct Line {
     /// The part of the middle tier that works for the account.
     pub(crate) partition: Partition,
     pub(crate) resource: Box<str>,
+    /// Its place in the hub, by which the wheel knows it.
+    slot: AtomicU32,
+    wheel: Arc<Wheel>,
     state: Mutex<State>,
     pub(crate) work: Mutex<Work>,
 }
@@ -30,11 +40,45 @@ struct State {
     outbox: Outbox,
     issued_at_ms: u64,
     closing: Option<Reason>,
+    /// The stream is beyond help.
+    failed: Option<Reason>,
     /// Grows with each stream that serves this line; an older stream lets go.
-    attachment: u64,
-    wake: Arc<Notify>,
+    attachment: Attachment,
+    hold: Hold,
+    /// Of the stream's owner.
+    waker: Option<Waker>,
     resume_id: Option<Arc<str>>,
     received: Received,
+    /// When the client said something last.
+    heard_at: Tick,
+    /// When it was asked for a sign of life since.
+    probed_at: Option<Tick>,
+    /// When the write under way last made progress.
+    stalled_at: Option<Tick>,
+    /// When the line was found to be closing.
+    closing_at: Option<Tick>,
+    /// When the wheel comes to it next.
+    armed_at: Tick,
+}
+
+/// By whom a line is served.
+enum Hold {
+    /// A stream is about to be.
+    Coming,
+    Stream(Stream),
+    /// The stream is lost and may be resumed.
+    Parked(Parked),
+    /// Nobody any more.
+    Gone,
+}
+
+/// What a line holds while it waits to be resumed.
+pub(crate) struct Parked {
+    pub(crate) until: Tick,
+    /// Its place among those that wait.
+    pub(crate) place: Resumable,
+    /// Draining waits for it.
+    pub(crate) token: TaskTrackerToken,
 }
 
 /// Stanzas from the client, as XEP-0198 counts them.
@@ -53,21 +97,28 @@ struct Received {
 pub(crate) struct Ticket(u64);
 
 /// A stream's hold on its line.
-#[derive(Clone)]
-pub(crate) struct Attachment {
-    number: u64,
-    pub(crate) wake: Arc<Notify>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attachment(u32);
+
+/// What the owner of a stream has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Listen to what was heard.
+    Listen,
+    /// End the stream. All that could be written is.
+    End(Reason),
+    /// Nothing any more: the stream is another's.
+    LetGo,
 }
 
-/// What a stream has to do for its line.
+/// What a line finds due when the wheel comes to it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Due {
-    /// Nothing: wait.
     Nothing,
-    /// Write the bytes.
-    Write,
-    /// All is written: end the stream.
-    Close(Reason),
+    /// It was silent: ask for a sign of life.
+    Probe,
+    /// It has waited for its resumption long enough.
+    Expired,
 }
 
 /// Why a frame was not taken.
@@ -86,25 +137,35 @@ impl Line {
         resource: &str,
         outbox_bytes_max: usize,
         work: Work,
+        wheel: &Arc<Wheel>,
     ) -> (Arc<Self>, Attachment) {
-        let wake = Arc::new(Notify::new());
+        let attachment = Attachment(0);
         let state = State {
             outbox: Outbox::new(outbox_bytes_max),
             issued_at_ms: login.issued_at_ms,
             closing: None,
-            attachment: 0,
-            wake: Arc::clone(&wake),
+            failed: None,
+            attachment,
+            hold: Hold::Coming,
+            waker: None,
             resume_id: None,
             received: Received::default(),
+            heard_at: wheel.now(),
+            probed_at: None,
+            stalled_at: None,
+            closing_at: None,
+            armed_at: Tick::NEVER,
         };
         let line = Self {
             place: Place { account: login.account, epoch },
             partition: Shard::of_account(login.account).into(),
             resource: resource.into(),
+            slot: AtomicU32::new(u32::MAX),
+            wheel: Arc::clone(wheel),
             state: Mutex::new(state),
             work: Mutex::new(work),
         };
-        (Arc::new(line), Attachment { number: 0, wake })
+        (Arc::new(line), attachment)
     }
 
     pub(crate) fn account(&self) -> AccountId {
@@ -120,54 +181,205 @@ impl Line {
         Login { account: self.place.account, issued_at_ms: lock(&self.state).issued_at_ms }
     }
 
-    /// Puts a frame into the outbox. A full outbox closes the line.
-    pub(crate) fn push(&self, frame: Frame) -> Result<(), Refused> {
+    /// It has that slot of the hub from now on.
+    pub(crate) fn sits_at(&self, slot: u32) {
+        self.slot.store(slot, Ordering::Relaxed);
+    }
+
+    /// Puts a frame into the outbox, to be written at the next flush. A full outbox closes the line.
+    pub(crate) fn put(self: &Arc<Self>, frame: Frame) -> Result<(), Refused> {
         let mut state = lock(&self.state);
         if state.closing.is_some() {
             return Err(Refused::Closing);
         }
-        let pushed = state.outbox.push(frame).map_err(|_| Refused::Full);
-        if pushed.is_err() {
-            state.closing = Some(Reason::OutboxFull);
+        if state.outbox.push(frame).is_err() {
+            self.close_now(&mut state, Reason::OutboxFull);
+            return Err(Refused::Full);
         }
-        state.wake.notify_one();
-        pushed
+        Ok(())
     }
 
-    /// Asks the owner to end the line, after what waits has been written. The first reason stays.
-    pub(crate) fn close(&self, reason: Reason) {
+    /// Writes at once what the socket takes of what waits.
+    pub(crate) fn flush(&self) {
         let mut state = lock(&self.state);
+        let Some(waker) = state.waker.clone() else { return };
+        let mut cx = Context::from_waker(&waker);
+        let written = scratch::with(|scratch| state.poll_write(&mut cx, scratch, self.wheel.now()));
+        if let Poll::Ready(Err(reason)) = written {
+            state.fail(reason);
+        }
+        self.arm(&mut state);
+    }
+
+    /// Puts a frame into the outbox and flushes it.
+    pub(crate) fn say(self: &Arc<Self>, frame: Frame) -> Result<(), Refused> {
+        self.put(frame)?;
+        self.flush();
+        Ok(())
+    }
+
+    /// Asks for the end of the line, after what waits has been written. The first reason stays.
+    pub(crate) fn close(self: &Arc<Self>, reason: Reason) {
+        self.close_now(&mut lock(&self.state), reason);
+    }
+
+    fn close_now(self: &Arc<Self>, state: &mut State, reason: Reason) {
         state.closing.get_or_insert(reason);
-        state.wake.notify_one();
+        if matches!(state.hold, Hold::Parked(_)) {
+            self.wheel.orphan(Arc::clone(self));
+        }
+        if let Some(waker) = &state.waker {
+            waker.wake_by_ref();
+        }
     }
 
     pub(crate) fn closing(&self) -> Option<Reason> {
         lock(&self.state).closing
     }
 
+    /// A stream serves the line from now on, unless a newer one does.
+    pub(crate) fn begin(&self, attachment: Attachment, mut stream: Stream) {
+        stream.logged_in();
+        let mut state = lock(&self.state);
+        if state.attachment == attachment && matches!(state.hold, Hold::Coming) {
+            state.hold = Hold::Stream(stream);
+            state.heard_at = self.wheel.now();
+            state.probed_at = None;
+            self.arm(&mut state);
+        }
+    }
+
+    /// Writes what waits, and reads into `scratch.heard` unless the line is closing. For the owner, who is woken when there
+    /// is more to do, and who says whether the client has said something since: bytes alone are no sign of life, they may be
+    /// of an element that never ends.
+    pub(crate) fn poll(
+        &self,
+        attachment: Attachment,
+        has_spoken: bool,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Turn> {
+        let state = &mut *lock(&self.state);
+        if state.attachment != attachment || !matches!(state.hold, Hold::Stream(_)) {
+            return Poll::Ready(Turn::LetGo);
+        }
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        if let Some(reason) = state.failed {
+            return Poll::Ready(Turn::End(reason));
+        }
+        let now = self.wheel.now();
+        if has_spoken {
+            state.heard_at = now;
+            state.probed_at = None;
+        }
+        let written = state.poll_write(cx, scratch, now);
+        if state.closing.is_some() {
+            let _ = state.closing_at.get_or_insert(now);
+        }
+        self.arm(state);
+        match (written, state.closing) {
+            (Poll::Ready(Err(reason)), _) | (Poll::Ready(Ok(())), Some(reason)) => return Poll::Ready(Turn::End(reason)),
+            (Poll::Pending, Some(_)) => return Poll::Pending,
+            _ => {}
+        }
+        let Hold::Stream(stream) = &mut state.hold else { return Poll::Ready(Turn::LetGo) };
+        let heard = ready!(stream.poll_hear(cx, scratch));
+        Poll::Ready(heard.map_or_else(Turn::End, |()| Turn::Listen))
+    }
+
+    /// What is due, now that the wheel has come to the line. Whoever fails is told.
+    pub(crate) fn come_up(&self) -> Due {
+        let state = &mut *lock(&self.state);
+        let now = self.wheel.now();
+        if state.armed_at > now {
+            // It was armed anew since, for earlier or because of another stream.
+            return Due::Nothing;
+        }
+        state.armed_at = Tick::NEVER;
+        let due = state.due(&self.wheel, now);
+        self.arm(state);
+        due
+    }
+
+    /// Has the wheel come by when something is due, unless it comes before.
+    fn arm(&self, state: &mut State) {
+        let at = state.due_at(&self.wheel);
+        if at < state.armed_at {
+            state.armed_at = self.wheel.arm(self.slot.load(Ordering::Relaxed), at);
+        }
+    }
+
+
     /// Ends the line if no newer stream has taken it over, and returns for which reason: the first one stays. It can't be
     /// resumed from then on.
-    pub(crate) fn give_up(&self, attachment: &Attachment, reason: Reason) -> Option<Reason> {
+    pub(crate) fn give_up(&self, attachment: Attachment, reason: Reason) -> Option<Reason> {
         let mut state = lock(&self.state);
-        (state.attachment == attachment.number).then(|| *state.closing.get_or_insert(reason))
+        (state.attachment == attachment).then(|| *state.closing.get_or_insert(reason))
     }
 
-    /// True while no newer stream has taken the line over.
-    pub(crate) fn is_held_by(&self, attachment: &Attachment) -> bool {
-        lock(&self.state).attachment == attachment.number
+    /// Takes the stream out, with what it still has to say if `words` are given, unless a newer stream serves the line.
+    pub(crate) fn take_stream(&self, attachment: Attachment, words: Option<&mut Vec<u8>>) -> Option<Stream> {
+        let mut state = lock(&self.state);
+        if state.attachment != attachment || !matches!(state.hold, Hold::Stream(_)) {
+            return None;
+        }
+        if let Some(words) = words {
+            while !state.outbox.is_empty() {
+                state.outbox.take(words);
+            }
+        }
+        match state.rest_as(Hold::Gone) {
+            Hold::Stream(stream) => Some(stream),
+            _ => None,
+        }
     }
 
-    /// What is due; bytes to be written are appended to `out`.
-    pub(crate) fn due(&self, attachment: &Attachment, out: &mut Vec<u8>) -> Due {
+    /// The line waits to be resumed from now on, unless a newer stream has it already. Given back if it is closing.
+    pub(crate) fn park(&self, attachment: Attachment, parked: Parked) -> Result<(), Parked> {
         let mut state = lock(&self.state);
-        if state.attachment != attachment.number {
-            return Due::Close(Reason::Resumed);
+        if state.attachment != attachment {
+            return Ok(());
         }
-        if !state.outbox.is_empty() {
-            state.outbox.take(out);
-            return Due::Write;
+        if state.closing.is_some() {
+            return Err(parked);
         }
-        state.closing.map_or(Due::Nothing, Due::Close)
+        state.rest_as(Hold::Parked(parked));
+        self.arm(&mut state);
+        Ok(())
+    }
+
+    /// Ends a line that waits to be resumed. Returns what it held, and for which reason it ends: the first one stays.
+    pub(crate) fn unpark(&self, reason: Reason) -> Option<(Parked, Reason)> {
+        let mut state = lock(&self.state);
+        if !matches!(state.hold, Hold::Parked(_)) {
+            return None;
+        }
+        let reason = *state.closing.get_or_insert(reason);
+        match state.rest_as(Hold::Gone) {
+            Hold::Parked(parked) => Some((parked, reason)),
+            _ => None,
+        }
+    }
+
+    /// Takes what waits to be written.
+    #[cfg(test)]
+    pub(crate) fn take_waiting(&self) -> String {
+        let mut waiting = Vec::new();
+        lock(&self.state).outbox.take(&mut waiting);
+        String::from_utf8(waiting).expect("text")
+    }
+
+    /// Drops whatever the line holds without a word, as a crash would.
+    pub(crate) fn cut_off(&self) {
+        let mut state = lock(&self.state);
+        let held = state.rest_as(Hold::Gone);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        drop(state);
+        drop(held);
     }
 
     /// Turns stream management on. Returns false if it is on already.
@@ -181,7 +393,6 @@ impl Line {
         if state.outbox.push(Frame::Enabled(enabled.as_bytes().into())).is_err() {
             state.closing.get_or_insert(Reason::OutboxFull);
         }
-        state.wake.notify_one();
         true
     }
 
@@ -191,10 +402,10 @@ impl Line {
     }
 
     /// The client has handled so many stanzas.
-    pub(crate) fn acknowledge(&self, handled: u32) -> Result<(), AckTooHigh> {
+    pub(crate) fn acknowledge(self: &Arc<Self>, handled: u32) -> Result<(), AckTooHigh> {
         let ask = lock(&self.state).outbox.acknowledge(handled)?;
         if ask {
-            let _ = self.push(Frame::other(format!("<r xmlns='{}'/>", crate::negotiate::NS_SM)));
+            let _ = self.put(Frame::other(format!("<r xmlns='{}'/>", crate::negotiate::NS_SM)));
         }
         Ok(())
     }
@@ -228,8 +439,9 @@ impl Line {
         lock(&self.state).received.handled()
     }
 
-    /// A new stream takes the line over. The older one, if it still lives, ends.
-    pub(crate) fn resume(&self, login: Login, handled: u32) -> Result<Attachment, ResumeError> {
+    /// A new stream takes the line over; it has to [`Line::begin`]. The older one, if it still lives, is returned, to be
+    /// told.
+    pub(crate) fn resume(&self, login: Login, handled: u32) -> Result<(Attachment, Option<Stream>), ResumeError> {
         let mut state = lock(&self.state);
         let Some(id) = state.resume_id.clone().filter(|_| login.account == self.place.account) else {
             return Err(ResumeError::NotFound);
@@ -244,11 +456,97 @@ impl Line {
         state.received.count = count;
         state.received.open.clear();
         state.issued_at_ms = login.issued_at_ms;
-        state.attachment += 1;
-        let older = std::mem::replace(&mut state.wake, Arc::new(Notify::new()));
-        older.notify_one();
-        state.wake.notify_one();
-        Ok(Attachment { number: state.attachment, wake: Arc::clone(&state.wake) })
+        state.attachment.0 = state.attachment.0.wrapping_add(1);
+        state.failed = None;
+        let older = match state.rest_as(Hold::Coming) {
+            Hold::Stream(stream) => Some(stream),
+            _ => None,
+        };
+        if let Some(owner) = state.waker.take() {
+            owner.wake();
+        }
+        Ok((state.attachment, older))
+    }
+}
+
+impl State {
+    /// Writes what waits until the socket takes no more.
+    fn poll_write(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch, now: Tick) -> Poll<Result<(), Reason>> {
+        let Hold::Stream(stream) = &mut self.hold else { return Poll::Ready(Ok(())) };
+        let Scratch { said, sealed, .. } = scratch;
+        let written = loop {
+            said.clear();
+            if stream.is_all_said() {
+                if self.outbox.is_empty() {
+                    break Poll::Ready(Ok(()));
+                }
+                self.outbox.take(said);
+            }
+            match stream.poll_say(cx, said, sealed) {
+                Poll::Ready(Ok(())) => {}
+                other => break other,
+            }
+        };
+        let progress = stream.took_bytes();
+        self.stalled_at = match written {
+            Poll::Pending if progress => Some(now),
+            Poll::Pending => self.stalled_at.or(Some(now)),
+            Poll::Ready(_) => None,
+        };
+        written
+    }
+
+    /// The stream is beyond help: its owner ends it.
+    fn fail(&mut self, reason: Reason) {
+        self.failed.get_or_insert(reason);
+        if let Some(owner) = &self.waker {
+            owner.wake_by_ref();
+        }
+    }
+
+    /// When something is due next, as things are.
+    fn due_at(&self, wheel: &Wheel) -> Tick {
+        match &self.hold {
+            Hold::Stream(_) => {
+                let silence = match self.probed_at {
+                    Some(at) => at.after(wheel.patience.probe),
+                    None => self.heard_at.after(wheel.patience.idle),
+                };
+                let writing = [self.stalled_at, self.closing_at].into_iter().flatten();
+                writing.map(|at| at.after(wheel.patience.write)).fold(silence, Tick::min)
+            }
+            Hold::Parked(parked) => parked.until,
+            Hold::Coming | Hold::Gone => Tick::NEVER,
+        }
+    }
+
+    fn due(&mut self, wheel: &Wheel, now: Tick) -> Due {
+        let patience = &wheel.patience;
+        let over = |since: Option<Tick>, time| since.is_some_and(|since: Tick| since.after(time) <= now);
+        match &self.hold {
+            Hold::Stream(_) => {}
+            Hold::Parked(parked) if parked.until <= now => return Due::Expired,
+            _ => return Due::Nothing,
+        }
+        if over(self.closing_at, patience.write) {
+            self.fail(self.closing.unwrap_or(Reason::WriteTime));
+        } else if over(self.stalled_at, patience.write) {
+            self.fail(Reason::WriteTime);
+        } else if over(self.probed_at, patience.probe) {
+            self.fail(Reason::Idle);
+        } else if self.probed_at.is_none() && over(Some(self.heard_at), patience.idle) {
+            self.probed_at = Some(now);
+            return Due::Probe;
+        }
+        Due::Nothing
+    }
+
+    /// Who serves the line changes; what was due because of the one before is no more.
+    fn rest_as(&mut self, hold: Hold) -> Hold {
+        self.stalled_at = None;
+        self.closing_at = None;
+        self.probed_at = None;
+        std::mem::replace(&mut self.hold, hold)
     }
 }
 
@@ -274,23 +572,18 @@ mod tests {
     const LOGIN: Login = Login { account: AccountId(1), issued_at_ms: 1 };
 
     fn line() -> (Arc<Line>, Attachment) {
-        Line::new(LOGIN, Epoch(1), "r", 1024, Work::default())
-    }
-
-    fn due(line: &Line, attachment: &Attachment) -> (Due, String) {
-        let mut out = Vec::new();
-        let due = line.due(attachment, &mut out);
-        (due, String::from_utf8(out).expect("text"))
+        let wheel = Arc::new(Wheel::new(&crate::config::Limits::default()));
+        Line::new(LOGIN, Epoch(1), "r", 1024, Work::default(), &wheel)
     }
 
     #[test]
     fn a_full_outbox_closes_the_line_after_what_is_in_it_has_been_written() {
-        let (line, attachment) = line();
-        line.push(Frame::stanza("a")).expect("room");
-        assert_eq!(line.push(Frame::stanza("x".repeat(1024))), Err(Refused::Full));
-        assert_eq!(line.push(Frame::stanza("b")), Err(Refused::Closing));
-        assert_eq!(due(&line, &attachment), (Due::Write, "a".to_owned()));
-        assert_eq!(due(&line, &attachment).0, Due::Close(Reason::OutboxFull));
+        let (line, _) = line();
+        line.put(Frame::stanza("a")).expect("room");
+        assert_eq!(line.put(Frame::stanza("x".repeat(1024))), Err(Refused::Full));
+        assert_eq!(line.put(Frame::stanza("b")), Err(Refused::Closing));
+        assert_eq!(line.take_waiting(), "a");
+        assert_eq!(line.closing(), Some(Reason::OutboxFull));
     }
 
     #[test]
@@ -329,16 +622,16 @@ mod tests {
         let (line, older) = line();
         assert_eq!(line.resume(LOGIN, 0).err(), Some(ResumeError::NotFound), "nothing was enabled");
         line.enable("+", Some("id".into()));
-        line.push(Frame::stanza("a")).expect("room");
-        assert_eq!(due(&line, &older).0, Due::Write);
+        line.put(Frame::stanza("a")).expect("room");
+        assert_eq!(line.take_waiting(), "+a<r xmlns='urn:xmpp:sm:3'/>");
         line.received(true);
         let stranger = Login { account: AccountId(2), issued_at_ms: 1 };
         assert_eq!(line.resume(stranger, 0).err(), Some(ResumeError::NotFound));
         assert_eq!(line.resume(LOGIN, 7).err(), Some(ResumeError::AckTooHigh));
-        let newer = line.resume(LOGIN, 0).expect("a stream to resume");
-        assert_eq!(due(&line, &older).0, Due::Close(Reason::Resumed));
-        let (due, text) = due(&line, &newer);
-        assert_eq!(due, Due::Write);
+        let (newer, _) = line.resume(LOGIN, 0).expect("a stream to resume");
+        assert_eq!(line.give_up(older, Reason::Lost), None);
+        assert_ne!(older, newer);
+        let text = line.take_waiting();
         assert!(text.starts_with("<resumed xmlns='urn:xmpp:sm:3' h='0' previd='id'/>a"), "{text}");
         line.close(Reason::Conflict);
         assert_eq!(line.resume(LOGIN, 0).err(), Some(ResumeError::NotFound));

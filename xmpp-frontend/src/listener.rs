@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
 use crate::close::Reason;
 use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
+use crate::socket::Socket;
 use crate::{Addresses, Security, Shared, connection, lock};
 
 /// After an error such as "too many open files" accepting pauses, so that it doesn't spin.
@@ -68,7 +69,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) 
             Ok((stream, peer)) => {
                 // Small frames must not wait for each other; without it the connection merely is slower.
                 let _ = stream.set_nodelay(true);
-                take(&shared, stream, peer.ip(), security);
+                take(&shared, Socket::Tcp(stream), peer.ip(), security);
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection");
@@ -79,13 +80,10 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) 
 }
 
 /// Lets a connection in, or tells it why not where that is possible.
-pub(crate) fn take<S>(shared: &Arc<Shared>, mut stream: S, peer: IpAddr, security: Security)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub(crate) fn take(shared: &Arc<Shared>, mut socket: Socket, peer: IpAddr, security: Security) {
     match shared.admissions.admit(peer) {
         Ok(admission) => {
-            shared.spawn_connection(connection::serve(Arc::clone(shared), stream, security, admission));
+            shared.spawn_connection(connection::serve(Arc::clone(shared), socket, security, admission));
         }
         Err(reason) => {
             tracing::debug!(reason = reason.label(), "a connection was refused");
@@ -105,8 +103,8 @@ where
             reason.write(&mut words);
             shared.spawn(async move {
                 let say = async {
-                    stream.write_all(&words).await?;
-                    stream.shutdown().await
+                    socket.write_all(&words).await?;
+                    socket.shutdown().await
                 };
                 // Whether the refused client hears it is not our concern.
                 let _ = timeout(REFUSAL_TIME_MAX, say).await;

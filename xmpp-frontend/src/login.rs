@@ -4,33 +4,33 @@ use std::sync::Arc;
 
 use idl::error::{Code, Failure};
 use idl::ids::Shard;
-use idl::xml::Limits;
-use tokio::io::{AsyncRead, AsyncWrite};
+use idl::xml::{Limits, StreamReader};
 use tokio::time::{Instant, timeout_at};
 
-use crate::Shared;
+use crate::{Shared, connection};
 use crate::channels::Work;
 use crate::close::Reason;
 use crate::line::{Attachment, Line, ResumeError};
 use crate::middle::Patience;
 use crate::negotiate::{Bind, Negotiator, Protection, Resume, Step, bound, not_resumed};
 use crate::outbox::Frame;
+use crate::stream::Stream;
 use crate::xmpp_io::Incoming;
 
 /// A connection that is being negotiated.
-pub(crate) struct Talk<S> {
+pub(crate) struct Talk {
     shared: Arc<Shared>,
-    incoming: Incoming<S>,
+    incoming: Incoming,
     negotiator: Negotiator,
     deadline: Instant,
 }
 
 /// What became of a negotiation.
-pub(crate) enum Outcome<S> {
+pub(crate) enum Outcome {
     /// TLS comes next, on these bytes.
-    StartTls(S, Box<Negotiator>),
-    /// A resource is bound or resumed.
-    Bound(Arc<Line>, Attachment, Box<Incoming<S>>),
+    StartTls(Stream, Box<Negotiator>),
+    /// A resource is bound or resumed, and the stream is the line's. With the reader, if it can't be any other.
+    Bound(Arc<Line>, Attachment, Option<Box<StreamReader>>),
     /// The stream has ended and its last words are said.
     Ended,
 }
@@ -51,14 +51,14 @@ pub(crate) fn negotiator(shared: &Shared, protection: Protection) -> Negotiator 
     )
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
-    pub(crate) fn new(shared: Arc<Shared>, stream: S, negotiator: Negotiator, deadline: Instant) -> Self {
+impl Talk {
+    pub(crate) fn new(shared: Arc<Shared>, stream: Stream, negotiator: Negotiator, deadline: Instant) -> Self {
         let incoming = Incoming::new(stream, stanza_limits(&shared, false));
         Self { shared, incoming, negotiator, deadline }
     }
 
     /// Negotiates until TLS comes next, a resource is bound, or the stream ends.
-    pub(crate) async fn run(mut self) -> Outcome<S> {
+    pub(crate) async fn run(mut self) -> Outcome {
         let draining = self.shared.draining.clone();
         let agreed = tokio::select! {
             biased;
@@ -66,14 +66,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
             agreed = timeout_at(self.deadline, self.negotiate()) => agreed.unwrap_or(Err(Reason::LoginTime)),
         };
         let reason = match agreed {
-            Ok(Agreed::Bound(line, attachment)) => return Outcome::Bound(line, attachment, Box::new(self.incoming)),
-            Ok(Agreed::StartTls) => match self.incoming.into_inner() {
-                (stream, false) => return Outcome::StartTls(stream, Box::new(self.negotiator)),
-                (stream, true) => {
-                    self.incoming = Incoming::new(stream, stanza_limits(&self.shared, false));
-                    Reason::BytesBeforeTls
-                }
-            },
+            Ok(Agreed::Bound(line, attachment)) => {
+                let (stream, reader) = self.incoming.into_parts();
+                line.begin(attachment, stream);
+                return Outcome::Bound(line, attachment, reader);
+            }
+            Ok(Agreed::StartTls) if self.incoming.has_unread() => Reason::BytesBeforeTls,
+            Ok(Agreed::StartTls) => return Outcome::StartTls(self.incoming.into_stream(), Box::new(self.negotiator)),
             Err(reason) => reason,
         };
         tracing::debug!(reason = reason.label(), "a stream ended before login");
@@ -81,7 +80,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         if reason != Reason::Lost {
             let mut words = Vec::new();
             self.negotiator.end(reason, &mut words);
-            self.incoming.say_last(&words, self.shared.config.limits.write_time_max).await;
+            self.incoming.into_stream().close(&words, self.shared.config.limits.write_time_max).await;
         }
         Outcome::Ended
     }
@@ -131,10 +130,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         shared.learn([(Shard::of_account(login.account).into(), connected.generation)]);
         let bytes_max = shared.config.limits.outbox_bytes_max;
         let work = Work::new(connected.generation);
-        let (line, attachment) = Line::new(login, connected.epoch, &resource, bytes_max, work);
+        let (line, attachment) = Line::new(login, connected.epoch, &resource, bytes_max, work, &shared.wheel);
         let jid = format!("{}@{}/{resource}", login.account, shared.config.domain);
         // Before anyone else can put something into the outbox.
-        line.push(Frame::stanza(bound(&iq, &jid))).map_err(|_| Reason::OutboxFull)?;
+        line.put(Frame::stanza(bound(&iq, &jid))).map_err(|_| Reason::OutboxFull)?;
         shared.hub.attach(&line)?;
         self.check(&line);
         Ok(Agreed::Bound(line, attachment))
@@ -143,8 +142,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     fn resume(&self, resume: &Resume) -> Result<Option<Agreed>, Reason> {
         let Some(line) = self.shared.hub.resumable(&resume.previous) else { return Ok(None) };
         match line.resume(resume.login, resume.handled) {
-            Ok(attachment) => {
+            Ok((attachment, older)) => {
                 self.shared.metrics.resumed.inc();
+                if let Some(older) = older {
+                    connection::dismiss(&self.shared, older);
+                }
                 self.check(&line);
                 Ok(Some(Agreed::Bound(line, attachment)))
             }
@@ -154,7 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     }
 
     /// What may have happened while the line was not yet where those who end lines look.
-    fn check(&self, line: &Line) {
+    fn check(&self, line: &Arc<Line>) {
         if self.shared.credentials.revoked.covers(line.login()) {
             line.close(Reason::Revoked);
         }
@@ -164,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
     }
 }
 
-fn stanza_limits(shared: &Shared, logged_in: bool) -> Limits {
+pub(crate) fn stanza_limits(shared: &Shared, logged_in: bool) -> Limits {
     let limits = &shared.config.limits;
     let stanza_bytes_max = if logged_in { limits.stanza_bytes_max } else { limits.stanza_bytes_max_before_login };
     Limits { stanza_bytes_max, depth_max: limits.stanza_depth_max }

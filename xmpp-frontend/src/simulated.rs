@@ -21,7 +21,7 @@ impl Acceptor {
             let generation = shared.hub.generation(Shard::of_account(account).into());
             let work = generation.map(Work::new).unwrap_or_default();
             let (line, _) =
-                Line::new(login, Epoch(account.0), "simulated", shared.config.limits.outbox_bytes_max, work);
+                Line::new(login, Epoch(account.0), "simulated", shared.config.limits.outbox_bytes_max, work, &shared.wheel);
             if shared.hub.attach(&line).is_err() {
                 continue;
             }

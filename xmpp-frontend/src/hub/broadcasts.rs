@@ -93,19 +93,23 @@ impl Hub {
             self.metrics.broadcasts_expired.inc();
             return false;
         }
-        let state = &mut *lock(&self.state);
-        let more = (0..chunk_max.max(1)).all(|_| {
-            let Some(slot) = walk.next() else { return false };
-            self.write_when_due(state, &walk.recent, slot, now_ms);
-            true
-        });
-        self.measure(state);
-        more
+        self.write(|state| {
+            let more = (0..chunk_max.max(1)).all(|_| {
+                let Some(slot) = walk.next() else { return false };
+                self.write_when_due(state, &walk.recent, slot, now_ms);
+                true
+            });
+            self.measure(state);
+            more
+        })
     }
 
     /// Writes one chunk of the paced broadcasts to those whose moment has come, and says what is left to do.
     pub(crate) fn pace(&self, chunk_max: usize, now_ms: u64) -> Pacing {
-        let state = &mut *lock(&self.state);
+        self.write(|state| self.pace_some(state, chunk_max, now_ms))
+    }
+
+    fn pace_some(&self, state: &mut State, chunk_max: usize, now_ms: u64) -> Pacing {
         if state.paced.is_empty() {
             return Pacing::Done;
         }
@@ -172,7 +176,7 @@ impl Hub {
             }
             return Outcome::NotNow;
         }
-        if line.push(Frame::Stanza(Arc::clone(&recent.frame))).is_err() {
+        if state.put(&line, Frame::Stanza(Arc::clone(&recent.frame))).is_err() {
             self.evict(state, &line);
             return Outcome::Gone;
         }

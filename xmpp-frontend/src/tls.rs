@@ -1,0 +1,150 @@
+//! TLS: the handshake by rustls over buffers that last as long as it does, and a session's records afterwards.
+
+mod exporter;
+mod records;
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use self::exporter::Exporter;
+pub(crate) use self::records::{RECORD_MAX, Record, Records, TlsError};
+
+/// Read at once during a handshake.
+const READ_BYTES: usize = 4096;
+/// Bytes of a handshake that may wait for the rest of a message. rustls bounds messages itself; certificates of clients,
+/// which could be large, are not asked for.
+const INCOMING_MAX: usize = 64 * 1024;
+
+/// A session that was agreed.
+pub(crate) struct Agreed {
+    pub(crate) records: Records,
+    /// What only the two ends of this session know, for channel binding (RFC 9266); `None` before TLS 1.3.
+    pub(crate) exporter: Option<[u8; 32]>,
+    /// Bytes behind the handshake that belong to the session's records.
+    pub(crate) sealed: Vec<u8>,
+    /// Data that was opened with the handshake.
+    pub(crate) opened: Vec<u8>,
+}
+
+/// What makes sessions. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Tls(Arc<ServerConfig>);
+
+impl Tls {
+    pub(crate) fn new(config: &ServerConfig) -> Self {
+        let mut config = config.clone();
+        config.enable_secret_extraction = true;
+        Self(Arc::new(config))
+    }
+
+    /// Does the server's part of a handshake. A failure has been told to the client where that is possible.
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> io::Result<Agreed> {
+        let exporter = Arc::new(Exporter::default());
+        let mut config = ServerConfig::clone(&self.0);
+        config.key_log = Arc::clone(&exporter) as _;
+        let mut handshake = Handshake {
+            connection: UnbufferedServerConnection::new(Arc::new(config)).map_err(io::Error::other)?,
+            incoming: Vec::new(),
+            outgoing: Vec::new(),
+            opened: Vec::new(),
+        };
+        loop {
+            let progress = handshake.step();
+            if !handshake.outgoing.is_empty() {
+                stream.write_all(&handshake.outgoing).await?;
+                stream.flush().await?;
+                handshake.outgoing.clear();
+            }
+            match progress.map_err(io::Error::other)? {
+                Progress::Done => break,
+                Progress::More => {}
+                Progress::Read => {
+                    if handshake.incoming.len() >= INCOMING_MAX {
+                        return Err(io::Error::other("the handshake is too large"));
+                    }
+                    handshake.incoming.reserve(READ_BYTES);
+                    if stream.read_buf(&mut handshake.incoming).await? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+            }
+        }
+        let Handshake { connection, incoming, opened, .. } = handshake;
+        let (secrets, kernel) = connection.dangerous_into_kernel_connection().map_err(io::Error::other)?;
+        let exporter = exporter.channel_binding();
+        Ok(Agreed { records: Records::new(secrets, kernel), exporter, sealed: incoming, opened })
+    }
+}
+
+struct Handshake {
+    connection: UnbufferedServerConnection,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    opened: Vec<u8>,
+}
+
+enum Progress {
+    /// Write what there is and go on.
+    More,
+    /// Write what there is and read.
+    Read,
+    /// Write what there is; the session is agreed.
+    Done,
+}
+
+impl Handshake {
+    fn step(&mut self) -> Result<Progress, rustls::Error> {
+        let Self { connection, incoming, outgoing, opened } = self;
+        let UnbufferedStatus { mut discard, state } = connection.process_tls_records(incoming);
+        let progress = match state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                append(outgoing, |room| data.encode(room))?;
+                Progress::More
+            }
+            Ok(ConnectionState::TransmitTlsData(transmit)) => {
+                transmit.done();
+                Progress::More
+            }
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                while let Some(record) = traffic.next_record() {
+                    let record = record?;
+                    opened.extend_from_slice(record.payload);
+                    discard += record.discard;
+                }
+                Progress::More
+            }
+            Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => Progress::Read,
+            Ok(_) => return Err(rustls::Error::General("the handshake was ended by the client".to_owned())),
+            Err(error) => {
+                // The alert that tells why is what comes next.
+                if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(&mut []).state {
+                    append(outgoing, |room| data.encode(room))?;
+                }
+                return Err(error);
+            }
+        };
+        incoming.drain(..discard);
+        // Anything behind the handshake is left to the session's records.
+        if connection.is_handshaking() || connection.wants_write() { Ok(progress) } else { Ok(Progress::Done) }
+    }
+}
+
+/// Appends what is encoded into as much room as it asks for.
+fn append(out: &mut Vec<u8>, mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>) -> Result<(), rustls::Error> {
+    let start = out.len();
+    let written = match encode(&mut []) {
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+            out.resize(start + required_size, 0);
+            encode(&mut out[start..])
+        }
+        encoded => encoded,
+    };
+    let written = written.map_err(|error| rustls::Error::General(error.to_string()))?;
+    out.truncate(start + written);
+    Ok(())
+}
