@@ -148,3 +148,78 @@ fn append(out: &mut Vec<u8>, mut encode: impl FnMut(&mut [u8]) -> Result<usize, 
     out.truncate(start + written);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::generate_simple_self_signed;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    /// A server and a client who trusts it, of the given version.
+    fn both(version: &'static rustls::SupportedProtocolVersion) -> (Tls, TlsConnector) {
+        let made = generate_simple_self_signed(vec!["example.org".to_owned()]).expect("a certificate");
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a server");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (Tls::new(&server), TlsConnector::from(Arc::new(client)))
+    }
+
+    #[tokio::test]
+    async fn both_ends_bind_the_channel_to_the_same_secret() {
+        let (tls, connector) = both(&rustls::version::TLS13);
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let name = ServerName::try_from("example.org").expect("a name");
+            let (client, agreed) = tokio::join!(connector.connect(name, ours), tls.accept(&mut theirs));
+            let (client, agreed) = (client.expect("a session"), agreed.expect("a session"));
+            let exported = client.get_ref().1.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b""));
+            assert_eq!(agreed.exporter, exported.ok());
+            seen.push(agreed.exporter);
+        }
+        assert_ne!(seen[0], seen[1], "each session has its own");
+    }
+
+    #[tokio::test]
+    async fn sessions_of_tls_1_2_bind_no_channel() {
+        let (tls, connector) = both(&rustls::version::TLS12);
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let name = ServerName::try_from("example.org").expect("a name");
+        let (client, agreed) = tokio::join!(connector.connect(name, ours), tls.accept(&mut theirs));
+        client.expect("a session");
+        assert_eq!(agreed.expect("a session").exporter, None);
+    }
+
+    #[tokio::test]
+    async fn a_handshake_without_end_is_refused() {
+        let (tls, _) = both(&rustls::version::TLS13);
+        let (mut ours, mut theirs) = tokio::io::duplex(1024);
+        // A record of a client hello that announces 16 MB.
+        let flood = async {
+            let record = [[22, 3, 1, 0x40, 0].as_slice(), &[1, 0xff, 0xff, 0xff], &[0; 0x3ffc]].concat();
+            while ours.write_all(&record).await.is_ok() {}
+        };
+        let refused = async {
+            let refused = tls.accept(&mut theirs).await.err();
+            drop(theirs);
+            refused
+        };
+        let (refused, ()) = tokio::join!(refused, flood);
+        assert!(refused.is_some());
+    }
+}

@@ -441,6 +441,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.stream
     }
 
+    pub(crate) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Sends text. A front that has closed already does not mind.
     pub(crate) async fn send(&mut self, text: &str) {
         let _ = self.stream.write_all(text.as_bytes()).await;

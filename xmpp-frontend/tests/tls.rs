@@ -2,13 +2,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use campanile_xmpp_frontend::Config;
 use idl::xml::Event;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -110,4 +117,87 @@ async fn what_is_no_tls_fails_the_handshake_and_nothing_else() {
     let mut other = shake_hands(&connector, TcpStream::connect(address).await.expect("connected")).await;
     use_it(&world, &mut other).await;
     assert_eq!(world.metric("campanile_front_streams_ended_total{reason=\"tls_failed\",again=\"yes\"}"), 1);
+}
+
+/// A connection over direct TLS, with those versions and that cipher suite.
+async fn shake_hands_with(
+    version: &'static SupportedProtocolVersion,
+    suite: SupportedCipherSuite,
+) -> (World, Client<TlsStream<TcpStream>>) {
+    let (server, certificate) = certified();
+    let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let world = World::build(Config { domain: DOMAIN.to_owned(), tls: any, ..Config::default() }, server).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("a root");
+    let provider = CryptoProvider { cipher_suites: vec![suite], ..rustls::crypto::ring::default_provider() };
+    let client = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[version])
+        .expect("a version of the suite")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(world.addresses.tls.expect("bound")).await.expect("connected");
+    let client = shake_hands(&TlsConnector::from(Arc::new(client)), stream).await;
+    (world, client)
+}
+
+#[tokio::test]
+async fn every_suite_of_tls_1_3_and_1_2_carries_a_connection() {
+    use rustls::crypto::ring::cipher_suite as suites;
+    let all = [
+        (&TLS13, suites::TLS13_AES_128_GCM_SHA256),
+        (&TLS13, suites::TLS13_AES_256_GCM_SHA384),
+        (&TLS13, suites::TLS13_CHACHA20_POLY1305_SHA256),
+        (&TLS12, suites::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+        (&TLS12, suites::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+        (&TLS12, suites::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+    ];
+    for (version, suite) in all {
+        let (world, mut client) = shake_hands_with(version, suite).await;
+        assert_eq!(client.stream_mut().get_ref().1.negotiated_cipher_suite(), Some(suite));
+        use_it(&world, &mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn keys_are_replaced_when_the_client_asks_for_it() {
+    let (_world, mut client) =
+        shake_hands_with(&TLS13, rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256).await;
+    client.log_in(account(1), "r").await;
+    client.open_channel().await;
+    for _ in 0..3 {
+        client.stream_mut().get_mut().1.refresh_traffic_keys().expect("a session of TLS 1.3");
+        client.up(b"abc").await;
+        assert_eq!(client.payload().await, b"cba");
+        client.nothing_more().await;
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_was_tampered_with_ends_the_connection_with_an_alert() {
+    let (world, mut client) =
+        shake_hands_with(&TLS13, rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256).await;
+    client.log_in(account(1), "r").await;
+    let tampered = [[23, 3, 3, 0, 32].as_slice(), &[0; 32]].concat();
+    client.stream_mut().get_mut().0.write_all(&tampered).await.expect("written");
+    let error = client.stream_mut().read(&mut [0; 1]).await.expect_err("an alert");
+    assert!(error.to_string().contains("BadRecordMac"), "{error}");
+    let ended = "campanile_front_streams_ended_total{reason=\"lost\",again=\"yes\"}";
+    timeout(Duration::from_mins(1), async {
+        while world.metric(ended) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it has ended");
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_without_a_certificate() {
+    let (world, connector) = world().await;
+    let address = world.addresses.tls.expect("bound");
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let mut client = shake_hands(&connector, TcpStream::connect(address).await.expect("connected")).await;
+        use_it(&world, &mut client).await;
+        assert_eq!(client.stream_mut().get_ref().1.handshake_kind(), Some(kind));
+    }
 }
