@@ -2,6 +2,9 @@
 //! account id and issue time, under a key ring that fronts and middles share.
 //!
 //! Text form: `cpt1.<key number>.<issue time in ms>.<hash in URL-safe base 64>`.
+//!
+//! A token for coming back ([`Reconnect`]) proves itself too, but is never shown again: its client shows a hash made with
+//! it. So it is found by making it anew from what it was issued for. Text form: `cpf1.<hash in URL-safe base 64>`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -22,6 +25,37 @@ pub enum TokenError {
     /// Its hash is not that account's.
     #[error("the token is not this account's")]
     Mismatch,
+}
+
+/// What a token for coming back (XEP-0484) was issued for. The same of each gives the same token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reconnect<'a> {
+    /// Whose it is.
+    pub account: AccountId,
+    /// What the client calls itself, so that each client of an account has a token of its own.
+    pub client: &'a str,
+    /// The SASL mechanism that it is good for.
+    pub mechanism: &'a str,
+    /// When it was issued: the number of a period of time.
+    pub period: u64,
+    /// Which revocation of the account's tokens was in force; 0 if there was none. A newer one makes another token.
+    pub revoked_before_ms: u64,
+}
+
+impl Reconnect<'_> {
+    fn signed(&self) -> Vec<u8> {
+        let Self { account, client, mechanism, period, revoked_before_ms } = self;
+        let numbers = [period.to_be_bytes(), revoked_before_ms.to_be_bytes()].concat();
+        [
+            b"campanile reconnect 1".as_slice(),
+            &account.to_bytes(),
+            &numbers,
+            mechanism.as_bytes(),
+            &[0],
+            client.as_bytes(),
+        ]
+        .concat()
+    }
 }
 
 /// The keys that make and prove tokens. The first makes new ones; all prove.
@@ -65,6 +99,17 @@ impl KeyRing {
         self.keys.iter().map(|(number, key)| format_token(*number, issued_at_ms, key, account)).collect()
     }
 
+    /// A token for coming back, made with the newest key.
+    pub fn issue_reconnect(&self, reconnect: &Reconnect<'_>) -> String {
+        let (_, key) = &self.keys[0];
+        format_reconnect(key, reconnect)
+    }
+
+    /// The tokens that were issued for that, one for each key of the ring, the newest first.
+    pub fn reconnect_candidates(&self, reconnect: &Reconnect<'_>) -> impl Iterator<Item = String> {
+        self.keys.iter().map(|(_, key)| format_reconnect(key, reconnect))
+    }
+
     /// The salt of an account's SCRAM keys: always the same for one account, existing or not, and not to be guessed.
     pub fn scram_salt(&self, account: &str) -> [u8; 16] {
         let (_, key) = self.keys.last().expect("a key ring has at least one key");
@@ -84,6 +129,10 @@ impl std::fmt::Debug for KeyRing {
 fn format_token(number: u32, issued_at_ms: u64, key: &hmac::Key, account: AccountId) -> String {
     let tag = hmac::sign(key, &signed(account, issued_at_ms));
     format!("cpt1.{number}.{issued_at_ms}.{}", URL_SAFE_NO_PAD.encode(tag))
+}
+
+fn format_reconnect(key: &hmac::Key, reconnect: &Reconnect<'_>) -> String {
+    format!("cpf1.{}", URL_SAFE_NO_PAD.encode(hmac::sign(key, &reconnect.signed())))
 }
 
 fn signed(account: AccountId, issued_at_ms: u64) -> Vec<u8> {
@@ -126,5 +175,27 @@ mod tests {
         for text in ["", "cpt1", "cpt1.1.5", "cpt1.1.5.!", "cpt2.1.5.AAAA", "cpt1.x.5.AAAA", "cpt1.1.5.AAAA.x"] {
             assert_eq!(ring.prove(ACCOUNT, text), Err(TokenError::Malformed), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_token_for_coming_back_is_of_all_that_it_was_issued_for() {
+        let of =
+            Reconnect { account: ACCOUNT, client: "c", mechanism: "HT-SHA-256-NONE", period: 3, revoked_before_ms: 0 };
+        let ring = KeyRing::new(&[(2, [2; 32]), (1, [1; 32])]);
+        let token = ring.issue_reconnect(&of);
+        assert_eq!(token, ring.issue_reconnect(&of));
+        let others = [
+            Reconnect { account: AccountId(8), ..of },
+            Reconnect { client: "d", ..of },
+            Reconnect { mechanism: "HT-SHA-256-EXPR", ..of },
+            Reconnect { period: 4, ..of },
+            Reconnect { revoked_before_ms: 1, ..of },
+            Reconnect { mechanism: "HT-SHA-256-NON", client: "Ec", ..of },
+        ];
+        for other in others {
+            assert_ne!(ring.issue_reconnect(&other), token, "{other:?}");
+        }
+        let older = KeyRing::new(&[(1, [1; 32])]).issue_reconnect(&of);
+        assert_eq!(ring.reconnect_candidates(&of).collect::<Vec<_>>(), [token, older]);
     }
 }
