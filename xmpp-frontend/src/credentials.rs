@@ -3,16 +3,18 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use idl::clock::SharedClock;
 use idl::ids::AccountId;
 use idl::token::KeyRing;
 use ring::digest;
 use tokio::sync::Semaphore;
 
+use crate::fast::{self, Attempt, Proved, Token};
 use crate::lock;
 use crate::metrics::Metrics;
 use crate::middle::Middle;
 use crate::revoked::Revoked;
-use crate::sasl::{Failure, Login, Plain};
+use crate::sasl::{Failure, Login, Mechanism, Plain};
 use crate::scram::{Check, Keys};
 
 /// Stands for an account that has no token, so that its login costs what any other costs.
@@ -24,16 +26,24 @@ pub(crate) struct Credentials {
     pub(crate) revoked: Revoked,
     derived: Mutex<Derived>,
     derivations: Semaphore,
+    clock: SharedClock,
     metrics: Arc<Metrics>,
 }
 
 impl Credentials {
-    pub(crate) fn new(ring: KeyRing, derivations_max: usize, keys_max: usize, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        ring: KeyRing,
+        derivations_max: usize,
+        keys_max: usize,
+        clock: SharedClock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             ring,
             revoked: Revoked::default(),
             derived: Mutex::new(Derived { keys: HashMap::new(), order: VecDeque::new(), max: keys_max }),
             derivations: Semaphore::new(derivations_max),
+            clock,
             metrics,
         }
     }
@@ -45,8 +55,37 @@ impl Credentials {
             Some(Login { account, issued_at_ms })
         });
         let login = proved.filter(|login| !self.revoked.covers(*login)).ok_or(Failure::NotAuthorized);
-        self.metrics.login("PLAIN", if login.is_ok() { "ok" } else { "not-authorized" });
+        self.count(Mechanism::Plain, login.as_ref().err());
         login
+    }
+
+    /// Proves a login with a token of FAST: a few keyed hashes, no storage and no bus.
+    ///
+    /// Such a login counts as of the revocation that the token knows of, so that any later one ends its connection, as it
+    /// ends the token.
+    pub(crate) fn prove_fast(&self, attempt: &Attempt<'_>) -> Result<(Login, Proved), Failure> {
+        let proved = attempt.username.account.and_then(|account| {
+            let issued_at_ms = self.revoked.before(account);
+            let proved = attempt.prove(&self.ring, issued_at_ms, self.clock.now_ms())?;
+            Some((Login { account, issued_at_ms }, proved))
+        });
+        let proved = proved.ok_or(Failure::NotAuthorized);
+        self.count(Mechanism::Fast(attempt.mechanism), proved.as_ref().err());
+        proved
+    }
+
+    /// A token of FAST for who has just logged in. Fails if that login was revoked meanwhile: its successor must not
+    /// outlive it.
+    pub(crate) fn issue_fast(&self, login: Login, client: &str, mechanism: fast::Mechanism) -> Result<Token, Failure> {
+        let revoked_before_ms = self.revoked.before(login.account);
+        if login.issued_at_ms < revoked_before_ms {
+            return Err(Failure::NotAuthorized);
+        }
+        Ok(Token::issue(&self.ring, login.account, client, mechanism, revoked_before_ms, self.clock.now_ms()))
+    }
+
+    fn count(&self, mechanism: Mechanism, failure: Option<&Failure>) {
+        self.metrics.login(mechanism.name(), failure.map_or("ok", |failure| failure.name()));
     }
 
     /// The SCRAM salt of a user name, whether or not there is such an account.
@@ -59,9 +98,9 @@ impl Credentials {
     /// A name that is no account's takes the same way to the same failure. If the middle tier can't say which tokens
     /// are in force, that is a temporary failure.
     pub(crate) async fn prove_scram(&self, check: Check, middle: &Middle) -> Result<(Login, String), Failure> {
+        let mechanism = check.mechanism;
         let proved = self.try_scram(check, middle).await;
-        let result = proved.as_ref().map_or_else(|failure| failure.name(), |_| "ok");
-        self.metrics.login("SCRAM-SHA-256", result);
+        self.count(mechanism, proved.as_ref().err());
         proved
     }
 

@@ -1,27 +1,35 @@
 //! From the first byte to a bound resource (RFC 6120 §4–7), without I/O: elements in, bytes and [`Step`]s out.
 //!
-//! What takes time (TLS, the keys of SCRAM, claiming the route, resuming a stream) is asked for as a step; whoever drives
-//! the negotiation does it and comes back.
+//! There are two ways. The older one is SASL, a new stream, and then binding or resuming. The newer one (XEP-0388) asks for
+//! all of it at once and has no new stream. What takes time (TLS, the keys of SCRAM, claiming the route, resuming a stream)
+//! is asked for as a step; whoever drives the negotiation does it and comes back.
+
+mod features;
+mod sasl2;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use idl::clock::SharedEntropy;
-use idl::xml::{Event, Header, NS_CLIENT, write_header};
+use idl::ids::AccountId;
+use idl::xml::{Event, Header, NS_CLIENT, escape_attribute, write_header};
 use minidom::Element;
 
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::credentials::Credentials;
-use crate::sasl::{self, Failure, Login, Plain};
-use crate::scram::{Check, Exchange};
+use crate::fast::Attempt;
+use crate::sasl::{self, Failure, Login, Mechanism, Plain, Profile, Username};
+use crate::scram::{Binding, Check, Exchange, Exporter};
 use crate::stanza;
+use features::{Announced, Offer};
+use sasl2::{Request, Success};
 
 /// Namespace of STARTTLS.
 const NS_TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
 /// Namespace of resource binding.
 const NS_BIND: &str = "urn:ietf:params:xml:ns:xmpp-bind";
-/// Namespace of announced limits (XEP-0478).
-const NS_LIMITS: &str = "urn:xmpp:stream-limits:0";
 /// Namespace of stream management (XEP-0198).
 pub(crate) const NS_SM: &str = "urn:xmpp:sm:3";
 
@@ -30,7 +38,7 @@ pub(crate) const NS_SM: &str = "urn:xmpp:sm:3";
 pub(crate) enum Protection {
     /// In the clear; TLS must come first.
     MustStartTls,
-    /// In the clear and staying so: PLAIN is not offered.
+    /// In the clear and staying so: PLAIN and what else shows tokens is not offered.
     Clear,
     /// By TLS, or by being within the process.
     Secured,
@@ -47,9 +55,13 @@ pub(crate) enum Step {
     Restart,
     /// Check this proof and call [`Negotiator::scram_checked`].
     CheckScram(Check),
-    /// Bind this resource. With it the negotiation is over.
+    /// Write and read on, on the same stream, with the limits of one that is logged in.
+    LoggedIn,
+    /// Bind this resource and write [`Bind::answer`]. With it the negotiation is over, and the limits are those of a
+    /// stream that is logged in.
     Bind(Bind),
-    /// Resume that stream. If it is there the negotiation is over; else write [`not_resumed`].
+    /// Resume that stream. If it is there, write [`Resume::answer`] before what it repeats, and the negotiation is over,
+    /// as with a resource; else call [`Negotiator::not_resumed`].
     Resume(Resume),
     /// Write [`Negotiator::end`] and close.
     End(Reason),
@@ -60,8 +72,32 @@ pub(crate) enum Step {
 pub(crate) struct Bind {
     pub(crate) login: Login,
     pub(crate) resource: String,
-    /// The id of the IQ to answer.
-    pub(crate) iq: String,
+    /// Stream management is to be turned on at once: whether the client wants to be able to resume.
+    pub(crate) enable: Option<bool>,
+    answer: Answer,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// To the IQ with this id.
+    Iq(String),
+    /// Within the answer to the login.
+    Success(Box<Success>),
+}
+
+impl Bind {
+    /// What tells the client that the resource is bound. `enabled` is `<enabled/>` if [`Bind::enable`] asked for it: what
+    /// comes behind these words is counted.
+    pub(crate) fn answer(&self, domain: &str, enabled: Option<&str>) -> String {
+        match &self.answer {
+            Answer::Success(success) => success.bound(domain, &self.resource, enabled),
+            Answer::Iq(iq) => {
+                let jid = format!("{}@{domain}/{}", self.login.account, self.resource);
+                let (iq, jid) = (escape_attribute(iq), escape_attribute(&jid));
+                format!("<iq type='result' id='{iq}'><bind xmlns='{NS_BIND}'><jid>{jid}</jid></bind></iq>")
+            }
+        }
+    }
 }
 
 /// A stream to be resumed (XEP-0198 §5).
@@ -71,6 +107,34 @@ pub(crate) struct Resume {
     pub(crate) previous: String,
     /// How many stanzas the client has handled.
     pub(crate) handled: u32,
+    /// The answer to the login, if it asked for this.
+    success: Option<Box<Success>>,
+}
+
+impl Resume {
+    /// What tells the client that the stream is resumed, which is that of this resource: `<resumed/>`, which is given, and
+    /// what belongs around it.
+    pub(crate) fn answer(&self, domain: &str, resource: &str, resumed: &str) -> String {
+        match &self.success {
+            Some(success) => success.resumed(domain, resource, resumed),
+            None => resumed.to_owned(),
+        }
+    }
+}
+
+/// Which stream a client wants to resume. A request that can't be read names none.
+#[derive(Debug, Default)]
+struct Previous {
+    id: String,
+    handled: u32,
+}
+
+impl Previous {
+    fn read(resume: &Element) -> Self {
+        let handled = resume.attr("h").and_then(|h| h.parse().ok());
+        let named = resume.attr("previd").zip(handled);
+        named.map_or_else(Self::default, |(id, handled)| Self { id: id.to_owned(), handled })
+    }
 }
 
 /// The negotiation of one connection.
@@ -79,53 +143,41 @@ pub(crate) struct Negotiator {
     credentials: Arc<Credentials>,
     entropy: SharedEntropy,
     protection: Protection,
+    exporter: Option<Exporter>,
     announced: Announced,
     attempts_left: u32,
     header_written: bool,
+    /// Who the client says it is before it has proved it.
+    from: Option<String>,
     stage: Stage,
-}
-
-/// Limits that a client is told of (XEP-0478): how many bytes a stanza may have, and after how many seconds of silence we do
-/// something about it. Before login that is the end of the connection, after it a probe.
-#[derive(Clone, Copy)]
-struct Announced {
-    before_login: (usize, u64),
-    after_login: (usize, u64),
-}
-
-impl Announced {
-    fn of(limits: &Limits) -> Self {
-        Self {
-            before_login: (limits.stanza_bytes_max_before_login, limits.login_time_max.as_secs()),
-            after_login: (limits.stanza_bytes_max, limits.idle_time_max.as_secs()),
-        }
-    }
-
-    fn feature(self, logged_in: bool) -> String {
-        let (bytes, seconds) = if logged_in { self.after_login } else { self.before_login };
-        format!(
-            "<limits xmlns='{NS_LIMITS}'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
-        )
-    }
 }
 
 enum Stage {
     /// The client may log in.
     LoggedOut,
     /// The client has chosen a mechanism and said nothing yet (RFC 6120 §6.4.2).
-    Chosen(Mechanism),
+    Chosen(Mechanism, Asked),
     /// The client has had its SCRAM challenge.
-    Challenged(Exchange),
+    Challenged(Exchange, Asked),
     /// The client's proof is being checked.
-    Checking,
+    Checking(Asked),
     /// The client may bind or resume.
     LoggedIn(Login),
 }
 
-#[derive(Clone, Copy)]
-enum Mechanism {
-    Plain,
-    ScramSha256,
+/// How a login was asked for.
+enum Asked {
+    Sasl,
+    Sasl2(Box<Request>),
+}
+
+impl Asked {
+    fn profile(&self) -> Profile {
+        match self {
+            Self::Sasl => Profile::Sasl,
+            Self::Sasl2(_) => Profile::Sasl2,
+        }
+    }
 }
 
 impl Negotiator {
@@ -141,14 +193,16 @@ impl Negotiator {
             credentials,
             entropy,
             protection,
+            exporter: None,
             announced: Announced::of(limits),
             attempts_left: limits.login_attempts_max.max(1),
             header_written: false,
+            from: None,
             stage: Stage::LoggedOut,
         }
     }
 
-    /// True once SASL has succeeded: the larger limits hold from the next stream on.
+    /// True once SASL has succeeded: the larger limits hold from the next element on.
     pub(crate) fn is_logged_in(&self) -> bool {
         matches!(self.stage, Stage::LoggedIn(_))
     }
@@ -156,7 +210,7 @@ impl Negotiator {
     /// Takes what the client said. What is to be written is appended to `out`.
     pub(crate) fn handle(&mut self, event: Event, out: &mut Vec<u8>) -> Step {
         match event {
-            Event::Opened(header) => self.opened(&header, out),
+            Event::Opened(header) => self.opened(header, out),
             Event::Closed => Step::End(Reason::ClosedByClient),
             Event::Element(element) if self.protection == Protection::MustStartTls => self.before_tls(&element, out),
             Event::Element(element) => match std::mem::replace(&mut self.stage, Stage::LoggedOut) {
@@ -169,21 +223,32 @@ impl Negotiator {
         }
     }
 
-    /// TLS is established.
-    pub(crate) fn tls_started(&mut self) {
+    /// TLS is established. The exporter (RFC 9266: the label `EXPORTER-Channel-Binding`, an empty context) binds logins to
+    /// it; `None` where it can't be relied on, as before TLS 1.3.
+    pub(crate) fn tls_started(&mut self, exporter: Option<Exporter>) {
         self.protection = Protection::Secured;
+        self.exporter = exporter;
         self.header_written = false;
     }
 
     /// The proof of a [`Step::CheckScram`] was checked.
     pub(crate) fn scram_checked(&mut self, proved: Result<(Login, String), Failure>, out: &mut Vec<u8>) -> Step {
-        match proved {
-            Ok((login, last)) => {
-                sasl::write(out, "success", &last);
-                self.succeed(login)
-            }
-            Err(failure) => self.fail(failure, out),
-        }
+        let Stage::Checking(asked) = std::mem::replace(&mut self.stage, Stage::LoggedOut) else {
+            return Step::End(Reason::NotLoggedIn);
+        };
+        let profile = asked.profile();
+        let step = proved.and_then(|(login, last)| self.succeed(login, Some(last.into_bytes()), asked, out));
+        step.unwrap_or_else(|failure| self.fail(profile, failure, out))
+    }
+
+    /// The stream of a [`Step::Resume`] is not there: something else may be bound.
+    pub(crate) fn not_resumed(&mut self, resume: Resume, out: &mut Vec<u8>) -> Step {
+        let Some(mut success) = resume.success else {
+            out.extend_from_slice(sm_failed("item-not-found").as_bytes());
+            return Step::Read;
+        };
+        success.not_resumed = true;
+        self.answer(resume.login, success, out)
     }
 
     /// The last words. A stream header goes before them if none was written (RFC 6120 §4.9.1.1).
@@ -197,7 +262,7 @@ impl Negotiator {
         reason.write(out);
     }
 
-    fn opened(&mut self, header: &Header, out: &mut Vec<u8>) -> Step {
+    fn opened(&mut self, header: Header, out: &mut Vec<u8>) -> Step {
         self.write_header(out);
         let Some(to) = header.to.as_deref() else { return Step::End(Reason::ImproperAddressing) };
         if !to.eq_ignore_ascii_case(&self.domain) {
@@ -207,17 +272,19 @@ impl Negotiator {
         if major.is_none_or(|major| major < 1) {
             return Step::End(Reason::UnsupportedVersion);
         }
+        self.from = header.from;
         let features = match (self.protection, &self.stage) {
             (Protection::MustStartTls, _) => format!("<starttls xmlns='{NS_TLS}'><required/></starttls>"),
-            (_, Stage::LoggedIn(_)) => format!("<bind xmlns='{NS_BIND}'/><sm xmlns='{NS_SM}'/>"),
-            (protection, _) => {
-                let plain = if protection == Protection::Secured { "<mechanism>PLAIN</mechanism>" } else { "" };
-                format!("<mechanisms xmlns='{}'><mechanism>SCRAM-SHA-256</mechanism>{plain}</mechanisms>", sasl::NS)
-            }
+            (_, Stage::LoggedIn(_)) => features::unbound(),
+            _ => self.offer().features(),
         };
         let limits = self.announced.feature(self.is_logged_in());
-        out.extend_from_slice(format!("<stream:features>{features}{limits}</stream:features>").as_bytes());
+        out.extend_from_slice(features::write(&format!("{features}{limits}")).as_bytes());
         Step::Read
+    }
+
+    fn offer(&self) -> Offer {
+        Offer::over(self.protection, self.exporter)
     }
 
     fn before_tls(&mut self, element: &Element, out: &mut Vec<u8>) -> Step {
@@ -225,10 +292,10 @@ impl Negotiator {
             out.extend_from_slice(format!("<proceed xmlns='{NS_TLS}'/>").as_bytes());
             return Step::StartTls;
         }
-        if element.has_ns(sasl::NS) {
-            return self.fail(Failure::EncryptionRequired, out);
+        match Profile::of(element) {
+            Some(profile) => self.fail(profile, Failure::EncryptionRequired, out),
+            None => Step::End(Reason::NotLoggedIn),
         }
-        Step::End(Reason::NotLoggedIn)
     }
 
     fn log_in(&mut self, stage: Stage, element: &Element, out: &mut Vec<u8>) -> Step {
@@ -236,86 +303,174 @@ impl Negotiator {
             out.extend_from_slice(format!("<failure xmlns='{NS_TLS}'/>").as_bytes());
             return Step::End(Reason::TlsUnavailable);
         }
-        if !element.has_ns(sasl::NS) {
-            return Step::End(Reason::NotLoggedIn);
-        }
-        let step = match (stage, element.name()) {
-            (_, "auth") => self.choose(element, out),
-            (Stage::Chosen(mechanism), "response") => {
-                sasl::decode(&element.text()).and_then(|message| self.begin(mechanism, &message, out))
+        let Some(profile) = Profile::of(element) else { return Step::End(Reason::NotLoggedIn) };
+        let step = self.exchange(stage, profile, element, out);
+        step.unwrap_or_else(|failure| self.fail(profile, failure, out))
+    }
+
+    fn exchange(
+        &mut self,
+        stage: Stage,
+        profile: Profile,
+        element: &Element,
+        out: &mut Vec<u8>,
+    ) -> Result<Step, Failure> {
+        match (profile, element.name(), stage) {
+            (Profile::Sasl, "auth", _) => {
+                let first = Some(element.text()).filter(|text| !text.trim().is_empty());
+                self.choose(element, Asked::Sasl, first, out)
             }
-            (Stage::Challenged(exchange), "response") => {
-                sasl::decode(&element.text()).and_then(|message| exchange.finish(&message)).map(|check| {
-                    self.stage = Stage::Checking;
-                    Step::CheckScram(check)
-                })
+            (Profile::Sasl2, "authenticate", _) => {
+                let first = element.get_child("initial-response", sasl::NS_SASL2).map(Element::text);
+                let request = Request::read(element, self.offer());
+                self.choose(element, Asked::Sasl2(Box::new(request)), first, out)
             }
-            (_, "abort") => Err(Failure::Aborted),
+            (_, "response", Stage::Chosen(mechanism, asked)) if asked.profile() == profile => {
+                self.begin(mechanism, asked, &profile.decode(&element.text())?, out)
+            }
+            (_, "response", Stage::Challenged(exchange, asked)) if asked.profile() == profile => {
+                let check = exchange.finish(&profile.decode(&element.text())?)?;
+                self.stage = Stage::Checking(asked);
+                Ok(Step::CheckScram(check))
+            }
+            (_, "abort", _) => Err(Failure::Aborted),
             _ => Err(Failure::MalformedRequest),
-        };
-        step.unwrap_or_else(|failure| self.fail(failure, out))
-    }
-
-    fn choose(&mut self, element: &Element, out: &mut Vec<u8>) -> Result<Step, Failure> {
-        let mechanism = match element.attr("mechanism").unwrap_or_default() {
-            "PLAIN" if self.protection == Protection::Secured => Mechanism::Plain,
-            "PLAIN" => return Err(Failure::EncryptionRequired),
-            "SCRAM-SHA-256" => Mechanism::ScramSha256,
-            _ => return Err(Failure::InvalidMechanism),
-        };
-        let text = element.text();
-        if text.trim().is_empty() {
-            // Both mechanisms let the client speak first: ask it to (RFC 6120 §6.4.2).
-            sasl::write(out, "challenge", "");
-            self.stage = Stage::Chosen(mechanism);
-            return Ok(Step::Read);
-        }
-        self.begin(mechanism, &sasl::decode(&text)?, out)
-    }
-
-    fn begin(&mut self, mechanism: Mechanism, message: &[u8], out: &mut Vec<u8>) -> Result<Step, Failure> {
-        match mechanism {
-            Mechanism::Plain => {
-                let plain = Plain::parse(message, &self.domain)?;
-                let login = self.credentials.prove_plain(&plain)?;
-                out.extend_from_slice(format!("<success xmlns='{}'/>", sasl::NS).as_bytes());
-                Ok(self.succeed(login))
-            }
-            Mechanism::ScramSha256 => {
-                let nonce = self.random_hex();
-                let exchange = Exchange::begin(message, &self.domain, &nonce, |name| self.credentials.salt(name))?;
-                sasl::write(out, "challenge", exchange.server_first());
-                self.stage = Stage::Challenged(exchange);
-                Ok(Step::Read)
-            }
         }
     }
 
-    fn succeed(&mut self, login: Login) -> Step {
+    fn choose(
+        &mut self,
+        element: &Element,
+        asked: Asked,
+        first: Option<String>,
+        out: &mut Vec<u8>,
+    ) -> Result<Step, Failure> {
+        let profile = asked.profile();
+        let mechanism = self.offer().find(profile, element.attr("mechanism").unwrap_or_default())?;
+        if let Some(first) = first {
+            return self.begin(mechanism, asked, &profile.decode(&first)?, out);
+        }
+        // All mechanisms let the client speak first: ask it to (RFC 6120 §6.4.2).
+        profile.write(out, "challenge", "");
+        self.stage = Stage::Chosen(mechanism, asked);
+        Ok(Step::Read)
+    }
+
+    fn begin(
+        &mut self,
+        mechanism: Mechanism,
+        asked: Asked,
+        message: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Step, Failure> {
+        let binding = match (mechanism, self.exporter) {
+            (Mechanism::Plain, _) => {
+                let login = self.credentials.prove_plain(&Plain::parse(message, &self.domain)?)?;
+                return self.succeed(login, None, asked, out);
+            }
+            (Mechanism::Fast(mechanism), exporter) => {
+                let Asked::Sasl2(mut request) = asked else { return Err(Failure::InvalidMechanism) };
+                let (Some(fast), Some(client)) = (request.fast, &request.client) else {
+                    return Err(Failure::MalformedRequest);
+                };
+                let attempt = Attempt::parse(message, mechanism, client, exporter, &self.domain)?;
+                let (login, proved) = self.credentials.prove_fast(&attempt)?;
+                if fast.invalidate {
+                    // Nothing here could keep the token from being used again, so nobody is told that it is invalid.
+                    return Err(Failure::NotAuthorized);
+                }
+                if proved.ageing {
+                    request.token.get_or_insert(mechanism);
+                }
+                return self.succeed(login, Some(proved.answer), Asked::Sasl2(request), out);
+            }
+            (Mechanism::ScramPlus, Some(exporter)) => Binding::Required(exporter),
+            (Mechanism::ScramPlus, None) => return Err(Failure::InvalidMechanism),
+            (Mechanism::Scram, Some(_)) => Binding::Declined,
+            (Mechanism::Scram, None) => Binding::Impossible,
+        };
+        let nonce = self.random_hex();
+        let exchange = Exchange::begin(message, &self.domain, &nonce, binding, |name| self.credentials.salt(name))?;
+        asked.profile().write(out, "challenge", exchange.server_first());
+        self.stage = Stage::Challenged(exchange, asked);
+        Ok(Step::Read)
+    }
+
+    /// The client has proved who it is; `data` are the mechanism's last words.
+    fn succeed(
+        &mut self,
+        login: Login,
+        data: Option<Vec<u8>>,
+        asked: Asked,
+        out: &mut Vec<u8>,
+    ) -> Result<Step, Failure> {
+        let request = match asked {
+            Asked::Sasl2(request) => *request,
+            Asked::Sasl => {
+                match data {
+                    Some(data) => Profile::Sasl.write(out, "success", data),
+                    None => out.extend_from_slice(format!("<success xmlns='{}'/>", sasl::NS).as_bytes()),
+                }
+                self.stage = Stage::LoggedIn(login);
+                self.header_written = false;
+                return Ok(Step::Restart);
+            }
+        };
+        if !self.is_as_it_says(login.account) {
+            return Err(Failure::InvalidAuthzid);
+        }
+        let Request { client, resume, bind, token, fast: _ } = request;
+        let client = client.as_deref();
+        let token = token.zip(client).map(|(mechanism, client)| self.credentials.issue_fast(login, client, mechanism));
+        let success = Box::new(Success {
+            account: login.account,
+            data,
+            token: token.transpose()?,
+            bind: bind.map(|wish| (wish.resource(login.account, client, &self.entropy), wish)),
+            not_resumed: false,
+            limits: self.announced.feature(true),
+        });
         self.stage = Stage::LoggedIn(login);
-        self.header_written = false;
-        Step::Restart
+        Ok(match resume {
+            Some(Previous { id: previous, handled }) => {
+                Step::Resume(Resume { login, previous, handled, success: Some(success) })
+            }
+            None => self.answer(login, success, out),
+        })
     }
 
-    fn fail(&mut self, failure: Failure, out: &mut Vec<u8>) -> Step {
+    /// Goes on with what a login asked for besides resuming.
+    fn answer(&mut self, login: Login, mut success: Box<Success>, out: &mut Vec<u8>) -> Step {
+        if let Some((resource, wish)) = success.bind.take() {
+            return Step::Bind(Bind { login, resource, enable: wish.enable, answer: Answer::Success(success) });
+        }
+        out.extend_from_slice(success.unbound(&self.domain).as_bytes());
+        Step::LoggedIn
+    }
+
+    /// False if the header of the stream said that it is from another (XEP-0388 §2.3).
+    fn is_as_it_says(&self, account: AccountId) -> bool {
+        self.from.as_deref().is_none_or(|from| {
+            let bare = from.split_once('/').map_or(from, |(bare, _)| bare);
+            Username::parse(bare, &self.domain).account == Some(account)
+        })
+    }
+
+    fn fail(&mut self, profile: Profile, failure: Failure, out: &mut Vec<u8>) -> Step {
         self.stage = Stage::LoggedOut;
-        sasl::write_failure(out, failure);
+        profile.write_failure(out, failure);
         self.attempts_left = self.attempts_left.saturating_sub(1);
         if self.attempts_left == 0 { Step::End(Reason::LoginAttempts) } else { Step::Read }
     }
 
     fn logged_in(&mut self, login: Login, element: &Element, out: &mut Vec<u8>) -> Step {
         if element.is("resume", NS_SM) {
-            let handled = element.attr("h").and_then(|h| h.parse().ok());
-            let (Some(previous), Some(handled)) = (element.attr("previd"), handled) else {
-                out.extend_from_slice(not_resumed().as_bytes());
-                return Step::Read;
-            };
-            return Step::Resume(Resume { login, previous: previous.to_owned(), handled });
+            let Previous { id: previous, handled } = Previous::read(element);
+            return Step::Resume(Resume { login, previous, handled, success: None });
         }
         if element.is("resume", NS_CLIENT) {
             // Some clients forget its namespace, and bind only when they have heard that they can't resume.
-            out.extend_from_slice(not_resumed().as_bytes());
+            out.extend_from_slice(sm_failed("item-not-found").as_bytes());
             return Step::Read;
         }
         if element.has_ns(NS_SM) {
@@ -338,7 +493,7 @@ impl Negotiator {
                 return Step::Read;
             }
         };
-        Step::Bind(Bind { login, resource, iq: iq.to_owned() })
+        Step::Bind(Bind { login, resource, enable: None, answer: Answer::Iq(iq.to_owned()) })
     }
 
     fn write_header(&mut self, out: &mut Vec<u8>) {
@@ -357,10 +512,19 @@ impl Negotiator {
     }
 }
 
-/// The answer to a bind that succeeded.
-pub(crate) fn bound(iq: &str, jid: &str) -> String {
-    let (iq, jid) = (idl::xml::escape_attribute(iq), idl::xml::escape_attribute(jid));
-    format!("<iq type='result' id='{iq}'><bind xmlns='{NS_BIND}'><jid>{jid}</jid></bind></iq>")
+/// Whether `<enable/>` asks for a stream that can be resumed.
+pub(crate) fn wants_to_resume(enable: &Element) -> bool {
+    matches!(enable.attr("resume"), Some("true" | "1"))
+}
+
+/// `<enabled/>`, and what the stream can be resumed by: `None` if it can't be, or the client does not want to.
+pub(crate) fn enabled(limits: &Limits, entropy: &SharedEntropy, resume: bool) -> (String, Option<Arc<str>>) {
+    if !resume || limits.resume_time_max.is_zero() || limits.resumable_max == 0 {
+        return (format!("<enabled xmlns='{NS_SM}'/>"), None);
+    }
+    let id: Arc<str> = random_hex(entropy).into();
+    let max = limits.resume_time_max.as_secs();
+    (format!("<enabled xmlns='{NS_SM}' id='{id}' resume='true' max='{max}'/>"), Some(id))
 }
 
 /// The refusal of a request of stream management.
@@ -368,97 +532,9 @@ pub(crate) fn sm_failed(condition: &str) -> String {
     format!("<failed xmlns='{NS_SM}'><{condition} xmlns='{}'/></failed>", stanza::NS_STANZAS)
 }
 
-/// The stream of a [`Step::Resume`] is not there: the client may bind instead.
-pub(crate) fn not_resumed() -> String {
-    sm_failed("item-not-found")
-}
-
 /// 128 random bits as text.
 pub(crate) fn random_hex(entropy: &SharedEntropy) -> String {
     let mut bytes = [0; 16];
     entropy.fill(&mut bytes);
     format!("{:032x}", u128::from_be_bytes(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use idl::clock::SystemEntropy;
-    use idl::ids::AccountId;
-    use idl::token::KeyRing;
-    use idl::xml::{Limits as XmlLimits, StreamReader};
-    use prometheus_client::registry::Registry;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::metrics::Metrics;
-
-    const LIMITS: XmlLimits = XmlLimits { stanza_bytes_max: 4096, depth_max: 8 };
-    const HEADER: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
-                          to='example.org' version='1.0'>";
-
-    fn negotiator(protection: Protection) -> Negotiator {
-        let ring = KeyRing::new(&[(1, [7; 32])]);
-        let credentials = Credentials::new(ring, 1, 1, Arc::new(Metrics::register(&mut Registry::default())));
-        let limits = Limits { login_attempts_max: 100, ..Limits::default() };
-        Negotiator::new("example.org".into(), Arc::new(credentials), Arc::new(SystemEntropy), protection, &limits)
-    }
-
-    /// What a client may say, in whatever order.
-    fn said() -> impl Strategy<Value = String> {
-        let sasl = |name: &str, attributes: &str, text: &str| {
-            format!("<{name} xmlns='urn:ietf:params:xml:ns:xmpp-sasl' {attributes}>{text}</{name}>")
-        };
-        prop_oneof![
-            Just("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>".to_owned()),
-            "[A-Za-z0-9+/=]{0,24}".prop_map(move |text| sasl("auth", "mechanism='PLAIN'", &text)),
-            "[A-Za-z0-9+/=]{0,24}".prop_map(move |text| sasl("auth", "mechanism='SCRAM-SHA-256'", &text)),
-            Just(sasl("auth", "mechanism='SCRAM-SHA-256'", "bixuPTEscj1hYmM=")),
-            "[A-Za-z0-9+/=]{0,24}".prop_map(move |text| sasl("response", "", &text)),
-            Just(sasl("abort", "", "")),
-            Just("<iq type='set' id='1'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>".to_owned()),
-            Just("<resume xmlns='urn:xmpp:sm:3' previd='x' h='1'/>".to_owned()),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn nobody_gets_in_without_a_token(all in proptest::collection::vec(said(), 0..12), clear: bool) {
-            let mut negotiator = negotiator(if clear { Protection::MustStartTls } else { Protection::Secured });
-            let mut reader = StreamReader::new(LIMITS);
-            let text = format!("{HEADER}{}", all.concat());
-            let mut bytes = text.as_bytes();
-            let mut out = Vec::new();
-            while let Some(event) = reader.read(&mut bytes).expect("well-formed") {
-                match negotiator.handle(event, &mut out) {
-                    Step::Read => {}
-                    Step::CheckScram(_) => prop_assert!(!clear, "no proof is taken in the clear"),
-                    Step::StartTls => prop_assert!(clear),
-                    Step::End(_) => break,
-                    step @ (Step::Restart | Step::Bind(_) | Step::Resume(_)) => panic!("{step:?} without a token"),
-                }
-                prop_assert!(!negotiator.is_logged_in());
-            }
-        }
-    }
-
-    #[test]
-    fn a_token_gets_in_and_binds() {
-        let mut negotiator = negotiator(Protection::Secured);
-        let account = AccountId(1);
-        let token = KeyRing::new(&[(1, [7; 32])]).issue(account, 5);
-        let mut out = Vec::new();
-        let header = Header { to: Some("example.org".into()), version: Some("1.0".into()), ..Header::default() };
-        assert_eq!(negotiator.handle(Event::Opened(header), &mut out), Step::Read);
-        let plain = STANDARD.encode(format!("\0{account}\0{token}"));
-        let auth = format!("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>{plain}</auth>");
-        let auth: Element = auth.parse().expect("an element");
-        assert_eq!(negotiator.handle(Event::Element(auth), &mut out), Step::Restart);
-        let bind = "<iq xmlns='jabber:client' type='set' id='1'>\
-                    <bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>";
-        let login = Login { account, issued_at_ms: 5 };
-        let expected = Step::Bind(Bind { login, resource: "r".to_owned(), iq: "1".to_owned() });
-        assert_eq!(negotiator.handle(Event::Element(bind.parse().expect("an element")), &mut out), expected);
-    }
 }

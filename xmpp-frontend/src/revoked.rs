@@ -42,9 +42,12 @@ impl Revoked {
 
     /// True if that login's token is worthless.
     pub(crate) fn covers(&self, login: Login) -> bool {
-        lock(&self.accounts)
-            .get(&login.account)
-            .is_some_and(|revocation| login.issued_at_ms < revocation.issued_before_ms)
+        login.issued_at_ms < self.before(login.account)
+    }
+
+    /// Tokens of that account are worthless if they were issued before this moment, in ms; 0 if none are.
+    pub(crate) fn before(&self, account: AccountId) -> u64 {
+        lock(&self.accounts).get(&account).map_or(0, |revocation| revocation.issued_before_ms)
     }
 }
 

@@ -1,11 +1,90 @@
-//! SASL as XMPP carries it (RFC 6120 §6): encoding, failures, user names, and the PLAIN mechanism (RFC 4616).
+//! SASL as XMPP carries it (RFC 6120 §6, XEP-0388): mechanisms, encoding, failures, user names, and the PLAIN mechanism
+//! (RFC 4616).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use idl::ids::AccountId;
+use minidom::Element;
 
-/// Namespace of the SASL elements.
+use crate::fast;
+
+/// Namespace of the elements of RFC 6120, and of all conditions of failures.
 pub(crate) const NS: &str = "urn:ietf:params:xml:ns:xmpp-sasl";
+/// Namespace of the elements of XEP-0388.
+pub(crate) const NS_SASL2: &str = "urn:xmpp:sasl:2";
+
+/// The form that an exchange takes in XMPP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// RFC 6120 §6: a new stream follows success.
+    Sasl,
+    /// XEP-0388: the stream goes on, and what is to follow the login is asked for with it.
+    Sasl2,
+}
+
+impl Profile {
+    /// The profile that an element belongs to.
+    pub(crate) fn of(element: &Element) -> Option<Self> {
+        [Self::Sasl, Self::Sasl2].into_iter().find(|profile| element.has_ns(profile.ns()))
+    }
+
+    /// The namespace of its elements.
+    pub(crate) const fn ns(self) -> &'static str {
+        match self {
+            Self::Sasl => NS,
+            Self::Sasl2 => NS_SASL2,
+        }
+    }
+
+    /// Reads the text of an element: base 64. In RFC 6120 alone `=` stands for nothing (§6.4.2).
+    pub(crate) fn decode(self, text: &str) -> Result<Vec<u8>, Failure> {
+        match (self, text.trim()) {
+            (Self::Sasl, "=") => Ok(Vec::new()),
+            (_, text) => STANDARD.decode(text).map_err(|_| Failure::IncorrectEncoding),
+        }
+    }
+
+    /// Writes an element with data.
+    pub(crate) fn write(self, out: &mut Vec<u8>, name: &str, data: impl AsRef<[u8]>) {
+        let (ns, text) = (self.ns(), STANDARD.encode(data));
+        out.extend_from_slice(format!("<{name} xmlns='{ns}'>{text}</{name}>").as_bytes());
+    }
+
+    /// Writes a failure.
+    pub(crate) fn write_failure(self, out: &mut Vec<u8>, failure: Failure) {
+        let name = failure.name();
+        let condition = match self {
+            Self::Sasl => format!("<{name}/>"),
+            Self::Sasl2 => format!("<{name} xmlns='{NS}'/>"),
+        };
+        out.extend_from_slice(format!("<failure xmlns='{}'>{condition}</failure>", self.ns()).as_bytes());
+    }
+}
+
+/// How a client proves who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mechanism {
+    /// It shows the token.
+    Plain,
+    /// It proves that it knows the token.
+    Scram,
+    /// It proves that, and that it speaks over the same TLS as we do.
+    ScramPlus,
+    /// It proves that it knows a token which it got at an earlier login.
+    Fast(fast::Mechanism),
+}
+
+impl Mechanism {
+    /// Its name in SASL.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::Scram => "SCRAM-SHA-256",
+            Self::ScramPlus => "SCRAM-SHA-256-PLUS",
+            Self::Fast(mechanism) => mechanism.name(),
+        }
+    }
+}
 
 /// Why an exchange failed (RFC 6120 §6.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,25 +175,6 @@ impl Plain {
     }
 }
 
-/// Reads the text of an SASL element: base 64, where `=` stands for nothing (RFC 6120 §6.4.2).
-pub(crate) fn decode(text: &str) -> Result<Vec<u8>, Failure> {
-    match text.trim() {
-        "=" => Ok(Vec::new()),
-        text => STANDARD.decode(text).map_err(|_| Failure::IncorrectEncoding),
-    }
-}
-
-/// Writes an SASL element with data.
-pub(crate) fn write(out: &mut Vec<u8>, name: &str, data: &str) {
-    let text = STANDARD.encode(data);
-    out.extend_from_slice(format!("<{name} xmlns='{NS}'>{text}</{name}>").as_bytes());
-}
-
-/// Writes a failure.
-pub(crate) fn write_failure(out: &mut Vec<u8>, failure: Failure) {
-    out.extend_from_slice(format!("<failure xmlns='{NS}'><{}/></failure>", failure.name()).as_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,9 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn data_is_base_64_and_an_equals_sign_is_nothing() {
-        assert_eq!(decode("="), Ok(vec![]));
-        assert_eq!(decode("AAE="), Ok(vec![0, 1]));
-        assert_eq!(decode("?"), Err(Failure::IncorrectEncoding));
+    fn data_is_base_64_and_an_equals_sign_is_nothing_in_the_older_profile() {
+        for (profile, nothing) in [(Profile::Sasl, Ok(vec![])), (Profile::Sasl2, Err(Failure::IncorrectEncoding))] {
+            assert_eq!(profile.decode("="), nothing);
+            assert_eq!(profile.decode(" AAE= "), Ok(vec![0, 1]));
+            assert_eq!(profile.decode("?"), Err(Failure::IncorrectEncoding));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! SCRAM-SHA-256, the server's side (RFC 5802, RFC 7677), without I/O. Channel binding is not offered.
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS, the server's side (RFC 5802, RFC 7677), without I/O. The binding of PLUS is
+//! `tls-exporter` (RFC 9266).
 //!
 //! The password is an account's token. Its salt comes from the key ring, so that the first answer needs no look-up and is
 //! the same for accounts that do not exist.
@@ -10,16 +11,53 @@ use base64::engine::general_purpose::STANDARD;
 use ring::{digest, hmac, pbkdf2};
 use subtle::ConstantTimeEq as _;
 
-use crate::sasl::{Failure, Username};
+use crate::sasl::{Failure, Mechanism, Username};
 
 /// Iterations of PBKDF2: the least that RFC 7677 §4 allows. Tokens are random, so more would protect nothing.
 pub(crate) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("not zero");
+
+/// The channel binding that we know (RFC 9266).
+pub(crate) const BINDING: &str = "tls-exporter";
+/// What [`BINDING`] says of a connection.
+pub(crate) type Exporter = [u8; 32];
+
+/// What an exchange has to do with the TLS below it (RFC 5802 §6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Binding {
+    /// SCRAM-SHA-256, where PLUS is not to be had.
+    Impossible,
+    /// SCRAM-SHA-256, where PLUS was offered. A client that would have used it was not shown the offer: someone between
+    /// us has taken it away.
+    Declined,
+    /// SCRAM-SHA-256-PLUS, over that TLS.
+    Required(Exporter),
+}
+
+impl Binding {
+    fn mechanism(self) -> Mechanism {
+        match self {
+            Self::Impossible | Self::Declined => Mechanism::Scram,
+            Self::Required(_) => Mechanism::ScramPlus,
+        }
+    }
+
+    /// What the client must show of the TLS below, if its flag is one that we can go on with.
+    fn meet(self, flag: &str) -> Option<Vec<u8>> {
+        match (self, flag.strip_prefix("p="), flag) {
+            (Self::Required(exporter), Some(BINDING), _) => Some(exporter.to_vec()),
+            (Self::Impossible, None, "n" | "y") | (Self::Declined, None, "n") => Some(Vec::new()),
+            _ => None,
+        }
+    }
+}
 
 /// An exchange whose first two messages have been said.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     username: Username,
-    gs2_header: String,
+    mechanism: Mechanism,
+    /// The GS2 header, and what the channel binding says.
+    binding: Vec<u8>,
     client_first_bare: String,
     server_first: String,
     nonce: String,
@@ -29,6 +67,7 @@ pub(crate) struct Exchange {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Check {
     pub(crate) username: Username,
+    pub(crate) mechanism: Mechanism,
     auth_message: String,
     proof: [u8; 32],
 }
@@ -46,6 +85,7 @@ impl Exchange {
         message: &[u8],
         domain: &str,
         server_nonce: &str,
+        binding: Binding,
         salt: impl FnOnce(&str) -> [u8; 16],
     ) -> Result<Self, Failure> {
         let message = std::str::from_utf8(message).map_err(|_| Failure::MalformedRequest)?;
@@ -53,10 +93,7 @@ impl Exchange {
         let (Some(flag), Some(authzid), Some(bare)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(Failure::MalformedRequest);
         };
-        // `p=` asks for channel binding, which takes a mechanism that is not offered.
-        if !matches!(flag, "n" | "y") {
-            return Err(Failure::MalformedRequest);
-        }
+        let shown = binding.meet(flag).ok_or(Failure::MalformedRequest)?;
         let mut attributes = bare.split(',');
         let name = attributes.next().and_then(|text| text.strip_prefix("n=")).ok_or(Failure::MalformedRequest)?;
         let nonce = attributes.next().and_then(|text| text.strip_prefix("r=")).ok_or(Failure::MalformedRequest)?;
@@ -74,8 +111,15 @@ impl Exchange {
         }
         let nonce = format!("{nonce}{server_nonce}");
         let server_first = format!("r={nonce},s={},i={ITERATIONS}", STANDARD.encode(salt(&username.local)));
-        let gs2_header = message[..message.len() - bare.len()].to_owned();
-        Ok(Self { username, gs2_header, client_first_bare: bare.to_owned(), server_first, nonce })
+        let gs2_header = &message[..message.len() - bare.len()];
+        Ok(Self {
+            username,
+            mechanism: binding.mechanism(),
+            binding: [gs2_header.as_bytes(), &shown].concat(),
+            client_first_bare: bare.to_owned(),
+            server_first,
+            nonce,
+        })
     }
 
     /// The challenge for the client.
@@ -91,13 +135,13 @@ impl Exchange {
         let binding = attributes.next().and_then(|text| text.strip_prefix("c=")).ok_or(Failure::MalformedRequest)?;
         let nonce = attributes.next().and_then(|text| text.strip_prefix("r=")).ok_or(Failure::MalformedRequest)?;
         let binding = STANDARD.decode(binding).map_err(|_| Failure::MalformedRequest)?;
-        if binding != self.gs2_header.as_bytes() || nonce != self.nonce {
+        if !bool::from(binding.ct_eq(&self.binding)) || nonce != self.nonce {
             return Err(Failure::NotAuthorized);
         }
         let proof = STANDARD.decode(proof).map_err(|_| Failure::MalformedRequest)?;
         let proof = proof.try_into().map_err(|_| Failure::MalformedRequest)?;
         let auth_message = format!("{},{},{without_proof}", self.client_first_bare, self.server_first);
-        Ok(Check { username: self.username, auth_message, proof })
+        Ok(Check { username: self.username, mechanism: self.mechanism, auth_message, proof })
     }
 }
 
@@ -150,6 +194,17 @@ fn unescape(name: &str) -> Result<String, Failure> {
     if unescaped.is_empty() { Err(Failure::MalformedRequest) } else { Ok(unescaped) }
 }
 
+/// What a client shows that knows the token: the proof over both sides' words.
+#[cfg(test)]
+pub(crate) fn client_proof(token: &str, salt: &[u8], auth_message: &str) -> [u8; 32] {
+    let mut salted = [0; 32];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, salt, token.as_bytes(), &mut salted);
+    let client = sign(&salted, b"Client Key");
+    let stored = digest::digest(&digest::SHA256, &client);
+    let signature = sign(stored.as_ref(), auth_message.as_bytes());
+    std::array::from_fn(|at| client[at] ^ signature[at])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,7 +220,11 @@ mod tests {
     }
 
     fn begin(message: &[u8]) -> Result<Exchange, Failure> {
-        Exchange::begin(message, "example.org", SERVER_NONCE, |_| salt())
+        begin_with(Binding::Impossible, message)
+    }
+
+    fn begin_with(binding: Binding, message: &[u8]) -> Result<Exchange, Failure> {
+        Exchange::begin(message, "example.org", SERVER_NONCE, binding, |_| salt())
     }
 
     #[test]
@@ -210,5 +269,42 @@ mod tests {
         assert_eq!(finish(b"c=biws"), Some(Failure::MalformedRequest));
         let short = String::from_utf8_lossy(CLIENT_FINAL).replace("dHzb", "");
         assert_eq!(finish(short.as_bytes()), Some(Failure::MalformedRequest));
+    }
+
+    #[test]
+    fn who_would_have_bound_the_channel_and_was_not_offered_it_is_refused() {
+        let flags: [(&[u8], [bool; 3]); 6] = [
+            (b"n,,n=user,r=abc", [true, true, false]),
+            (b"y,,n=user,r=abc", [true, false, false]),
+            (b"p=tls-exporter,,n=user,r=abc", [false, false, true]),
+            (b"p=tls-unique,,n=user,r=abc", [false, false, false]),
+            (b"p=,,n=user,r=abc", [false, false, false]),
+            (b"p,,n=user,r=abc", [false, false, false]),
+        ];
+        let bindings = [Binding::Impossible, Binding::Declined, Binding::Required([5; 32])];
+        for (message, expected) in flags {
+            let begun = bindings.map(|binding| begin_with(binding, message).map(|_| ()));
+            let expected = expected.map(|goes_on| if goes_on { Ok(()) } else { Err(Failure::MalformedRequest) });
+            assert_eq!(begun, expected, "{}", String::from_utf8_lossy(message));
+        }
+    }
+
+    #[test]
+    fn a_bound_exchange_holds_over_the_same_tls_alone() {
+        let prove = |shown: &[u8]| {
+            let first = b"p=tls-exporter,,n=user,r=abc";
+            let exchange = begin_with(Binding::Required([5; 32]), first).expect("a first message");
+            let binding = STANDARD.encode([b"p=tls-exporter,,".as_slice(), shown].concat());
+            let without_proof = format!("c={binding},r={}", exchange.nonce);
+            let auth_message = format!("n=user,r=abc,{},{without_proof}", exchange.server_first());
+            let proof = STANDARD.encode(client_proof("pencil", &salt(), &auth_message));
+            exchange.finish(format!("{without_proof},p={proof}").as_bytes())
+        };
+        let check = prove(&[5; 32]).expect("a proof");
+        assert_eq!(check.mechanism, Mechanism::ScramPlus);
+        assert!(Keys::derive("pencil", &salt()).verify(&check).is_some());
+        for another in [[6; 32].as_slice(), &[], &[5; 31]] {
+            assert_eq!(prove(another).err(), Some(Failure::NotAuthorized));
+        }
     }
 }
