@@ -1,5 +1,6 @@
 //! A front with a middle tier of the tests' own, on the in-process bus.
 
+mod binding;
 mod harness;
 mod hub;
 mod limits;

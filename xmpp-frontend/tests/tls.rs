@@ -40,7 +40,14 @@ fn certified() -> (Arc<ServerConfig>, CertificateDer<'static>) {
     (Arc::new(config), certificate)
 }
 
-async fn world() -> (World, TlsConnector) {
+pub(crate) async fn world() -> (World, TlsConnector) {
+    world_with_clients_of(rustls::DEFAULT_VERSIONS).await
+}
+
+/// A front on sockets, and what connects to it with these versions of TLS.
+pub(crate) async fn world_with_clients_of(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> (World, TlsConnector) {
     let (server, certificate) = certified();
     let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     let config = Config { domain: DOMAIN.to_owned(), starttls: any, tls: any, plain: any, ..Config::default() };
@@ -48,16 +55,20 @@ async fn world() -> (World, TlsConnector) {
     let mut roots = RootCertStore::empty();
     roots.add(certificate).expect("a root");
     let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("protocol versions")
         .with_root_certificates(roots)
         .with_no_client_auth();
     (world, TlsConnector::from(Arc::new(client)))
 }
 
-async fn shake_hands(connector: &TlsConnector, stream: TcpStream) -> Client<TlsStream<TcpStream>> {
+pub(crate) async fn handshake(connector: &TlsConnector, stream: TcpStream) -> TlsStream<TcpStream> {
     let name = ServerName::try_from(DOMAIN).expect("a name");
-    Client::new(connector.connect(name, stream).await.expect("a handshake"))
+    connector.connect(name, stream).await.expect("a handshake")
+}
+
+async fn shake_hands(connector: &TlsConnector, stream: TcpStream) -> Client<TlsStream<TcpStream>> {
+    Client::new(handshake(connector, stream).await)
 }
 
 async fn use_it(world: &World, client: &mut Client<TlsStream<TcpStream>>) {

@@ -17,6 +17,7 @@
 //!
 //! `C2:` and `S2:` are a second connection, and so on. `{name}` in a server's line matches any text the first time and the
 //! same text ever after; in a client's line it stands for that text. Some are known from the start: see [`Script::new`].
+//! `{authentication}` in a server's line stands for elements that are the same everywhere: see [`ELEMENTS`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -26,6 +27,7 @@ use base64::engine::general_purpose::STANDARD;
 use campanile_xmpp_frontend::{Limits, Security};
 use idl::bus::{Bus as _, FrontEvent};
 use idl::contract::bus::TokenRevoked;
+use idl::ids::AccountId;
 use idl::xml::{Event, Limits as XmlLimits, StreamReader};
 use minidom::{Element, Node};
 use ring::{digest, hmac, pbkdf2};
@@ -35,6 +37,24 @@ use tokio::time::Instant;
 use crate::harness::{Client, DOMAIN, HEADER, NOW_MS, World, account, item, token};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts");
+const SCRAM_FIRST: &str = "r=fyko+d2lbbFgONRv9qkxdawL";
+
+/// What `what_is_offered_before_login.txt` writes out, and the others do not.
+const ELEMENTS: [(&str, &str); 2] = [
+    (
+        "{authentication}",
+        "<authentication xmlns='urn:xmpp:sasl:2'><mechanism>SCRAM-SHA-256</mechanism><mechanism>PLAIN</mechanism>\
+         <inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/></inline></bind>\
+         <sm xmlns='urn:xmpp:sm:3'/><fast xmlns='urn:xmpp:fast:0'><mechanism>HT-SHA-256-NONE</mechanism></fast>\
+         </inline></authentication>",
+    ),
+    (
+        "{authentication-in-the-clear}",
+        "<authentication xmlns='urn:xmpp:sasl:2'><mechanism>SCRAM-SHA-256</mechanism>\
+         <inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/></inline></bind>\
+         <sm xmlns='urn:xmpp:sm:3'/></inline></authentication>",
+    ),
+];
 
 macro_rules! transcripts {
     ($($name:ident)*) => {
@@ -64,11 +84,14 @@ transcripts! {
     acks_are_counted
     an_oversized_stanza_after_login_ends_the_stream
     an_oversized_stanza_before_login_ends_the_stream
+    a_login_without_a_resource_binds_as_of_old
     a_lost_stream_is_resumed
+    a_lost_stream_is_resumed_with_the_login
     a_newer_login_ends_the_older_stream_with_conflict
     a_revoked_token_is_refused_and_its_connection_ends
     a_stream_must_be_to_our_domain
     a_stream_must_be_xmpp_1
+    a_token_for_coming_back_takes_one_round_trip
     channels_open_and_carry_payloads
     comments_end_the_stream
     disco_says_what_is_here
@@ -76,11 +99,13 @@ transcripts! {
     entities_end_the_stream
     limits_are_announced_as_they_are_set
     elements_that_are_no_stanzas_end_the_stream
+    failures_of_the_newer_profile_say_what_was_wrong
     login_with_a_wrong_token_fails_a_bounded_number_of_times
     login_with_plain
     login_with_plain_in_the_clear_is_refused
     login_with_scram
     login_with_scram_and_a_wrong_token_or_account
+    one_request_logs_in_and_binds
     pings_are_answered
     processing_instructions_end_the_stream
     resources_are_chosen_or_made
@@ -90,6 +115,7 @@ transcripts! {
     starttls_comes_before_anything_else
     the_server_tells_its_version_and_an_account_has_none
     unknown_stanzas_are_answered_with_service_unavailable
+    what_is_offered_before_login
 }
 
 async fn play(name: &str) {
@@ -146,15 +172,16 @@ impl Script {
         let base64 = |text: String| STANDARD.encode(text);
         let values = [
             ("header", HEADER.to_owned()),
+            ("header-from-another", HEADER.replace(" to=", &format!(" from='{stranger}@{DOMAIN}' to="))),
             ("account", one.to_string()),
             ("plain", base64(format!("\0{one}\0{token}"))),
             ("plain-jid", base64(format!("{one}@{DOMAIN}\0{one}@{DOMAIN}\0{token}"))),
             ("plain-wrong", base64(format!("\0{one}\0{token}x"))),
             ("plain-stranger", base64(format!("\0{stranger}\0{token}"))),
             ("plain-for-another", base64(format!("other@{DOMAIN}\0{one}\0{token}"))),
-            ("scram-first", base64(format!("n,,n={one},r=fyko+d2lbbFgONRv9qkxdawL"))),
-            ("scram-first-stranger", base64(format!("n,,n={stranger},r=fyko+d2lbbFgONRv9qkxdawL"))),
-            ("scram-first-binding", base64(format!("p=tls-exporter,,n={one},r=fyko+d2lbbFgONRv9qkxdawL"))),
+            ("scram-first", base64(format!("n,,n={one},{SCRAM_FIRST}"))),
+            ("scram-first-stranger", base64(format!("n,,n={stranger},{SCRAM_FIRST}"))),
+            ("scram-first-binding", base64(format!("p=tls-exporter,,n={one},{SCRAM_FIRST}"))),
             ("newline", "\n".to_owned()),
             ("fill-1000", "x".repeat(1000)),
             ("fill-9000", "x".repeat(9000)),
@@ -236,32 +263,25 @@ impl Script {
         match name {
             "scram-final" => self.scram_final(&token(account(1))),
             "scram-final-wrong" => self.scram_final("another token"),
+            "ht" => self.ht(),
             name => self.values.get(name).cloned().unwrap_or_else(|| panic!("{place}: nothing is known of {name}")),
         }
     }
 
     /// The client's part of RFC 5802 §3, from the challenge that was last captured. Also sets `scram-success`.
     fn scram_final(&mut self, password: &str) -> String {
-        let decode = |text: &str| String::from_utf8(STANDARD.decode(text).expect("base 64")).expect("text");
-        let challenge = decode(&self.values.remove("challenge").expect("a challenge"));
-        let attribute =
-            |name: &str| challenge.split(',').find_map(|part| part.strip_prefix(name)).expect("an attribute");
-        let (nonce, salt) = (attribute("r="), STANDARD.decode(attribute("s=")).expect("base 64"));
-        let iterations = attribute("i=").parse().expect("a number");
-        let mut salted = [0; 32];
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password.as_bytes(), &mut salted);
-        let sign = |key: &[u8], text: &str| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes());
-        let client_key = sign(&salted, "Client Key");
-        let stored = digest::digest(&digest::SHA256, client_key.as_ref());
-        let first = decode(&self.values["scram-first"]).replacen("n,,", "", 1);
-        let without_proof = format!("c=biws,r={nonce}");
-        let message = format!("{first},{challenge},{without_proof}");
-        let signature = sign(stored.as_ref(), &message);
-        let proof: Vec<u8> = client_key.as_ref().iter().zip(signature.as_ref()).map(|(a, b)| a ^ b).collect();
-        let last = sign(sign(&salted, "Server Key").as_ref(), &message);
-        let success = STANDARD.encode(format!("v={}", STANDARD.encode(last)));
+        let challenge = STANDARD.decode(self.values.remove("challenge").expect("a challenge")).expect("base 64");
+        let first = format!("n={},{SCRAM_FIRST}", account(1));
+        let (last, success) = scram_final(password, "n,,", &[], &first, &challenge);
         self.values.insert("scram-success".to_owned(), success);
-        STANDARD.encode(format!("{without_proof},p={}", STANDARD.encode(proof)))
+        last
+    }
+
+    /// A client's message of HT-SHA-256-NONE, with the token that was captured. Also sets `ht-answer`.
+    fn ht(&mut self) -> String {
+        let (message, answer) = ht(account(1), &self.values["fast-token"], &[]);
+        self.values.insert("ht-answer".to_owned(), answer);
+        message
     }
 
     fn compare(&mut self, place: &str, expected: &str, said: Option<Event>) {
@@ -276,6 +296,8 @@ impl Script {
                 );
             }
             (expected, Some(Event::Element(said))) => {
+                let spelled = |text: String, (name, element): (&str, &str)| text.replace(name, element);
+                let expected = &ELEMENTS.into_iter().fold(expected.to_owned(), spelled);
                 let pattern = parse(expected).unwrap_or_else(|| panic!("{place}: {expected:?} is no element"));
                 if let Err(difference) = self.matches(&pattern, &said) {
                     panic!("{place}: {difference}\nexpected {expected}\nsaid     {}", String::from(&said));
@@ -317,6 +339,43 @@ impl Script {
         };
         if expected == found { Ok(()) } else { Err(format!("is {found:?}, not {expected:?}")) }
     }
+}
+
+/// The final message of a client and what the server must say to it (RFC 5802 §3), in base 64. `gs2` is the header of the
+/// first message, `first` its rest, and `binding` what the client says of the TLS below.
+pub(crate) fn scram_final(
+    password: &str,
+    gs2: &str,
+    binding: &[u8],
+    first: &str,
+    challenge: &[u8],
+) -> (String, String) {
+    let challenge = std::str::from_utf8(challenge).expect("text");
+    let attribute = |name: &str| challenge.split(',').find_map(|part| part.strip_prefix(name)).expect("an attribute");
+    let (nonce, salt) = (attribute("r="), STANDARD.decode(attribute("s=")).expect("base 64"));
+    let iterations = attribute("i=").parse().expect("a number");
+    let mut salted = [0; 32];
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password.as_bytes(), &mut salted);
+    let client_key = sign(&salted, b"Client Key");
+    let stored = digest::digest(&digest::SHA256, client_key.as_ref());
+    let without_proof = format!("c={},r={nonce}", STANDARD.encode([gs2.as_bytes(), binding].concat()));
+    let message = format!("{first},{challenge},{without_proof}");
+    let signature = sign(stored.as_ref(), message.as_bytes());
+    let proof: Vec<u8> = client_key.as_ref().iter().zip(signature.as_ref()).map(|(a, b)| a ^ b).collect();
+    let last = sign(sign(&salted, b"Server Key").as_ref(), message.as_bytes());
+    let success = STANDARD.encode(format!("v={}", STANDARD.encode(last)));
+    (STANDARD.encode(format!("{without_proof},p={}", STANDARD.encode(proof))), success)
+}
+
+/// The message of a client that comes back with a token, and what the server must say to it, in base 64.
+pub(crate) fn ht(account: AccountId, token: &str, binding: &[u8]) -> (String, String) {
+    let proof = |word: &[u8]| sign(token.as_bytes(), &[word, binding].concat());
+    let message = [account.to_string().as_bytes(), &[0], proof(b"Initiator").as_ref()].concat();
+    (STANDARD.encode(message), STANDARD.encode(proof(b"Responder")))
+}
+
+fn sign(key: &[u8], message: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message)
 }
 
 /// What is before, in and behind the first braces.
