@@ -14,7 +14,7 @@ use crate::close::Reason;
 use crate::line::{Attachment, Due, Line, Parked, Turn};
 use crate::listener::Admission;
 use crate::login::{Outcome, Talk, negotiator, stanza_limits};
-use crate::negotiate::{NS_SM, Negotiator, Protection, random_hex, sm_failed};
+use crate::negotiate::{NS_SM, Negotiator, Protection, enabled, random_hex, sm_failed};
 use crate::outbox::Frame;
 use crate::scratch::{self, Scratch};
 use crate::socket::Socket;
@@ -64,8 +64,7 @@ async fn secure(
         biased;
         () = shared.draining.cancelled() => Err(Reason::Shutdown),
         secured = timeout_at(deadline, stream.secure(&shared.tls)) => {
-            let _exporter = secured.unwrap_or(Err(Reason::LoginTime))?;
-            negotiator.tls_started();
+            negotiator.tls_started(secured.unwrap_or(Err(Reason::LoginTime))?);
             Ok(())
         }
     }
@@ -274,14 +273,7 @@ impl<'a> Ear<'a> {
     }
 
     fn enable(&self, resume: bool) {
-        let limits = &self.shared.config.limits;
-        let (enabled, id) = if resume && !limits.resume_time_max.is_zero() && limits.resumable_max > 0 {
-            let id: Arc<str> = random_hex(&self.shared.entropy).into();
-            let max = limits.resume_time_max.as_secs();
-            (format!("<enabled xmlns='{NS_SM}' id='{id}' resume='true' max='{max}'/>"), Some(id))
-        } else {
-            (format!("<enabled xmlns='{NS_SM}'/>"), None)
-        };
+        let (enabled, id) = enabled(&self.shared.config.limits, &self.shared.entropy, resume);
         if !self.line.enable(&enabled, id.clone()) {
             return self.say(Frame::other(sm_failed("unexpected-request")));
         }

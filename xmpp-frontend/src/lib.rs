@@ -12,6 +12,7 @@ mod config;
 mod connection;
 mod credentials;
 mod drain;
+mod fast;
 mod generations;
 mod hub;
 mod index;
@@ -183,8 +184,13 @@ impl Front {
         let Dependencies { bus, inbox, front, keys, tls, clock, entropy } = dependencies;
         let metrics = Arc::new(Metrics::register(registry));
         let limits = &config.limits;
-        let credentials =
-            Credentials::new(keys, limits.scram_derivations_max, limits.scram_keys_max, Arc::clone(&metrics));
+        let credentials = Credentials::new(
+            keys,
+            limits.scram_derivations_max,
+            limits.scram_keys_max,
+            Arc::clone(&clock),
+            Arc::clone(&metrics),
+        );
         let middle = Middle {
             bus,
             front,

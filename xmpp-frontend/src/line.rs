@@ -440,8 +440,13 @@ impl Line {
     }
 
     /// A new stream takes the line over; it has to [`Line::begin`]. The older one, if it still lives, is returned, to be
-    /// told.
-    pub(crate) fn resume(&self, login: Login, handled: u32) -> Result<(Attachment, Option<Stream>), ResumeError> {
+    /// told. `answer` says what is written first, given `<resumed/>`.
+    pub(crate) fn resume(
+        &self,
+        login: Login,
+        handled: u32,
+        answer: impl FnOnce(&str) -> String,
+    ) -> Result<(Attachment, Option<Stream>), ResumeError> {
         let mut state = lock(&self.state);
         let Some(id) = state.resume_id.clone().filter(|_| login.account == self.place.account) else {
             return Err(ResumeError::NotFound);
@@ -451,7 +456,7 @@ impl Line {
         }
         // What the client is told not to be handled it sends again.
         let count = state.received.handled();
-        let resumed = format!("<resumed xmlns='{}' h='{count}' previd='{id}'/>", crate::negotiate::NS_SM);
+        let resumed = answer(&format!("<resumed xmlns='{}' h='{count}' previd='{id}'/>", crate::negotiate::NS_SM));
         state.outbox.resume(handled, resumed.as_bytes()).map_err(|AckTooHigh| ResumeError::AckTooHigh)?;
         state.received.count = count;
         state.received.open.clear();
@@ -606,7 +611,7 @@ mod tests {
         line.enable("+", Some("id".into()));
         let two = || [true, true].map(|open| line.received(open).expect("it is counted"));
         let before = two();
-        line.resume(LOGIN, 0).expect("a stream to resume");
+        line.resume(LOGIN, 0, str::to_owned).expect("a stream to resume");
         let again = two();
         // The older stream's stanzas are worked on all the same.
         let mut handled = Vec::new();
@@ -620,20 +625,20 @@ mod tests {
     #[test]
     fn a_resumed_line_belongs_to_the_newer_stream() {
         let (line, older) = line();
-        assert_eq!(line.resume(LOGIN, 0).err(), Some(ResumeError::NotFound), "nothing was enabled");
+        assert_eq!(line.resume(LOGIN, 0, str::to_owned).err(), Some(ResumeError::NotFound), "nothing was enabled");
         line.enable("+", Some("id".into()));
         line.put(Frame::stanza("a")).expect("room");
         assert_eq!(line.take_waiting(), "+a<r xmlns='urn:xmpp:sm:3'/>");
         line.received(true);
         let stranger = Login { account: AccountId(2), issued_at_ms: 1 };
-        assert_eq!(line.resume(stranger, 0).err(), Some(ResumeError::NotFound));
-        assert_eq!(line.resume(LOGIN, 7).err(), Some(ResumeError::AckTooHigh));
-        let (newer, _) = line.resume(LOGIN, 0).expect("a stream to resume");
+        assert_eq!(line.resume(stranger, 0, str::to_owned).err(), Some(ResumeError::NotFound));
+        assert_eq!(line.resume(LOGIN, 7, str::to_owned).err(), Some(ResumeError::AckTooHigh));
+        let (newer, _) = line.resume(LOGIN, 0, str::to_owned).expect("a stream to resume");
         assert_eq!(line.give_up(older, Reason::Lost), None);
         assert_ne!(older, newer);
         let text = line.take_waiting();
         assert!(text.starts_with("<resumed xmlns='urn:xmpp:sm:3' h='0' previd='id'/>a"), "{text}");
         line.close(Reason::Conflict);
-        assert_eq!(line.resume(LOGIN, 0).err(), Some(ResumeError::NotFound));
+        assert_eq!(line.resume(LOGIN, 0, str::to_owned).err(), Some(ResumeError::NotFound));
     }
 }

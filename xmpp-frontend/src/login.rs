@@ -12,7 +12,7 @@ use crate::channels::Work;
 use crate::close::Reason;
 use crate::line::{Attachment, Line, ResumeError};
 use crate::middle::Patience;
-use crate::negotiate::{Bind, Negotiator, Protection, Resume, Step, bound, not_resumed};
+use crate::negotiate::{Bind, Negotiator, Protection, Resume, Step, enabled};
 use crate::outbox::Frame;
 use crate::stream::Stream;
 use crate::xmpp_io::Incoming;
@@ -67,6 +67,7 @@ impl Talk {
         };
         let reason = match agreed {
             Ok(Agreed::Bound(line, attachment)) => {
+                self.incoming.set_limits(stanza_limits(&self.shared, true));
                 let (stream, reader) = self.incoming.into_parts();
                 line.begin(attachment, stream);
                 return Outcome::Bound(line, attachment, reader);
@@ -95,8 +96,15 @@ impl Talk {
                 let proved = self.shared.credentials.prove_scram(check, &self.shared.middle).await;
                 step = self.negotiator.scram_checked(proved, &mut out);
             }
+            if let Step::Resume(resume) = step {
+                if let Some(agreed) = self.resume(&resume)? {
+                    return Ok(agreed);
+                }
+                step = self.negotiator.not_resumed(resume, &mut out);
+            }
             match step {
-                Step::Read | Step::CheckScram(_) => {}
+                Step::Read | Step::CheckScram(_) | Step::Resume(_) => {}
+                Step::LoggedIn => self.incoming.set_limits(stanza_limits(&self.shared, true)),
                 Step::Restart => {
                     self.incoming.restart(stanza_limits(&self.shared, self.negotiator.is_logged_in()));
                 }
@@ -105,12 +113,6 @@ impl Talk {
                     return Ok(Agreed::StartTls);
                 }
                 Step::Bind(bind) => return self.bind(bind).await,
-                Step::Resume(resume) => {
-                    if let Some(agreed) = self.resume(&resume)? {
-                        return Ok(agreed);
-                    }
-                    out.extend_from_slice(not_resumed().as_bytes());
-                }
                 Step::End(reason) => {
                     self.incoming.write(&mut out).await?;
                     return Err(reason);
@@ -122,26 +124,34 @@ impl Talk {
 
     async fn bind(&mut self, bind: Bind) -> Result<Agreed, Reason> {
         let shared = &self.shared;
-        let Bind { login, resource, iq } = bind;
+        let Bind { login, ref resource, enable, .. } = bind;
         // Each try claims the route with a newer epoch; the last one counts.
         let patience = Patience::For(shared.config.limits.channel_retry_time_max);
-        let connected = shared.middle.connect(login.account, &resource, None, patience).await;
+        let connected = shared.middle.connect(login.account, resource, None, patience).await;
         let connected = connected.map_err(|failure| not_connected(&failure))?;
         shared.learn([(Shard::of_account(login.account).into(), connected.generation)]);
         let bytes_max = shared.config.limits.outbox_bytes_max;
         let work = Work::new(connected.generation);
-        let (line, attachment) = Line::new(login, connected.epoch, &resource, bytes_max, work, &shared.wheel);
-        let jid = format!("{}@{}/{resource}", login.account, shared.config.domain);
+        let (line, attachment) = Line::new(login, connected.epoch, resource, bytes_max, work, &shared.wheel);
+        let managed = enable.map(|resume| enabled(&shared.config.limits, &shared.entropy, resume));
+        let answer = bind.answer(&shared.domain, managed.as_ref().map(|(enabled, _)| enabled.as_str()));
         // Before anyone else can put something into the outbox.
-        line.put(Frame::stanza(bound(&iq, &jid))).map_err(|_| Reason::OutboxFull)?;
+        match &managed {
+            Some((_, id)) => _ = line.enable(&answer, id.clone()),
+            None => line.put(Frame::other(answer)).map_err(|_| Reason::OutboxFull)?,
+        }
         shared.hub.attach(&line)?;
+        if let Some((_, Some(id))) = managed {
+            shared.hub.allow_resuming(&line, id);
+        }
         self.check(&line);
         Ok(Agreed::Bound(line, attachment))
     }
 
     fn resume(&self, resume: &Resume) -> Result<Option<Agreed>, Reason> {
         let Some(line) = self.shared.hub.resumable(&resume.previous) else { return Ok(None) };
-        match line.resume(resume.login, resume.handled) {
+        let answer = |resumed: &str| resume.answer(&self.shared.domain, &line.resource, resumed);
+        match line.resume(resume.login, resume.handled, answer) {
             Ok((attachment, older)) => {
                 self.shared.metrics.resumed.inc();
                 if let Some(older) = older {

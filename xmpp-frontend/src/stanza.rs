@@ -5,7 +5,7 @@ use idl::xml::{NS_CLIENT, escape_attribute};
 use minidom::Element;
 
 use crate::close::Reason;
-use crate::negotiate::NS_SM;
+use crate::negotiate::{NS_SM, wants_to_resume};
 
 /// Namespace of stanza error conditions (RFC 6120 §8.3).
 pub(crate) const NS_STANZAS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
@@ -133,7 +133,7 @@ pub(crate) fn hear(element: &Element, speaker: &Speaker<'_>) -> Heard {
     }
     if element.has_ns(NS_SM) {
         return match element.name() {
-            "enable" => Heard::Enable { resume: matches!(element.attr("resume"), Some("true" | "1")) },
+            "enable" => Heard::Enable { resume: wants_to_resume(element) },
             "resume" => Heard::ResumeTooLate,
             "r" => Heard::AckRequest,
             "a" => match element.attr("h").and_then(|h| h.parse().ok()) {

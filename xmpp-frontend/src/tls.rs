@@ -121,8 +121,9 @@ impl Handshake {
             Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => Progress::Read,
             Ok(_) => return Err(rustls::Error::General("the handshake was ended by the client".to_owned())),
             Err(error) => {
+                incoming.drain(..discard);
                 // The alert that tells why is what comes next.
-                if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(&mut []).state {
+                if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(incoming).state {
                     append(outgoing, |room| data.encode(room))?;
                 }
                 return Err(error);

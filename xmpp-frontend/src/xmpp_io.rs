@@ -27,6 +27,11 @@ impl Incoming {
         self.fresh = true;
     }
 
+    /// Other limits from the next element on.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.reader.set_limits(limits);
+    }
+
     /// The next header, element or end. The end of the bytes is [`Reason::Lost`]. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Event, Reason> {
         loop {
