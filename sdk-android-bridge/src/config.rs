@@ -37,8 +37,10 @@ pub struct Config {
     /// Pushes that an app may have without saying what became of them. One more, and the device disconnects; they
     /// come again.
     pub unhandled_max: usize,
-    /// Largest stanza that the server may send, in bytes.
+    /// Largest stanza or slim frame that the server may send, in bytes.
     pub stanza_bytes_max: usize,
+    /// Speak slim frames instead of XML where the server offers them.
+    pub slim: bool,
 }
 
 impl Config {
@@ -58,6 +60,7 @@ impl Config {
             seen_max: 1000,
             unhandled_max: 1000,
             stanza_bytes_max: 64 * 1024,
+            slim: true,
         }
     }
 }

@@ -12,18 +12,20 @@ use idl::clock::SharedEntropy;
 use idl::contract::push::{Clicked, FromDevice};
 use idl::error::{Code, Failure};
 use idl::ids::{AppId, MessageId, RegId};
+use idl::slim;
 use idl::wire;
-use idl::xml::{self, Limits, StreamReader};
+use idl::xml::{Limits, StreamReader};
 
 use crate::acks::Acks;
 use crate::commands::{Command, Commands, Times};
 use crate::config::{AppConfig, Config};
+use crate::form::{Form, Said};
 use crate::heartbeat::{Due, Heartbeat};
 use crate::inbox::{Inbox, Push};
 use crate::login::{Credentials, Login};
 use crate::reason::OfflineReason;
 use crate::reconnect::{Reconnect, millis};
-use crate::resume::{self, StreamManagement};
+use crate::resume::StreamManagement;
 use crate::saved::{Saved, SavedApp};
 
 mod apps;
@@ -38,7 +40,6 @@ const DEPTH_MAX: usize = 16;
 
 const PING_ID: &str = "ping";
 const NS_PING: &str = "urn:xmpp:ping";
-const NS_STREAMS: &str = "urn:ietf:params:xml:ns:xmpp-streams";
 
 /// What happened.
 pub enum Event<'a> {
@@ -157,14 +158,28 @@ enum Phase {
     },
     Connecting,
     LoggingIn(Login),
+    /// The server was asked for slim frames.
+    Switching(Established),
     Opening,
     Open,
     LoggedOut,
 }
 
+/// How a stream came to have a resource.
+#[derive(Debug, Clone, Copy)]
+enum Established {
+    /// It is new: its channel is to be opened.
+    Bound {
+        /// The server offers XEP-0198.
+        manageable: bool,
+    },
+    /// It is an earlier one, its channel open.
+    Resumed,
+}
+
 /// An established connection.
 struct Link {
-    reader: StreamReader,
+    form: Form,
     heartbeat: Heartbeat,
     management: Option<StreamManagement>,
     opened_at_ms: Option<u64>,
@@ -289,7 +304,7 @@ impl Core {
         let phase = match &self.phase {
             Phase::Idle | Phase::LoggedOut | Phase::Open => None,
             Phase::Waiting { until_ms } => Some(*until_ms),
-            Phase::Connecting | Phase::LoggingIn(_) | Phase::Opening => Some(self.deadline_ms),
+            Phase::Connecting | Phase::LoggingIn(_) | Phase::Switching(_) | Phase::Opening => Some(self.deadline_ms),
         };
         let heartbeat = self.link.as_ref().filter(|_| open).map(|link| link.heartbeat.next_ms());
         let acks = if open { self.acks_due_ms() } else { None };
@@ -320,7 +335,7 @@ impl Core {
             return;
         }
         self.link = Some(Link {
-            reader: self.reader(),
+            form: Form::xml(self.reader()),
             heartbeat: Heartbeat::new(millis(self.config.heartbeat), self.now_ms),
             management: None,
             opened_at_ms: None,
@@ -335,7 +350,9 @@ impl Core {
         match self.phase {
             Phase::Idle | Phase::Waiting { .. } | Phase::LoggedOut => {}
             Phase::Connecting => self.gone(OfflineReason::ConnectFailed),
-            Phase::LoggingIn(_) | Phase::Opening | Phase::Open => self.gone(OfflineReason::ConnectionLost),
+            Phase::LoggingIn(_) | Phase::Switching(_) | Phase::Opening | Phase::Open => {
+                self.gone(OfflineReason::ConnectionLost);
+            }
         }
     }
 
@@ -345,9 +362,7 @@ impl Core {
         }
         let connected = self.link.is_some();
         if connected {
-            let mut out = Vec::new();
-            xml::write_footer(&mut out);
-            self.send(&out);
+            self.transmit(Said::End(None));
         }
         if connected || matches!(self.phase, Phase::Connecting) {
             self.actions.push_back(Action::Disconnect);
@@ -364,16 +379,8 @@ impl Core {
 
     /// Ends the connection from this side.
     fn lose(&mut self, reason: OfflineReason) {
-        if self.link.is_some() {
-            let mut out = Vec::new();
-            if let Some(condition) = reason.condition() {
-                let error = format!("<stream:error><{condition} xmlns='{NS_STREAMS}'/></stream:error>");
-                out.extend_from_slice(error.as_bytes());
-            }
-            if !reason.may_resume() {
-                xml::write_footer(&mut out);
-            }
-            self.send(&out);
+        if !reason.may_resume() {
+            self.transmit(Said::End(reason.condition()));
         }
         self.actions.push_back(Action::Disconnect);
         self.gone(reason);
@@ -391,7 +398,8 @@ impl Core {
             self.stream_over(earlier);
         }
         if let Some(management) = link.and_then(|link| link.management) {
-            if reason.may_resume() && matches!(self.phase, Phase::Open) && management.resumable().is_some() {
+            let open = matches!(self.phase, Phase::Open | Phase::Switching(Established::Resumed));
+            if reason.may_resume() && open && management.resumable().is_some() {
                 self.resumable = Some(management);
             } else {
                 self.stream_over(Some(management));
@@ -404,9 +412,7 @@ impl Core {
     }
 
     fn logged_out(&mut self, reason: String) {
-        let mut out = Vec::new();
-        xml::write_footer(&mut out);
-        self.send(&out);
+        self.transmit(Said::End(None));
         self.actions.push_back(Action::Disconnect);
         self.link = None;
         let earlier = self.resumable.take();
@@ -419,7 +425,9 @@ impl Core {
     fn tick(&mut self) {
         match self.phase {
             Phase::Waiting { until_ms } if until_ms <= self.now_ms => self.connect(),
-            Phase::Connecting | Phase::LoggingIn(_) | Phase::Opening if self.deadline_ms <= self.now_ms => {
+            Phase::Connecting | Phase::LoggingIn(_) | Phase::Switching(_) | Phase::Opening
+                if self.deadline_ms <= self.now_ms =>
+            {
                 self.lose(OfflineReason::LoginTimedOut);
             }
             Phase::Open => self.beat(),
@@ -441,11 +449,17 @@ impl Core {
         match link.heartbeat.due(self.now_ms) {
             None => {}
             Some(Due::Dead) => self.lose(OfflineReason::HeartbeatTimedOut),
-            Some(Due::Ask) if link.management.as_ref().is_some_and(StreamManagement::is_enabled) => {
-                self.send(resume::REQUEST);
-            }
             Some(Due::Ask) => {
-                self.send_stanza(format!("<iq type='get' id='{PING_ID}'><ping xmlns='{NS_PING}'/></iq>").as_bytes());
+                let (slim, management) = (link.form.is_slim(), link.management.as_ref());
+                let waiting = management.is_some_and(StreamManagement::is_waiting);
+                if management.is_some_and(StreamManagement::is_enabled) && (waiting || !slim) {
+                    self.transmit(Said::CountRequest);
+                } else if slim {
+                    self.send(&slim::PING);
+                } else {
+                    let ping = format!("<iq type='get' id='{PING_ID}'><ping xmlns='{NS_PING}'/></iq>");
+                    self.send_stanza(Said::Element(ping));
+                }
             }
         }
     }
@@ -454,19 +468,28 @@ impl Core {
 
     /// Sends a payload on the push channel.
     fn say(&mut self, message: &FromDevice) {
-        self.send_stanza(&Payload { number: PUSH, bytes: wire::encode(message) }.to_message());
+        self.send_stanza(Said::Payload(Payload { number: PUSH, bytes: wire::encode(message) }));
     }
 
-    fn send_stanza(&mut self, stanza: &[u8]) {
+    fn send_stanza(&mut self, stanza: Said) {
         let ask = self
             .link
             .as_mut()
             .and_then(|link| link.management.as_mut())
-            .is_some_and(|management| management.sent(stanza));
-        self.send(stanza);
+            .is_some_and(|management| management.sent(&stanza));
+        self.transmit(stanza);
         if ask {
-            self.send(resume::REQUEST);
+            self.transmit(Said::CountRequest);
         }
+    }
+
+    /// Says it in the form of the stream.
+    fn transmit(&mut self, said: Said) {
+        let mut out = Vec::new();
+        if let Some(link) = &mut self.link {
+            link.form.say(said, &mut out);
+        }
+        self.send(&out);
     }
 
     /// What is sent one after another leaves in one write.
@@ -478,8 +501,12 @@ impl Core {
         }
     }
 
+    fn limits(&self) -> Limits {
+        Limits { stanza_bytes_max: self.config.stanza_bytes_max, depth_max: DEPTH_MAX }
+    }
+
     fn reader(&self) -> StreamReader {
-        StreamReader::new(Limits { stanza_bytes_max: self.config.stanza_bytes_max, depth_max: DEPTH_MAX })
+        StreamReader::new(self.limits())
     }
 
     fn credentials(&self) -> Credentials<'_> {

@@ -13,6 +13,7 @@ mod commands;
 mod config;
 mod core;
 pub mod driver;
+mod form;
 mod heartbeat;
 mod inbox;
 mod login;

@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use idl::ids::AccountId;
+use idl::slim;
 use idl::xml::{self, Header, NS_CLIENT, NS_STREAM};
 use minidom::Element;
 
@@ -24,10 +25,19 @@ pub(crate) enum Step {
     Wait,
     /// The token was accepted: what follows is a new stream.
     Restart,
-    /// The resource is bound; `manageable` says whether the server offers XEP-0198.
-    Bound { manageable: bool },
+    /// The resource is bound.
+    Bound(Offers),
     /// The earlier stream goes on; `handled` is the server's count.
-    Resumed { handled: u32 },
+    Resumed { handled: u32, offers: Offers },
+}
+
+/// What the server offers after login, as far as the device cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offers {
+    /// XEP-0198.
+    pub(crate) manageable: bool,
+    /// Slim frames.
+    pub(crate) slim: bool,
 }
 
 /// Why a login ended.
@@ -63,11 +73,8 @@ pub(crate) enum Login {
     BeforeFeatures,
     Authenticating,
     AfterFeatures,
-    Resuming,
-    Binding {
-        /// The server offers XEP-0198.
-        manageable: bool,
-    },
+    Resuming(Offers),
+    Binding(Offers),
 }
 
 impl Login {
@@ -103,31 +110,34 @@ impl Login {
             }
             Self::Authenticating if element.is("failure", NS_SASL) => Err(sasl_failure(element)),
             Self::AfterFeatures if element.is("features", NS_STREAM) => {
-                let manageable = element.has_child("sm", resume::NS);
-                if let (true, Some((id, handled))) = (manageable, credentials.resume) {
+                let offers = Offers {
+                    manageable: element.has_child("sm", resume::NS),
+                    slim: element.has_child("slim", slim::NS),
+                };
+                if let (true, Some((id, handled))) = (offers.manageable, credentials.resume) {
                     let resume = format!(
                         "<resume xmlns='{}' previd='{}' h='{handled}'/>",
                         resume::NS,
                         xml::escape_attribute(id)
                     );
                     out.extend_from_slice(resume.as_bytes());
-                    *self = Self::Resuming;
+                    *self = Self::Resuming(offers);
                 } else {
-                    *self = Self::bind(credentials, manageable, out);
+                    *self = Self::bind(credentials, offers, out);
                 }
                 Ok(Step::Wait)
             }
-            Self::Resuming if element.is("resumed", resume::NS) => {
+            Self::Resuming(offers) if element.is("resumed", resume::NS) => {
                 let handled = resume::handled(element).ok_or_else(|| unexpected(element))?;
-                Ok(Step::Resumed { handled })
+                Ok(Step::Resumed { handled, offers: *offers })
             }
-            Self::Resuming if element.is("failed", resume::NS) => {
-                *self = Self::bind(credentials, true, out);
+            Self::Resuming(offers) if element.is("failed", resume::NS) => {
+                *self = Self::bind(credentials, *offers, out);
                 Ok(Step::Wait)
             }
-            Self::Binding { manageable } if element.is("iq", NS_CLIENT) && element.attr("id") == Some(BIND_ID) => {
+            Self::Binding(offers) if element.is("iq", NS_CLIENT) && element.attr("id") == Some(BIND_ID) => {
                 match element.attr("type") {
-                    Some("result") => Ok(Step::Bound { manageable: *manageable }),
+                    Some("result") => Ok(Step::Bound(*offers)),
                     _ => Err(OfflineReason::BindFailed(stanza_condition(element)).into()),
                 }
             }
@@ -135,13 +145,13 @@ impl Login {
         }
     }
 
-    fn bind(credentials: Credentials<'_>, manageable: bool, out: &mut Vec<u8>) -> Self {
+    fn bind(credentials: Credentials<'_>, offers: Offers, out: &mut Vec<u8>) -> Self {
         let resource = xml::escape_attribute(credentials.resource);
         let bind = format!(
             "<iq type='set' id='{BIND_ID}'><bind xmlns='{NS_BIND}'><resource>{resource}</resource></bind></iq>"
         );
         out.extend_from_slice(bind.as_bytes());
-        Self::Binding { manageable }
+        Self::Binding(offers)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every way a connection ends, as the device names it.
 
 use idl::channel::ChannelError;
+use idl::slim::SlimError;
 use idl::wire::WireError;
 use idl::xml::XmlError;
 use thiserror::Error;
@@ -40,7 +41,10 @@ pub enum OfflineReason {
     /// What the server sent is not an XMPP stream, or is over a limit.
     #[error("the server's stream can't be read: {0}")]
     Xml(#[from] XmlError),
-    /// What the server sent is XML, but not what must come here.
+    /// What the server sent is not a slim stream, or is over a limit.
+    #[error("the server's frames can't be read: {0}")]
+    Slim(#[from] SlimError),
+    /// What the server sent can be read, but is not what must come here.
     #[error("the server broke the protocol: {0}")]
     Protocol(#[from] ProtocolFault),
     /// The server does not offer a way to log in that the device knows.
@@ -84,6 +88,9 @@ pub enum ProtocolFault {
     /// XEP-0198 counts that can't be.
     #[error("the server acknowledged stanzas that were never sent")]
     AckCount,
+    /// It asked for so much before it answered `<slim/>` that the answers can't be kept.
+    #[error("the server asked for too much before it answered <slim/>")]
+    SlimUnanswered,
 }
 
 impl OfflineReason {
@@ -100,6 +107,7 @@ impl OfflineReason {
             Self::AskedToLeave(_) => "asked-to-leave",
             Self::StreamError(_) => "stream-error",
             Self::Xml(_) => "bad-xml",
+            Self::Slim(_) => "bad-slim",
             Self::Protocol(_) => "protocol-fault",
             Self::NoPlain => "no-plain",
             Self::LoginFailed(_) => "login-failed",
@@ -113,6 +121,7 @@ impl OfflineReason {
     pub(crate) const fn condition(&self) -> Option<&'static str> {
         match self {
             Self::Xml(error) => Some(error.condition()),
+            Self::Slim(error) => Some(error.condition()),
             Self::Protocol(_) => Some("undefined-condition"),
             Self::TooManyUnhandled => Some("resource-constraint"),
             _ => None,

@@ -3,23 +3,21 @@
 use std::collections::VecDeque;
 
 use idl::contract::push::FromDevice;
-use idl::xml::NS_CLIENT;
 use minidom::Element;
 
+use crate::form::Said;
 use crate::reason::ProtocolFault;
 
 /// Namespace of stream management.
 pub(crate) const NS: &str = "urn:xmpp:sm:3";
-/// Asks the server for its count.
-pub(crate) const REQUEST: &[u8] = b"<r xmlns='urn:xmpp:sm:3'/>";
 /// Switches stream management on.
-pub(crate) const ENABLE: &[u8] = b"<enable xmlns='urn:xmpp:sm:3' resume='true'/>";
+pub(crate) const ENABLE: &str = "<enable xmlns='urn:xmpp:sm:3' resume='true'/>";
 
 /// The server is asked for its count when this many stanzas wait for it.
 const ASK_AT: usize = 16;
 /// Beyond these the stream is no longer resumable: the device keeps no more for a server that does not answer.
 const KEPT_MAX: usize = 256;
-const KEPT_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 /// The counts of one stream, which may live over several connections.
 #[derive(Debug, Default)]
@@ -42,20 +40,20 @@ pub(crate) struct StreamManagement {
 
 #[derive(Debug)]
 struct Kept {
-    stanza: Vec<u8>,
+    stanza: Said,
     /// What it says, if that is to be said again on another stream.
     note: Option<FromDevice>,
 }
 
 impl StreamManagement {
     /// Keeps a stanza that is sent. True if the server should now be asked for its count.
-    pub(crate) fn sent(&mut self, stanza: &[u8]) -> bool {
+    pub(crate) fn sent(&mut self, stanza: &Said) -> bool {
         self.keep(stanza, None) && self.asks(ASK_AT)
     }
 
     /// Keeps a stanza that is said again on another stream if this one ends before the server has it. So that it is seldom
     /// said twice, the server is asked at once.
-    pub(crate) fn sent_note(&mut self, stanza: &[u8], note: FromDevice) -> bool {
+    pub(crate) fn sent_note(&mut self, stanza: &Said, note: FromDevice) -> bool {
         self.keep(stanza, Some(note)) && self.asks(1)
     }
 
@@ -65,12 +63,12 @@ impl StreamManagement {
     }
 
     /// False if nothing is kept any more.
-    fn keep(&mut self, stanza: &[u8], note: Option<FromDevice>) -> bool {
+    fn keep(&mut self, stanza: &Said, note: Option<FromDevice>) -> bool {
         if self.given_up {
             return false;
         }
-        self.kept.push_back(Kept { stanza: stanza.to_vec(), note });
-        self.kept_bytes += stanza.len();
+        self.kept.push_back(Kept { stanza: stanza.clone(), note });
+        self.kept_bytes += stanza.bytes();
         if self.kept.len() > KEPT_MAX || self.kept_bytes > KEPT_BYTES_MAX {
             self.give_up();
         }
@@ -83,9 +81,9 @@ impl StreamManagement {
         ask
     }
 
-    /// Counts an element at the top of the stream, if it is a stanza.
-    pub(crate) fn received(&mut self, element: &Element) {
-        if self.enabled && element.ns() == NS_CLIENT {
+    /// Counts a stanza of the server.
+    pub(crate) fn received(&mut self) {
+        if self.enabled {
             self.received = self.received.wrapping_add(1);
         }
     }
@@ -110,9 +108,14 @@ impl StreamManagement {
         Some((self.id.as_deref()?, self.received))
     }
 
-    /// The answer to the server's `<r/>`.
-    pub(crate) fn answer(&self) -> Vec<u8> {
-        format!("<a xmlns='{NS}' h='{}'/>", self.received).into_bytes()
+    /// The answer to the server's request for our count.
+    pub(crate) fn answer(&self) -> Said {
+        Said::Count(self.received)
+    }
+
+    /// True if there are stanzas that the server may not have.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.kept.is_empty()
     }
 
     /// The server has `handled` of our stanzas: they need not be kept.
@@ -132,9 +135,9 @@ impl StreamManagement {
     }
 
     /// The stream goes on: what the server does not have, in order, to be sent again.
-    pub(crate) fn resumed(&mut self, handled: u32) -> Result<Vec<u8>, ProtocolFault> {
+    pub(crate) fn resumed(&mut self, handled: u32) -> Result<Vec<Said>, ProtocolFault> {
         self.acknowledge(handled)?;
-        Ok(self.kept.iter().flat_map(|kept| &kept.stanza).copied().collect())
+        Ok(self.kept.iter().map(|kept| kept.stanza.clone()).collect())
     }
 
     fn give_up(&mut self) {
@@ -146,7 +149,7 @@ impl StreamManagement {
 
     fn drop_oldest(&mut self) {
         if let Some(kept) = self.kept.pop_front() {
-            self.kept_bytes -= kept.stanza.len();
+            self.kept_bytes -= kept.stanza.bytes();
             self.acknowledged = self.acknowledged.wrapping_add(1);
         }
     }
@@ -165,9 +168,13 @@ mod tests {
         text.parse().expect("well-formed XML")
     }
 
+    fn stanza(text: &str) -> Said {
+        Said::Element(text.to_owned())
+    }
+
     fn enabled() -> StreamManagement {
         let mut management = StreamManagement::default();
-        management.sent(b"<open/>");
+        management.sent(&stanza("<open/>"));
         management.enabled(&element("<enabled xmlns='urn:xmpp:sm:3' id='x' resume='true'/>"));
         management
     }
@@ -175,13 +182,12 @@ mod tests {
     #[test]
     fn what_the_server_lacks_is_sent_again_in_order() {
         let mut management = enabled();
-        management.sent(b"<a/>");
-        management.sent(b"<b/>");
+        management.sent(&stanza("<a/>"));
+        management.sent(&stanza("<b/>"));
         assert_eq!(management.acknowledge(1), Ok(()));
-        management.received(&element("<message xmlns='jabber:client'/>"));
-        management.received(&element("<r xmlns='urn:xmpp:sm:3'/>"));
+        management.received();
         assert_eq!(management.resumable(), Some(("x", 1)));
-        assert_eq!(management.resumed(2).as_deref(), Ok(b"<b/>".as_slice()));
+        assert_eq!(management.resumed(2), Ok(vec![stanza("<b/>")]));
         assert_eq!(management.resumed(1), Err(ProtocolFault::AckCount), "a count does not go back");
     }
 
@@ -194,7 +200,7 @@ mod tests {
     #[test]
     fn a_server_that_never_answers_costs_bounded_memory_and_is_not_resumed() {
         let mut management = enabled();
-        let asked = (0..1000).filter(|_| management.sent(b"<a/>")).count();
+        let asked = (0..1000).filter(|_| management.sent(&stanza("<a/>"))).count();
         assert_eq!(asked, 1, "it is asked once, not again before it answered");
         assert!(management.kept.len() <= KEPT_MAX);
         assert_eq!(management.resumable(), None);

@@ -11,10 +11,11 @@ use ring::digest;
 
 use super::{Action, Core, NOTES_MAX, Phase};
 use crate::commands::{Asker, Command, Head, Item};
+use crate::form::Said;
 use crate::inbox::{self, Delivery};
 use crate::reason::{OfflineReason, ProtocolFault};
 use crate::reconnect::millis;
-use crate::resume::{self, StreamManagement};
+use crate::resume::StreamManagement;
 
 impl Core {
     pub(super) fn deliver(&mut self, deliver: &Deliver) -> Result<(), OfflineReason> {
@@ -129,12 +130,12 @@ impl Core {
         if !matches!(self.phase, Phase::Open) {
             return self.keep_note(note);
         }
-        let stanza = Payload { number: PUSH, bytes: wire::encode(&note) }.to_message();
+        let stanza = Said::Payload(Payload { number: PUSH, bytes: wire::encode(&note) });
         let management = self.link.as_mut().and_then(|link| link.management.as_mut());
         let ask = management.is_some_and(|management| management.sent_note(&stanza, note));
-        self.send(&stanza);
+        self.transmit(stanza);
         if ask {
-            self.send(resume::REQUEST);
+            self.transmit(Said::CountRequest);
         }
     }
 

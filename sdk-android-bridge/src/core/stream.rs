@@ -1,16 +1,19 @@
-//! What the server says on the stream: login, stream management, stanzas, and the payloads of the push channel.
+//! What the server says on the stream, in either form: login, stream management, stanzas, and the payloads of the push
+//! channel.
 
 use std::mem;
 
 use idl::channel::{PUSH, Payload};
 use idl::contract::push::{Hello, ToDevice};
 use idl::ids::AppId;
+use idl::slim::{self, Frame};
 use idl::wire;
 use idl::xml::{self, Event as XmlEvent, NS_CLIENT};
 use minidom::Element;
 
-use super::{Core, NS_PING, Phase};
-use crate::login::{self, Login, LoginError, Step};
+use super::{Core, Established, NS_PING, Phase};
+use crate::form::{Form, Said};
+use crate::login::{self, Login, LoginError, Offers, Step};
 use crate::reason::{OfflineReason, ProtocolFault};
 use crate::resume::{self, StreamManagement};
 
@@ -24,26 +27,62 @@ impl Core {
         {
             link.heartbeat.received(self.now_ms);
         }
-        // The link may go, or its reader change, with every element.
+        // The link may go, or its form change, with whatever is read.
         while let Some(link) = &mut self.link {
-            let element = match link.reader.read(&mut bytes) {
-                Ok(None) => return,
-                Ok(Some(XmlEvent::Opened(_))) => continue,
-                Ok(Some(XmlEvent::Element(element))) => element,
-                Ok(Some(XmlEvent::Closed)) => return self.lose(OfflineReason::StreamClosed),
-                Err(error) => return self.lose(error.into()),
-            };
-            if let Some(reason) = login::stream_error(&element) {
-                return self.lose(reason);
-            }
-            let taken = match self.phase {
-                Phase::LoggingIn(login) => self.login(login, &element),
-                _ => self.established(&element),
+            let taken = match &mut link.form {
+                Form::Xml(reader) | Form::Asked { reader, .. } => match reader.read(&mut bytes) {
+                    Ok(None) => return,
+                    Ok(Some(XmlEvent::Opened(_))) => Ok(()),
+                    Ok(Some(XmlEvent::Element(element))) => self.element(&element),
+                    Ok(Some(XmlEvent::Closed)) => Err(OfflineReason::StreamClosed),
+                    Err(error) => Err(error.into()),
+                },
+                Form::Slim(reader) => match reader.read(&mut bytes, self.config.stanza_bytes_max) {
+                    Ok(None) => return,
+                    Ok(Some(frame)) => self.frame(frame),
+                    Err(error) => Err(error.into()),
+                },
             };
             if let Err(reason) = taken {
                 return self.lose(reason);
             }
+            if self.link.as_ref().is_some_and(|link| link.form.is_full()) {
+                return self.lose(ProtocolFault::SlimUnanswered.into());
+            }
         }
+    }
+
+    fn element(&mut self, element: &Element) -> Result<(), OfflineReason> {
+        if let Some(reason) = login::stream_error(element) {
+            return Err(reason);
+        }
+        match self.phase {
+            Phase::LoggingIn(login) => self.login(login, element),
+            _ => self.established(element),
+        }
+    }
+
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), OfflineReason> {
+        match frame {
+            Frame::Ping => self.send(&slim::PONG),
+            // That it came is all it says.
+            Frame::Pong => {}
+            Frame::Payload { number, bytes } => {
+                self.count();
+                if number == PUSH {
+                    self.payload(&bytes)?;
+                }
+            }
+            Frame::Stanza(text) => self.established(&slim::element(&text, self.limits())?)?,
+            Frame::AckRequest => self.count_asked()?,
+            Frame::Ack(handled) => self.acknowledged(handled)?,
+            Frame::End(reason) if reason.is_empty() => return Err(OfflineReason::StreamClosed),
+            Frame::End(reason) => {
+                let error = slim::element(&reason, self.limits())?;
+                return Err(login::stream_error(&error).unwrap_or_else(|| login::unexpected(&error)));
+            }
+        }
+        Ok(())
     }
 
     fn login(&mut self, mut login: Login, element: &Element) -> Result<(), OfflineReason> {
@@ -56,46 +95,98 @@ impl Core {
             Ok(Step::Restart) => {
                 let reader = self.reader();
                 if let Some(link) = &mut self.link {
-                    link.reader = reader;
+                    link.form = Form::xml(reader);
                 }
             }
-            Ok(Step::Bound { manageable }) => self.bound(manageable),
-            Ok(Step::Resumed { handled }) => self.resumed(handled)?,
+            Ok(Step::Bound(offers)) => self.bound(offers),
+            Ok(Step::Resumed { handled, offers }) => self.resumed(handled, offers)?,
             Err(LoginError::TokenRefused(reason)) => self.logged_out(reason),
             Err(LoginError::Offline(reason)) => return Err(reason),
         }
         Ok(())
     }
 
-    /// A new stream has a resource: opens the channel.
-    fn bound(&mut self, manageable: bool) {
+    /// A new stream has a resource.
+    fn bound(&mut self, offers: Offers) {
         let earlier = self.resumable.take();
         self.stream_over(earlier);
         self.commands.new_stream();
         self.inbox.new_stream();
         self.refreshed.clear();
+        let established = Established::Bound { manageable: offers.manageable };
+        if !self.ask_for_slim(established, offers) {
+            self.begin(established);
+        }
+    }
+
+    /// False if the stream stays XML without asking.
+    fn ask_for_slim(&mut self, established: Established, offers: Offers) -> bool {
+        if !(offers.slim && self.config.slim) {
+            return false;
+        }
+        self.transmit(Said::Element(slim::SWITCH.to_owned()));
+        if let Some(link) = &mut self.link {
+            link.form.ask();
+        }
+        self.phase = Phase::Switching(established);
+        true
+    }
+
+    /// The server's answer to `<slim/>`. What it sends from the next byte on is in the new form.
+    fn switched(&mut self, element: &Element) -> Result<(), OfflineReason> {
+        let (Phase::Switching(established), Some(link)) = (&self.phase, &mut self.link) else {
+            return Err(login::unexpected(element));
+        };
+        let established = *established;
+        let held = match element.name() {
+            "slim" => link.form.answered(true),
+            "failure" => link.form.answered(false),
+            _ => return Err(login::unexpected(element)),
+        };
+        for said in held {
+            self.transmit(said);
+        }
+        self.begin(established);
+        Ok(())
+    }
+
+    /// The stream has its form.
+    fn begin(&mut self, established: Established) {
+        match established {
+            Established::Bound { manageable } => self.open_channel(manageable),
+            Established::Resumed => self.open(),
+        }
+    }
+
+    fn open_channel(&mut self, manageable: bool) {
         self.phase = Phase::Opening;
         if manageable {
             if let Some(link) = &mut self.link {
                 link.management = Some(StreamManagement::default());
             }
             // The channel is opened without waiting for the answer: if it is no, nothing needs to be undone.
-            self.send(resume::ENABLE);
+            self.transmit(Said::Element(resume::ENABLE.to_owned()));
         }
         let registrations = self.apps.keys().filter_map(|app| Some(self.saved.regid(app)?.to_string())).collect();
         let hello = wire::encode(&Hello { registrations: Some(registrations) });
-        self.send_stanza(&Payload { number: PUSH, bytes: hello }.to_open(OPEN_ID));
+        let open = Payload { number: PUSH, bytes: hello }.to_open(OPEN_ID);
+        self.send_stanza(Said::Element(String::from_utf8_lossy(&open).into_owned()));
     }
 
     /// The earlier stream goes on, its channel open.
-    fn resumed(&mut self, handled: u32) -> Result<(), OfflineReason> {
+    fn resumed(&mut self, handled: u32, offers: Offers) -> Result<(), OfflineReason> {
         let mut management = self.resumable.take().unwrap_or_default();
         let missing = management.resumed(handled)?;
-        self.send(&missing);
         if let Some(link) = &mut self.link {
             link.management = Some(management);
         }
-        self.open();
+        let asked = self.ask_for_slim(Established::Resumed, offers);
+        for said in missing {
+            self.transmit(said);
+        }
+        if !asked {
+            self.begin(Established::Resumed);
+        }
         Ok(())
     }
 
@@ -128,15 +219,11 @@ impl Core {
     }
 
     fn established(&mut self, element: &Element) -> Result<(), OfflineReason> {
-        let Some(link) = &mut self.link else { return Ok(()) };
-        if let Some(management) = &mut link.management {
-            management.received(element);
-        }
-        if element.ns() == resume::NS {
-            return self.manage(element);
-        }
-        if element.ns() != NS_CLIENT {
-            return Err(login::unexpected(element));
+        match element.ns().as_str() {
+            NS_CLIENT => self.count(),
+            resume::NS => return self.manage(element),
+            slim::NS => return self.switched(element),
+            _ => return Err(login::unexpected(element)),
         }
         match element.name() {
             "iq" => self.iq(element),
@@ -158,17 +245,35 @@ impl Core {
         match element.name() {
             "enabled" => management.enabled(element),
             "failed" => link.management = None,
-            "a" => {
-                let handled = resume::handled(element).ok_or_else(|| login::unexpected(element))?;
-                management.acknowledge(handled)?;
-            }
-            "r" => {
-                let answer = management.answer();
-                self.send(&answer);
-            }
+            "a" => self.acknowledged(resume::handled(element).ok_or_else(|| login::unexpected(element))?)?,
+            "r" => self.count_asked()?,
             _ => return Err(login::unexpected(element)),
         }
         Ok(())
+    }
+
+    fn management(&mut self) -> Option<&mut StreamManagement> {
+        self.link.as_mut()?.management.as_mut()
+    }
+
+    /// A stanza of the server came.
+    fn count(&mut self) {
+        if let Some(management) = self.management() {
+            management.received();
+        }
+    }
+
+    /// XEP-0198 `<r/>`.
+    fn count_asked(&mut self) -> Result<(), OfflineReason> {
+        let answer = self.management().ok_or_else(|| ProtocolFault::Unexpected("r".to_owned()))?.answer();
+        self.transmit(answer);
+        Ok(())
+    }
+
+    /// XEP-0198 `<a/>`.
+    fn acknowledged(&mut self, handled: u32) -> Result<(), OfflineReason> {
+        let management = self.management().ok_or_else(|| ProtocolFault::Unexpected("a".to_owned()))?;
+        Ok(management.acknowledge(handled)?)
     }
 
     fn iq(&mut self, iq: &Element) -> Result<(), OfflineReason> {
@@ -192,7 +297,7 @@ impl Core {
                     let error = format!("<service-unavailable xmlns='{NS_STANZAS}'/>");
                     format!("<iq type='error'{head}><error type='cancel'>{error}</error></iq>")
                 };
-                self.send_stanza(answer.as_bytes());
+                self.send_stanza(Said::Element(answer));
                 Ok(())
             }
             _ => Ok(()),
