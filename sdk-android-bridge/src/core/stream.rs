@@ -184,7 +184,10 @@ impl Core {
         for said in missing {
             self.transmit(said);
         }
-        if !asked {
+        if asked {
+            // Deliveries may come before the server's answer; the apps hear first that they are reachable.
+            self.announce_all();
+        } else {
             self.begin(Established::Resumed);
         }
         Ok(())
@@ -197,24 +200,30 @@ impl Core {
         if let Some(link) = &mut self.link {
             link.opened_at_ms = Some(now_ms);
         }
+        self.announce_all();
         let apps: Vec<AppId> = self.apps.keys().cloned().collect();
         for app in apps {
             let profile = self.profile(&app);
-            let Some(saved) = self.saved.apps.get(&app) else { continue };
-            if saved.unregistered {
-                continue;
-            }
-            let current = saved.registration.map(|registration| (registration.regid, registration.profile));
-            if let Some((regid, _)) = current {
-                self.announce(&app, regid);
-            }
-            if current.is_none_or(|(_, registered)| registered != profile) {
+            let Some(saved) = self.saved.apps.get(&app).filter(|saved| !saved.unregistered) else { continue };
+            if saved.registration.is_none_or(|registration| registration.profile != profile) {
                 self.commands.register(&app, now_ms);
             }
         }
         self.send_acks();
         for note in mem::take(&mut self.notes) {
             self.note(note);
+        }
+    }
+
+    /// The apps that are registered are reachable.
+    fn announce_all(&mut self) {
+        let registered = |app: &AppId| {
+            let saved = self.saved.apps.get(app).filter(|saved| !saved.unregistered)?;
+            Some((app.clone(), saved.registration?.regid))
+        };
+        let registered: Vec<_> = self.apps.keys().filter_map(registered).collect();
+        for (app, regid) in registered {
+            self.announce(&app, regid);
         }
     }
 

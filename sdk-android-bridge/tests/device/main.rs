@@ -10,5 +10,6 @@ mod notify_ids;
 mod pushes;
 mod revocations;
 mod server;
+mod slim;
 mod transcript;
 mod world;

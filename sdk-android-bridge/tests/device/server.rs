@@ -13,6 +13,7 @@ use idl::contract::push::{
 };
 use idl::ids::{AccountId, AppId, MessageId, RegId};
 use idl::seal::{AgreementKey, BroadcastSealer, SingleSeal, verify_registration_proof};
+use idl::slim::{self, Frame};
 use idl::wire;
 use idl::xml::{self, Event, Header, Limits, StreamReader};
 use minidom::Element;
@@ -51,6 +52,23 @@ impl Entropy for Steady {
     }
 }
 
+/// What the server does with `<slim/>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slim {
+    NotOffered,
+    Refused,
+    /// It answers later: [`Server::agree`].
+    Unanswered,
+    Agreed,
+}
+
+/// What the server sent and may have to send again, in whatever form the stream has then.
+#[derive(Debug, Clone)]
+enum Stanza {
+    Payload(Payload),
+    Text(String),
+}
+
 /// How the server treats the next logins and commands.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches")]
@@ -61,6 +79,7 @@ pub(crate) struct Manners {
     /// Offers XEP-0198, and resumption.
     pub(crate) manageable: bool,
     pub(crate) resumable: bool,
+    pub(crate) slim: Slim,
     /// The stanza condition to refuse the channel with.
     pub(crate) channel_failure: Option<&'static str>,
     /// Takes commands and says nothing.
@@ -78,6 +97,7 @@ impl Default for Manners {
             mechanisms: "<mechanism>SCRAM-SHA-256</mechanism><mechanism>PLAIN</mechanism>",
             manageable: false,
             resumable: true,
+            slim: Slim::NotOffered,
             channel_failure: None,
             mute: false,
             codes: Vec::new(),
@@ -109,7 +129,15 @@ pub(crate) struct Server {
     /// True once the device has closed the stream.
     pub(crate) closed: bool,
     pub(crate) open: bool,
+    /// Heartbeats that came as slim frames.
+    pub(crate) pings: usize,
+    /// Bytes that came in slim frames.
+    pub(crate) slim_bytes: usize,
     reader: StreamReader,
+    /// Reads frames once the stream is slim.
+    slim: Option<slim::Reader>,
+    /// `<slim/>` has come and is not answered.
+    asked_for_slim: bool,
     authenticated: bool,
     secret: AgreementKey,
     broadcast: BroadcastSealer,
@@ -117,7 +145,7 @@ pub(crate) struct Server {
     managed: bool,
     received: u32,
     sent: u32,
-    unacknowledged: Vec<(u32, Vec<u8>)>,
+    unacknowledged: Vec<(u32, Stanza)>,
     regids: u8,
 }
 
@@ -137,7 +165,11 @@ impl Server {
             token: TOKEN.to_owned(),
             closed: false,
             open: false,
+            pings: 0,
+            slim_bytes: 0,
             reader: StreamReader::new(LIMITS),
+            slim: None,
+            asked_for_slim: false,
             authenticated: false,
             secret: AgreementKey::from_bytes(secret),
             broadcast: BroadcastSealer::new(&BROADCAST_KEY, &SIGNING_SEED),
@@ -153,6 +185,8 @@ impl Server {
     /// A new connection has come.
     pub(crate) fn connected(&mut self) {
         self.reader = StreamReader::new(LIMITS);
+        self.slim = None;
+        self.asked_for_slim = false;
         self.authenticated = false;
         self.open = false;
         self.closed = false;
@@ -164,17 +198,92 @@ impl Server {
         if self.manners.deaf {
             return out;
         }
-        while let Some(event) = self.reader.read(&mut bytes).expect("the device speaks XMPP") {
-            match event {
-                Event::Opened(header) => {
+        assert!(!self.asked_for_slim || bytes.is_empty(), "the device says nothing before its <slim/> is answered");
+        loop {
+            if let Some(reader) = &mut self.slim {
+                let length = bytes.len();
+                let frame = reader.read(&mut bytes, LIMITS.stanza_bytes_max).expect("the device speaks slim");
+                self.slim_bytes += length - bytes.len();
+                let Some(frame) = frame else { return out };
+                self.frame(frame, &mut out);
+                continue;
+            }
+            match self.reader.read(&mut bytes).expect("the device speaks XMPP") {
+                Some(Event::Opened(header)) => {
                     assert_eq!(header.to.as_deref(), Some(DOMAIN));
                     self.features(&mut out);
                 }
-                Event::Element(element) => self.element(&element, &mut out),
-                Event::Closed => self.closed = true,
+                Some(Event::Element(element)) if element.is("slim", slim::NS) => {
+                    assert!(bytes.is_empty(), "nothing follows <slim/>");
+                    self.asked_for_slim = true;
+                    match self.manners.slim {
+                        Slim::NotOffered => panic!("slim was not offered"),
+                        Slim::Refused => {
+                            self.asked_for_slim = false;
+                            out.extend_from_slice(slim::FAILURE.as_bytes());
+                        }
+                        Slim::Unanswered => {}
+                        Slim::Agreed => out.extend(self.agree()),
+                    }
+                }
+                Some(Event::Element(element)) => self.element(&element, &mut out),
+                Some(Event::Closed) => self.closed = true,
+                None => return out,
             }
         }
-        out
+    }
+
+    /// Agrees to the device's `<slim/>`.
+    pub(crate) fn agree(&mut self) -> Vec<u8> {
+        assert!(std::mem::take(&mut self.asked_for_slim), "the device has asked");
+        self.slim = Some(slim::Reader::new());
+        slim::SWITCH.as_bytes().to_vec()
+    }
+
+    pub(crate) fn is_slim(&self) -> bool {
+        self.slim.is_some()
+    }
+
+    fn frame(&mut self, frame: Frame<'_>, out: &mut Vec<u8>) {
+        assert!(!self.closed, "the device says nothing behind its end");
+        match frame {
+            Frame::Ping => {
+                self.pings += 1;
+                Frame::Pong.write(out);
+            }
+            Frame::Pong => {}
+            Frame::Payload { number, bytes } => {
+                self.count();
+                self.payload(&Payload { number, bytes: bytes.into_owned() }, out);
+            }
+            Frame::Stanza(text) => self.element(&slim::element(&text, LIMITS).expect("an element"), out),
+            Frame::AckRequest => Frame::Ack(self.received).write(out),
+            Frame::Ack(handled) => self.acknowledged(handled),
+            Frame::End(reason) => {
+                if !reason.is_empty() {
+                    let error = slim::element(&reason, LIMITS).expect("an element");
+                    assert!(error.is("error", xml::NS_STREAM));
+                    self.elements.push(reason.into_owned());
+                }
+                self.closed = true;
+            }
+        }
+    }
+
+    /// A stanza of the device has come.
+    fn count(&mut self) {
+        if self.managed && self.authenticated {
+            self.received += 1;
+        }
+    }
+
+    fn put(&self, stanza: &Stanza, out: &mut Vec<u8>) {
+        match (stanza, self.is_slim()) {
+            (Stanza::Payload(payload), false) => out.extend(payload.to_message()),
+            (Stanza::Payload(payload), true) => slim::write_payload(out, payload.number, &payload.bytes),
+            (Stanza::Text(text), false) => out.extend_from_slice(text.as_bytes()),
+            (Stanza::Text(text), true) => slim::write_stanza(out, text),
+        }
     }
 
     fn features(&mut self, out: &mut Vec<u8>) {
@@ -188,7 +297,8 @@ impl Server {
         xml::write_header(out, &header);
         let features = if self.authenticated {
             let management = if self.manners.manageable { format!("<sm xmlns='{SM}'/>") } else { String::new() };
-            format!("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/>{management}")
+            let slim = if self.manners.slim == Slim::NotOffered { "" } else { slim::SWITCH };
+            format!("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/>{management}{slim}")
         } else {
             format!("<mechanisms xmlns='{SASL}'>{}</mechanisms>", self.manners.mechanisms)
         };
@@ -201,8 +311,8 @@ impl Server {
 
     fn element(&mut self, element: &Element, out: &mut Vec<u8>) {
         self.elements.push(String::from(element));
-        if self.managed && self.authenticated && element.ns() == xml::NS_CLIENT {
-            self.received += 1;
+        if element.ns() == xml::NS_CLIENT {
+            self.count();
         }
         match (element.name(), element.ns().as_str()) {
             ("auth", SASL) => self.authenticate(element, out),
@@ -211,22 +321,26 @@ impl Server {
                 (self.received, self.sent) = (0, 0);
                 self.unacknowledged.clear();
                 let resume = if self.manners.resumable { " id='stream-1' resume='true' max='300'" } else { "" };
-                out.extend_from_slice(format!("<enabled xmlns='{SM}'{resume}/>").as_bytes());
+                self.put(&Stanza::Text(format!("<enabled xmlns='{SM}'{resume}/>")), out);
             }
             ("resume", SM) => self.resume(element, out),
             ("r", SM) => out.extend_from_slice(format!("<a xmlns='{SM}' h='{}'/>", self.received).as_bytes()),
-            ("a", SM) => self.acknowledged(element),
+            ("a", SM) => self.acknowledged(h(element)),
             ("iq", _) => self.iq(element, out),
             ("message", _) => {
                 let payload = Payload::from_message(element).expect("a channel").expect("a payload");
-                assert_eq!(payload.number, PUSH);
-                let said: FromDevice = wire::decode_device(&payload.bytes).expect("a FromDevice");
-                self.answer(&said, out);
-                self.said.push(said);
+                self.payload(&payload, out);
             }
             ("error", xml::NS_STREAM) => {}
             other => panic!("the device sent {other:?}"),
         }
+    }
+
+    fn payload(&mut self, payload: &Payload, out: &mut Vec<u8>) {
+        assert_eq!(payload.number, PUSH);
+        let said: FromDevice = wire::decode_device(&payload.bytes).expect("a FromDevice");
+        self.answer(&said, out);
+        self.said.push(said);
     }
 
     fn authenticate(&mut self, auth: &Element, out: &mut Vec<u8>) {
@@ -250,18 +364,17 @@ impl Server {
             return;
         }
         assert_eq!(resume.attr("previd"), Some("stream-1"));
-        self.acknowledged(resume);
+        self.acknowledged(h(resume));
         self.resumptions += 1;
         self.open = true;
         let resumed = format!("<resumed xmlns='{SM}' previd='stream-1' h='{}'/>", self.received);
         out.extend_from_slice(resumed.as_bytes());
         for (_, stanza) in &self.unacknowledged {
-            out.extend_from_slice(stanza);
+            self.put(stanza, out);
         }
     }
 
-    fn acknowledged(&mut self, element: &Element) {
-        let handled: u32 = element.attr("h").and_then(|h| h.parse().ok()).expect("a count");
+    fn acknowledged(&mut self, handled: u32) {
         assert!(handled <= self.sent, "the device has {handled} of {} stanzas", self.sent);
         self.unacknowledged.retain(|(number, _)| *number > handled);
     }
@@ -279,13 +392,13 @@ impl Server {
                 format!("<iq type='result' id='{id}' to='{ACCOUNT}@{DOMAIN}/push'>{opened}</iq>")
             };
             self.open = self.manners.channel_failure.is_none();
-            self.stanza(answer.into_bytes(), out);
+            self.stanza(Stanza::Text(answer), out);
         } else if iq.has_child("bind", "urn:ietf:params:xml:ns:xmpp-bind") {
             let jid = format!("<jid>{ACCOUNT}@{DOMAIN}/push</jid>");
             let bind = format!("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>{jid}</bind>");
-            out.extend_from_slice(format!("<iq type='result' id='{id}'>{bind}</iq>").as_bytes());
+            self.put(&Stanza::Text(format!("<iq type='result' id='{id}'>{bind}</iq>")), out);
         } else if iq.has_child("ping", "urn:xmpp:ping") {
-            self.stanza(format!("<iq type='result' id='{id}'/>").into_bytes(), out);
+            self.stanza(Stanza::Text(format!("<iq type='result' id='{id}'/>")), out);
         }
     }
 
@@ -325,8 +438,8 @@ impl Server {
         Registered { app: register.app.clone(), regid: regid.to_string(), server_key, sealed_keys }
     }
 
-    fn stanza(&mut self, stanza: Vec<u8>, out: &mut Vec<u8>) {
-        out.extend_from_slice(&stanza);
+    fn stanza(&mut self, stanza: Stanza, out: &mut Vec<u8>) {
+        self.put(&stanza, out);
         if self.managed {
             self.sent += 1;
             self.unacknowledged.push((self.sent, stanza));
@@ -336,7 +449,7 @@ impl Server {
     /// A payload on the channel.
     pub(crate) fn say(&mut self, payload: &ToDevice) -> Vec<u8> {
         let mut out = Vec::new();
-        self.stanza(Payload { number: PUSH, bytes: wire::encode(payload) }.to_message(), &mut out);
+        self.stanza(Stanza::Payload(Payload { number: PUSH, bytes: wire::encode(payload) }), &mut out);
         out
     }
 
@@ -394,6 +507,11 @@ impl Server {
     pub(crate) fn registers(&self) -> Vec<&Register> {
         self.said.iter().filter_map(|said| said.register_app.as_ref()).collect()
     }
+}
+
+/// The count in `<a/>` or `<resume/>`.
+fn h(element: &Element) -> u32 {
+    element.attr("h").and_then(|h| h.parse().ok()).expect("a count")
 }
 
 pub(crate) fn notification(text: &str) -> Notification {

@@ -12,12 +12,13 @@ use idl::clock::Entropy as _;
 use idl::contract::push::{AppKeys, Deliver, FromDevice, Hello, Registered, ToDevice};
 use idl::ids::{AppId, MessageId};
 use idl::seal::{AgreementKey, BroadcastOpener, BroadcastSealer, SingleSeal, registration_proof};
+use idl::slim::{self, Frame};
 use idl::wire;
 use minidom::Element;
 use ring::hmac;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::server::{ACCOUNT, APP_KEY, BROADCAST_KEY, SEED, SIGNING_SEED, Steady, notification};
+use crate::server::{ACCOUNT, APP_KEY, BROADCAST_KEY, SEED, SIGNING_SEED, Slim, Steady, notification};
 use crate::world::{World, demo};
 
 const SINGLE: &str = "01K1HJW0G0ABCDEFGHJKMNPQRS";
@@ -144,6 +145,89 @@ fn the_document_shows_how_the_seals_come_about() {
     show("  signature", signature);
     show("  opened (Notification)", &opened);
     assert_in_document("seals", &text);
+}
+
+/// The same in slim frames, from the end of the login on. The connection breaks in the middle of a frame.
+#[test]
+fn the_document_shows_what_is_said_in_slim_frames() {
+    let mut world = World::new();
+    world.server.manners.manageable = true;
+    world.server.manners.slim = Slim::Agreed;
+    world.start();
+    world.deliver(&demo(), id(SINGLE).0, "for one");
+    world.pass(Duration::from_secs(1));
+    world.pass(Duration::from_mins(2));
+    let bytes = world.server.broadcast(&demo(), id(BROADCAST), "for all");
+    world.down(&bytes[..5]);
+    world.cut();
+    world
+        .wire
+        .push(("", b"(the connection breaks in the middle of this frame; a new one is made and logs in)".to_vec()));
+    world.event(Event::Start);
+    world.pass(Duration::from_secs(1));
+    world.event(Event::Stop);
+    assert_eq!(world.pushed(), ["for one", "for all"]);
+    assert_eq!((world.server.acked().len(), world.server.resumptions), (2, 1));
+
+    let (mut text, mut slim, mut logged_in) = (String::new(), false, false);
+    for (who, bytes) in &world.wire {
+        if who.is_empty() {
+            writeln!(text, "\n{}\n", String::from_utf8_lossy(bytes)).expect("written");
+            (slim, logged_in) = (false, false);
+        } else if slim {
+            show_frames(who, bytes, &mut text);
+        } else {
+            let bytes = String::from_utf8(bytes.clone()).expect("text");
+            for element in elements(&bytes) {
+                logged_in |= element.starts_with("<stream:features><bind");
+                if logged_in {
+                    writeln!(text, "{who}: {element}").expect("written");
+                }
+            }
+            slim = *who == "S" && bytes.ends_with(slim::SWITCH);
+        }
+    }
+    assert_in_document("slim-session", &text);
+}
+
+/// Each frame in hexadecimal, its parts apart, and texts as they are.
+fn show_frames(who: &str, mut bytes: &[u8], text: &mut String) {
+    let mut reader = slim::Reader::new();
+    while !bytes.is_empty() {
+        let before = bytes;
+        let Some(frame) = reader.read(&mut bytes, 65_536).expect("frames") else {
+            return writeln!(text, "{who}: {} …", hex(before)).expect("written");
+        };
+        let frame_bytes = before.strip_suffix(bytes).expect("what was read");
+        let split = |body: &[u8]| {
+            let (length, kind_and_body) =
+                frame_bytes.split_at(frame_bytes.iter().take_while(|b| **b > 0x7f).count() + 1);
+            let (kind, rest) = kind_and_body.split_at(1);
+            let between = rest.strip_suffix(body).expect("the body");
+            [length, kind, between]
+                .iter()
+                .filter(|part| !part.is_empty())
+                .fold(String::new(), |head, part| head + &hex(part) + " ")
+        };
+        let (line, name) = match &frame {
+            Frame::Stanza(element) | Frame::End(element) => (split(element.as_bytes()) + element, String::new()),
+            Frame::Payload { bytes, .. } => {
+                let name = match wire::decode_trusted::<FromDevice>(bytes).ok() {
+                    Some(said) if wire::encode(&said) == **bytes => up_name(&said),
+                    _ => down_name(&wire::decode_trusted(bytes).expect("a ToDevice")),
+                };
+                (split(bytes) + &hex(bytes), format!("payload on channel 5: {name}"))
+            }
+            Frame::Ack(handled) => (split(&[]), format!("ack: {handled}")),
+            Frame::Ping => (split(&[]), "ping".to_owned()),
+            Frame::Pong => (split(&[]), "pong".to_owned()),
+            Frame::AckRequest => (split(&[]), "ack request".to_owned()),
+        };
+        writeln!(text, "{who}: {}", line.trim_end()).expect("written");
+        if !name.is_empty() {
+            writeln!(text, "   {name}").expect("written");
+        }
+    }
 }
 
 /// The first private key that randomness of this seed makes.

@@ -9,7 +9,7 @@ use idl::contract::message::Notification;
 use idl::contract::push::Revoke;
 use idl::ids::{AppId, MessageId, RegId};
 
-use crate::server::{ACCOUNT, APP_KEY, DOMAIN, Server, Steady, TOKEN};
+use crate::server::{ACCOUNT, APP_KEY, DOMAIN, Server, Slim, Steady, TOKEN};
 
 pub(crate) fn demo() -> AppId {
     "com.example.demo".parse().expect("an app id")
@@ -74,6 +74,15 @@ impl World {
     /// A device that is registered and online.
     pub(crate) fn online() -> Self {
         let mut world = Self::new();
+        world.start();
+        world
+    }
+
+    /// The same at a server with stream management that offers slim frames.
+    pub(crate) fn slim() -> Self {
+        let mut world = Self::new();
+        world.server.manners.manageable = true;
+        world.server.manners.slim = Slim::Agreed;
         world.start();
         world
     }
@@ -191,6 +200,11 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The bytes that went last, either way.
+    pub(crate) fn last_bytes(&self) -> &[u8] {
+        self.wire.last().map_or(&[], |(_, bytes)| bytes)
     }
 
     /// The texts of the pushes, in order.
