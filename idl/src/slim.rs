@@ -264,10 +264,10 @@ impl<'a> Frame<'a> {
             Self::Ping => out.extend_from_slice(&PING),
             Self::Pong => out.extend_from_slice(&PONG),
             Self::Payload { number, bytes } => write_payload(out, *number, bytes),
-            Self::Stanza(text) => write_stanza(out, text),
+            Self::Stanza(text) => write_stanza(out, text.as_bytes()),
             Self::AckRequest => out.extend_from_slice(&ACK_REQUEST),
             Self::Ack(handled) => write_ack(out, *handled),
-            Self::End(reason) => write_end(out, reason),
+            Self::End(reason) => write_end(out, reason.as_bytes()),
         }
     }
 }
@@ -279,10 +279,11 @@ pub fn write_payload(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Writes the text of one element, as it would stand in the XML form.
-pub fn write_stanza(out: &mut Vec<u8>, text: &str) {
+/// Writes the text of one element, as it would stand in the XML form. That it is UTF-8 is the caller's to see to.
+pub fn write_stanza(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
+    let text = text.as_ref();
     write_head(out, KIND_STANZA, text.len());
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(text);
 }
 
 /// Writes how many stanzas were handled (XEP-0198 `h`).
@@ -292,9 +293,10 @@ pub fn write_ack(out: &mut Vec<u8>, handled: u32) {
 }
 
 /// Writes the end of the stream: the text of a `<stream:error/>`, as it would stand in the XML form, or nothing.
-pub fn write_end(out: &mut Vec<u8>, reason: &str) {
+pub fn write_end(out: &mut Vec<u8>, reason: impl AsRef<[u8]>) {
+    let reason = reason.as_ref();
     write_head(out, KIND_END, reason.len());
-    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(reason);
 }
 
 /// Reads the text of [`Frame::Stanza`] or [`Frame::End`]: one element from its `<` to its `>`, with the namespaces that it

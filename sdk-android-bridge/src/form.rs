@@ -59,7 +59,7 @@ impl Said {
             Self::Element(text) => slim::write_stanza(out, text),
             Self::CountRequest => out.extend_from_slice(&slim::ACK_REQUEST),
             Self::Count(count) => slim::write_ack(out, *count),
-            Self::End(condition) => slim::write_end(out, &stream_error(*condition)),
+            Self::End(condition) => slim::write_end(out, stream_error(*condition)),
         }
     }
 }

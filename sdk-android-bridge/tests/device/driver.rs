@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::{DOMAIN, Server, Steady};
+use crate::server::{DOMAIN, Server, Slim, Steady};
 use crate::world::{app_config, config, demo};
 
 type Down = mpsc::Sender<Option<Vec<u8>>>;
@@ -111,6 +111,38 @@ async fn next_push(device: &mut DeviceHandle) -> Push {
 
 fn ready() -> DeviceEvent {
     DeviceEvent::Ready { app: demo(), regid: RegId([1; 24]) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn slim_frames_come_through_a_few_bytes_at_a_time_and_over_a_cut() {
+    let network = Network::new();
+    network.server().manners.manageable = true;
+    network.server().manners.slim = Slim::Agreed;
+    let core = Core::new(config(), vec![app_config(demo())], Saved::default(), Arc::new(Steady::new(1)));
+    let narrow = network.clone();
+    let mut device = Device::spawn(core, move || {
+        let (device, server) = tokio::io::duplex(7);
+        narrow.serve(server);
+        async move { Ok(device) }
+    });
+    assert_eq!(next(&mut device).await, ready());
+    for (id, text) in [(1, "one"), (2, "two")] {
+        network.deliver(id, text).await;
+        let push = next_push(&mut device).await;
+        assert_eq!(push.notification.payload.as_deref(), Some(text));
+        device.handled(&push.app, push.id);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        network.cut().await;
+        assert_eq!(next(&mut device).await, DeviceEvent::Offline { reason: OfflineReason::ConnectionLost });
+        assert_eq!(next(&mut device).await, ready());
+    }
+    assert!(network.server().is_slim());
+    assert_eq!(network.server().resumptions, 2);
+    assert_eq!(network.server().acked(), [MessageId(1), MessageId(2)]);
+    device.stop().await;
+    // The paused clock moves when the server has taken the last bytes out of the pipe.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(network.server().closed);
 }
 
 #[tokio::test(start_paused = true)]

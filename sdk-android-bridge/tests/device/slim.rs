@@ -148,6 +148,8 @@ fn a_server_that_never_answers_is_left_after_the_login_time() {
     let mut world = world(Slim::Unanswered);
     world.start();
     let said = world.wire.len();
+    let due_ms = u64::try_from(config().login_time_max.as_millis()).expect("a time");
+    assert_eq!(world.core.next_timer_ms(), Some(due_ms), "it asks to be woken");
     world.pass(config().login_time_max);
     assert_eq!(world.offline(), [OfflineReason::LoginTimedOut]);
     assert_eq!(world.wire.len(), said, "without a word, which it might misunderstand");
