@@ -95,8 +95,7 @@ impl XmlError {
 }
 
 /// A stream header that declares the usual namespaces under the usual prefixes.
-const USUAL_HEADER: &[u8] =
-    b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>";
+const USUAL_HEADER: &[u8] = b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>";
 
 /// Reads one XML stream. A new stream (after STARTTLS or SASL) takes a new reader.
 pub struct StreamReader {
@@ -137,7 +136,8 @@ impl StreamReader {
     /// A reader inside a stream whose header declares `jabber:client` as the default namespace and the stream's own under the
     /// prefix `stream`, and nothing else.
     pub fn inside(limits: Limits) -> Self {
-        let mut reader = Self::new(Limits { stanza_bytes_max: limits.stanza_bytes_max.max(USUAL_HEADER.len()), ..limits });
+        let mut reader =
+            Self::new(Limits { stanza_bytes_max: limits.stanza_bytes_max.max(USUAL_HEADER.len()), ..limits });
         let opened = reader.read(&mut &*USUAL_HEADER);
         debug_assert!(matches!(opened, Ok(Some(Event::Opened(_)))), "the usual header can be read");
         reader.limits = limits;

@@ -15,11 +15,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Shared;
 use crate::close::Reason;
+use crate::form::Frame;
 use crate::hub::{Applied, read_changes};
 use crate::line::{Line, Ticket};
 use crate::lock;
 use crate::middle::{ChannelReply, Patience};
-use crate::outbox::Frame;
 use crate::stanza::{ReplyTo, Request, Trouble};
 
 /// How often a channel is opened again at once because the ring of broadcasts wrapped; then it waits longer each time.
@@ -311,7 +311,7 @@ fn patience<'a>(shared: &Shared, line: &'a Line) -> Patience<'a> {
 
 fn apply(shared: &Arc<Shared>, line: &Arc<Line>, number: u32, place: u64, reply: ChannelReply, result: Option<Frame>) {
     shared.metrics.payloads_down.inc_by(reply.payloads.len() as u64);
-    let payloads = reply.payloads.into_iter().map(|bytes| Frame::stanza(Payload { number, bytes }.to_message()));
+    let payloads = reply.payloads.into_iter().map(|bytes| Frame::payload(number, bytes));
     let frames = result.into_iter().chain(payloads).collect();
     let changes = read_changes(&reply.index);
     let applied = shared.hub.apply(line, place, changes, frames, shared.clock.now_ms());

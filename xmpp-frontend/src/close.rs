@@ -1,5 +1,6 @@
 //! Every way a stream ends, in one table.
 
+use idl::slim::SlimError;
 use idl::xml::{XmlError, escape_attribute};
 
 const NS_STREAMS: &str = "urn:ietf:params:xml:ns:xmpp-streams";
@@ -83,6 +84,8 @@ reasons! {
     InvalidNamespace: "invalid_namespace", Some("invalid-namespace"), No, "a stream must begin with <stream:stream/>";
     /// Text between stanzas.
     BadFormat: "bad_format", Some("bad-format"), No, "there is text between the elements of the stream";
+    /// Bytes that are no slim frame.
+    BadFrame: "bad_frame", Some("bad-format"), No, "these bytes are not a frame of the slim form";
     /// The stream is to a domain that is not served here.
     HostUnknown: "host_unknown", Some("host-unknown"), No, "this domain is not served here";
     /// The stream is to nobody.
@@ -144,19 +147,22 @@ impl Reason {
 
     /// Writes the stream error, if there is one, and the stream's closing tag.
     pub(crate) fn write(self, out: &mut Vec<u8>) {
-        if let Some(condition) = self.condition() {
-            let text = escape_attribute(self.text());
-            let detail = match self {
-                Self::AckTooHigh => "<handled-count-too-high xmlns='urn:xmpp:sm:3'/>",
-                _ => "",
-            };
-            let error = format!(
-                "<stream:error><{condition} xmlns='{NS_STREAMS}'/>\
-                 <text xmlns='{NS_STREAMS}' xml:lang='en'>{text}</text>{detail}</stream:error>"
-            );
-            out.extend_from_slice(error.as_bytes());
-        }
+        out.extend_from_slice(self.error().as_bytes());
         idl::xml::write_footer(out);
+    }
+
+    /// The stream error, or nothing where the stream ends without one.
+    pub(crate) fn error(self) -> String {
+        let Some(condition) = self.condition() else { return String::new() };
+        let text = escape_attribute(self.text());
+        let detail = match self {
+            Self::AckTooHigh => "<handled-count-too-high xmlns='urn:xmpp:sm:3'/>",
+            _ => "",
+        };
+        format!(
+            "<stream:error><{condition} xmlns='{NS_STREAMS}'/>\
+             <text xmlns='{NS_STREAMS}' xml:lang='en'>{text}</text>{detail}</stream:error>"
+        )
     }
 }
 
@@ -168,6 +174,16 @@ impl From<&XmlError> for Reason {
             XmlError::NotWellFormed(_) => Self::NotWellFormed,
             XmlError::NotAStream { .. } => Self::InvalidNamespace,
             XmlError::StrayText => Self::BadFormat,
+        }
+    }
+}
+
+impl From<&SlimError> for Reason {
+    fn from(error: &SlimError) -> Self {
+        match error {
+            SlimError::TooLarge { .. } => Self::StanzaTooLarge,
+            SlimError::Xml(error) => error.into(),
+            _ => Self::BadFrame,
         }
     }
 }

@@ -7,18 +7,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use idl::xml::{Event, StreamReader};
+use idl::channel::Payload;
+use idl::slim;
+use idl::xml::{Event, Limits, StreamReader};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::close::Reason;
+use crate::form::{Form, Frame};
 use crate::line::{Attachment, Due, Line, Parked, Turn};
 use crate::listener::Admission;
 use crate::login::{Outcome, Talk, negotiator, stanza_limits};
-use crate::negotiate::{NS_SM, Negotiator, Protection, enabled, random_hex, sm_failed};
-use crate::outbox::Frame;
+use crate::negotiate::{Negotiator, Protection, enabled, random_hex, sm_failed};
 use crate::scratch::{self, Scratch};
 use crate::socket::Socket;
-use crate::stanza::{self, Heard, Speaker};
+use crate::stanza::{self, Heard, Request, Speaker};
 use crate::stream::Stream;
 use crate::wheel::TICK;
 use crate::{Security, Shared, channels};
@@ -42,7 +44,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket, security: Securit
             Outcome::StartTls(taken, negotiating) => (stream, negotiator) = (taken, *negotiating),
             Outcome::Bound(line, attachment, reader) => {
                 // Serves the resource for as long as its stream lives, or until another stream takes it over.
-                let owner = Owner { shared: Arc::clone(&shared), line, attachment, reader, leaving: None };
+                let reading = reader.map_or(Reading::Xml, Reading::HalfXml);
+                let owner = Owner { shared: Arc::clone(&shared), line, attachment, reading, leaving: None };
                 return shared.spawn_owner(owner);
             }
             Outcome::Ended => return,
@@ -71,11 +74,11 @@ async fn secure(
 }
 
 /// Tells a stream that it has ended because another one resumed it.
-pub(crate) fn dismiss(shared: &Arc<Shared>, stream: Stream) {
+pub(crate) fn dismiss(shared: &Arc<Shared>, stream: Stream, form: Form) {
     let reason = Reason::Resumed;
     shared.metrics.ended(reason);
     let mut words = Vec::new();
-    reason.write(&mut words);
+    form.write_end(reason, &mut words);
     let time_max = shared.config.limits.write_time_max;
     shared.spawn_connection(async move { stream.close(&words, time_max).await });
 }
@@ -85,9 +88,17 @@ struct Owner {
     shared: Arc<Shared>,
     line: Arc<Line>,
     attachment: Attachment,
-    /// While an element is half read, or where the stream declares namespaces of its own.
-    reader: Option<Box<StreamReader>>,
+    reading: Reading,
     leaving: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// Where a stream is read. Between elements and frames it holds no memory of its own.
+enum Reading {
+    /// In XML, between elements: any reader inside a usual stream will do.
+    Xml,
+    /// In XML, inside an element, or where the stream declares namespaces of its own.
+    HalfXml(Box<StreamReader>),
+    Slim(slim::Reader),
 }
 
 impl Future for Owner {
@@ -126,24 +137,58 @@ impl Owner {
 
     /// Acts on everything that was heard. Returns whether the client has said something that is whole.
     fn listen(&mut self, scratch: &mut Scratch) -> Result<bool, Reason> {
-        let Self { shared, line, .. } = self;
-        let ear = Ear::of(shared, line);
         let heard = std::mem::take(&mut scratch.heard);
         let mut unread = heard.as_slice();
-        let reader = self.reader.take().map(|reader| *reader).or_else(|| scratch.take_reader());
-        let mut reader = reader.unwrap_or_else(|| StreamReader::inside(stanza_limits(shared, true)));
         let mut has_spoken = false;
-        while let Some(event) = reader.read(&mut unread).map_err(|error| Reason::from(&error))? {
-            ear.hear(event)?;
+        // A client that asks for slim goes on in it with the next byte.
+        while !unread.is_empty() {
+            has_spoken |= match std::mem::replace(&mut self.reading, Reading::Xml) {
+                Reading::Xml => {
+                    let reader = scratch.take_reader();
+                    let reader = reader.unwrap_or_else(|| StreamReader::inside(stanza_limits(&self.shared, true)));
+                    self.listen_to_xml(reader, &mut unread, scratch)?
+                }
+                Reading::HalfXml(reader) => self.listen_to_xml(*reader, &mut unread, scratch)?,
+                Reading::Slim(reader) => self.listen_to_slim(reader, &mut unread)?,
+            };
+        }
+        scratch.heard = heard;
+        scratch.heard.clear();
+        Ok(has_spoken)
+    }
+
+    fn listen_to_xml(
+        &mut self,
+        mut reader: StreamReader,
+        unread: &mut &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<bool, Reason> {
+        let ear = Ear::of(&self.shared, &self.line);
+        let mut has_spoken = false;
+        while let Some(event) = reader.read(unread).map_err(|error| Reason::from(&error))? {
             has_spoken = true;
+            if ear.hear(event)? == Next::Slim {
+                self.reading = Reading::Slim(slim::Reader::new());
+                return Ok(has_spoken);
+            }
         }
         if reader.is_like_inside() {
             scratch.keep_reader(reader);
         } else {
-            self.reader = Some(Box::new(reader));
+            self.reading = Reading::HalfXml(Box::new(reader));
         }
-        scratch.heard = heard;
-        scratch.heard.clear();
+        Ok(has_spoken)
+    }
+
+    fn listen_to_slim(&mut self, mut reader: slim::Reader, unread: &mut &[u8]) -> Result<bool, Reason> {
+        let ear = Ear::of(&self.shared, &self.line);
+        let limits = stanza_limits(&self.shared, true);
+        let mut has_spoken = false;
+        while let Some(frame) = reader.read(unread, limits.stanza_bytes_max).map_err(|error| Reason::from(&error))? {
+            has_spoken = true;
+            ear.hear_frame(frame, limits)?;
+        }
+        self.reading = Reading::Slim(reader);
         Ok(has_spoken)
     }
 }
@@ -159,8 +204,8 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
     let mut words = Vec::new();
     // Answers to what was said before the end.
     let stream = line.take_stream(attachment, (!may_resume).then_some(&mut words));
-    if let Some(stream) = stream.filter(|_| !matches!(reason, Reason::Lost | Reason::WriteTime)) {
-        reason.write(&mut words);
+    if let Some((stream, form)) = stream.filter(|_| !matches!(reason, Reason::Lost | Reason::WriteTime)) {
+        form.write_end(reason, &mut words);
         stream.close(&words, shared.config.limits.write_time_max).await;
     }
     if may_resume {
@@ -232,6 +277,13 @@ pub(crate) async fn keep_time(shared: Arc<Shared>) {
     }
 }
 
+/// The form of what comes next.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Same,
+    Slim,
+}
+
 /// Acts on what a client says.
 struct Ear<'a> {
     shared: &'a Arc<Shared>,
@@ -244,7 +296,28 @@ impl<'a> Ear<'a> {
         Self { shared, line, bare: format!("{}@{}", line.account(), shared.config.domain) }
     }
 
-    fn hear(&self, event: Event) -> Result<(), Reason> {
+    fn hear_frame(&self, frame: slim::Frame<'_>, limits: Limits) -> Result<(), Reason> {
+        let Self { shared, line, .. } = self;
+        match frame {
+            slim::Frame::Ping => self.say(Frame::Pong),
+            slim::Frame::Pong => {}
+            slim::Frame::Payload { number, bytes } => {
+                shared.metrics.stanzas_in.inc();
+                let request = Request::bare(Payload { number, bytes: bytes.into_owned() });
+                channels::up(shared, line, request).map_err(|_| Reason::ChannelQueueFull)?;
+            }
+            slim::Frame::Stanza(text) => {
+                let element = slim::element(&text, limits).map_err(|error| Reason::from(&error))?;
+                self.hear(Event::Element(element))?;
+            }
+            slim::Frame::AckRequest => self.say(Frame::Ack(line.handled())),
+            slim::Frame::Ack(handled) => line.acknowledge(handled).map_err(|_| Reason::AckTooHigh)?,
+            slim::Frame::End(_) => return Err(Reason::ClosedByClient),
+        }
+        Ok(())
+    }
+
+    fn hear(&self, event: Event) -> Result<Next, Reason> {
         let Self { shared, line, .. } = self;
         let element = match event {
             Event::Element(element) => element,
@@ -265,11 +338,17 @@ impl<'a> Ear<'a> {
             Heard::Up(request) => channels::up(shared, line, request).map_err(|_| Reason::ChannelQueueFull)?,
             Heard::Enable { resume } => self.enable(resume),
             Heard::ResumeTooLate => self.say(Frame::other(sm_failed("unexpected-request"))),
-            Heard::AckRequest => self.say(Frame::other(format!("<a xmlns='{NS_SM}' h='{}'/>", line.handled()))),
+            Heard::AckRequest => self.say(Frame::Ack(line.handled())),
             Heard::Ack(handled) => line.acknowledge(handled).map_err(|_| Reason::AckTooHigh)?,
+            Heard::Slim => {
+                // In slim already it is refused where it is written.
+                let next = if line.form() == Form::Xml { Next::Slim } else { Next::Same };
+                self.say(Frame::Switch);
+                return Ok(next);
+            }
             Heard::End(reason) => return Err(reason),
         }
-        Ok(())
+        Ok(Next::Same)
     }
 
     fn enable(&self, resume: bool) {
@@ -282,9 +361,13 @@ impl<'a> Ear<'a> {
         }
     }
 
-    /// Asks for a sign of life (XEP-0199).
+    /// Asks for a sign of life (XEP-0199, or its like in slim).
     fn probe(&self) {
         let Self { shared, line, bare } = self;
+        if line.form() == Form::Slim {
+            self.say(Frame::Ping);
+            return line.flush();
+        }
         let (id, domain) = (random_hex(&shared.entropy), &shared.config.domain);
         let to = idl::xml::escape_attribute(&format!("{bare}/{}", line.resource));
         let ping = format!("<iq type='get' id='{id}' from='{domain}' to='{to}'><ping xmlns='urn:xmpp:ping'/></iq>");

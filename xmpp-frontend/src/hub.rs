@@ -10,19 +10,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use idl::audience::Audience;
-use idl::channel::Payload;
 use idl::contract::bus as wire;
 use idl::ids::{AccountId, AppId, Epoch, Generation, Partition};
 use tokio::sync::Notify;
 
 use crate::close::Reason;
 use crate::config::Limits;
+use crate::form::Frame;
 use crate::generations::Generations;
 use crate::index::{Change, Index, Membership, Memberships};
 use crate::line::{Line, Refused};
 use crate::lock;
 use crate::metrics::Metrics;
-use crate::outbox::Frame;
 use crate::paced::Paced;
 use crate::ring::Ring;
 
@@ -265,8 +264,7 @@ impl Hub {
             return true;
         }
         for bytes in item.payloads.unwrap_or_default() {
-            let frame = Frame::stanza(Payload { number, bytes }.to_message());
-            if state.put(&line, frame).is_err() {
+            if state.put(&line, Frame::payload(number, bytes)).is_err() {
                 self.evict(state, &line);
                 return false;
             }

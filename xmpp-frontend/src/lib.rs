@@ -13,6 +13,7 @@ mod connection;
 mod credentials;
 mod drain;
 mod fast;
+mod form;
 mod generations;
 mod hub;
 mod index;

@@ -14,10 +14,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::channels::Work;
 use crate::close::Reason;
+use crate::form::{Form, Frame};
 use crate::listener::Resumable;
 use crate::lock;
 use crate::middle::Place;
-use crate::outbox::{AckTooHigh, Frame, Outbox};
+use crate::outbox::{AckTooHigh, Outbox};
 use crate::sasl::Login;
 use crate::scratch::{self, Scratch};
 use crate::stream::Stream;
@@ -280,7 +281,9 @@ impl Line {
         }
         self.arm(state);
         match (written, state.closing) {
-            (Poll::Ready(Err(reason)), _) | (Poll::Ready(Ok(())), Some(reason)) => return Poll::Ready(Turn::End(reason)),
+            (Poll::Ready(Err(reason)), _) | (Poll::Ready(Ok(())), Some(reason)) => {
+                return Poll::Ready(Turn::End(reason));
+            }
             (Poll::Pending, Some(_)) => return Poll::Pending,
             _ => {}
         }
@@ -311,7 +314,6 @@ impl Line {
         }
     }
 
-
     /// Ends the line if no newer stream has taken it over, and returns for which reason: the first one stays. It can't be
     /// resumed from then on.
     pub(crate) fn give_up(&self, attachment: Attachment, reason: Reason) -> Option<Reason> {
@@ -319,8 +321,9 @@ impl Line {
         (state.attachment == attachment).then(|| *state.closing.get_or_insert(reason))
     }
 
-    /// Takes the stream out, with what it still has to say if `words` are given, unless a newer stream serves the line.
-    pub(crate) fn take_stream(&self, attachment: Attachment, words: Option<&mut Vec<u8>>) -> Option<Stream> {
+    /// Takes the stream out, with the form of its last words, and with what it still has to say if `words` are given; unless a
+    /// newer stream serves the line.
+    pub(crate) fn take_stream(&self, attachment: Attachment, words: Option<&mut Vec<u8>>) -> Option<(Stream, Form)> {
         let mut state = lock(&self.state);
         if state.attachment != attachment || !matches!(state.hold, Hold::Stream(_)) {
             return None;
@@ -330,10 +333,16 @@ impl Line {
                 state.outbox.take(words);
             }
         }
+        let form = state.outbox.form();
         match state.rest_as(Hold::Gone) {
-            Hold::Stream(stream) => Some(stream),
+            Hold::Stream(stream) => Some((stream, form)),
             _ => None,
         }
+    }
+
+    /// The form of what is written next.
+    pub(crate) fn form(&self) -> Form {
+        lock(&self.state).outbox.form()
     }
 
     /// The line waits to be resumed from now on, unless a newer stream has it already. Given back if it is closing.
@@ -405,7 +414,7 @@ impl Line {
     pub(crate) fn acknowledge(self: &Arc<Self>, handled: u32) -> Result<(), AckTooHigh> {
         let ask = lock(&self.state).outbox.acknowledge(handled)?;
         if ask {
-            let _ = self.put(Frame::other(format!("<r xmlns='{}'/>", crate::negotiate::NS_SM)));
+            let _ = self.put(Frame::AckRequest);
         }
         Ok(())
     }
@@ -446,8 +455,9 @@ impl Line {
         login: Login,
         handled: u32,
         answer: impl FnOnce(&str) -> String,
-    ) -> Result<(Attachment, Option<Stream>), ResumeError> {
+    ) -> Result<(Attachment, Option<(Stream, Form)>), ResumeError> {
         let mut state = lock(&self.state);
+        let form = state.outbox.form();
         let Some(id) = state.resume_id.clone().filter(|_| login.account == self.place.account) else {
             return Err(ResumeError::NotFound);
         };
@@ -464,7 +474,7 @@ impl Line {
         state.attachment.0 = state.attachment.0.wrapping_add(1);
         state.failed = None;
         let older = match state.rest_as(Hold::Coming) {
-            Hold::Stream(stream) => Some(stream),
+            Hold::Stream(stream) => Some((stream, form)),
             _ => None,
         };
         if let Some(owner) = state.waker.take() {

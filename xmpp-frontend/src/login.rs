@@ -7,15 +7,15 @@ use idl::ids::Shard;
 use idl::xml::{Limits, StreamReader};
 use tokio::time::{Instant, timeout_at};
 
-use crate::{Shared, connection};
 use crate::channels::Work;
 use crate::close::Reason;
+use crate::form::Frame;
 use crate::line::{Attachment, Line, ResumeError};
 use crate::middle::Patience;
 use crate::negotiate::{Bind, Negotiator, Protection, Resume, Step, enabled};
-use crate::outbox::Frame;
 use crate::stream::Stream;
 use crate::xmpp_io::Incoming;
+use crate::{Shared, connection};
 
 /// A connection that is being negotiated.
 pub(crate) struct Talk {
@@ -154,8 +154,8 @@ impl Talk {
         match line.resume(resume.login, resume.handled, answer) {
             Ok((attachment, older)) => {
                 self.shared.metrics.resumed.inc();
-                if let Some(older) = older {
-                    connection::dismiss(&self.shared, older);
+                if let Some((older, form)) = older {
+                    connection::dismiss(&self.shared, older, form);
                 }
                 self.check(&line);
                 Ok(Some(Agreed::Bound(line, attachment)))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use idl::clock::SharedEntropy;
 use idl::ids::AccountId;
+use idl::slim;
 use idl::xml::{Event, Header, NS_CLIENT, escape_attribute, write_header};
 use minidom::Element;
 
@@ -275,7 +276,7 @@ impl Negotiator {
         self.from = header.from;
         let features = match (self.protection, &self.stage) {
             (Protection::MustStartTls, _) => format!("<starttls xmlns='{NS_TLS}'><required/></starttls>"),
-            (_, Stage::LoggedIn(_)) => features::unbound(),
+            (_, Stage::LoggedIn(_)) => features::unbound() + features::always(),
             _ => self.offer().features(),
         };
         let limits = self.announced.feature(self.is_logged_in());
@@ -476,6 +477,11 @@ impl Negotiator {
         if element.has_ns(NS_SM) {
             // Before a resource is bound there is nothing to count.
             out.extend_from_slice(sm_failed("unexpected-request").as_bytes());
+            return Step::Read;
+        }
+        if element.is("slim", slim::NS) {
+            // Before a resource is bound there is nothing to be said in it.
+            out.extend_from_slice(slim::FAILURE.as_bytes());
             return Step::Read;
         }
         let bind = element.get_child("bind", NS_BIND).filter(|_| element.is("iq", NS_CLIENT));

@@ -4,41 +4,13 @@
 //! It outlives the stream: a resumed stream takes it over, and what the client has not acknowledged is written again.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use crate::negotiate::NS_SM;
+use crate::form::{Form, Frame};
 
 /// What a frame costs beyond its bytes, so that many small ones meet the limit too.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 /// About this much goes out in one write.
 const WRITE_BYTES: usize = 32 * 1024;
-
-/// Something to be written, whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Frame {
-    /// A stanza. A broadcast's is shared by all its receivers.
-    Stanza(Arc<[u8]>),
-    /// An element that stream management doesn't count.
-    Other(Arc<[u8]>),
-    /// `<enabled/>`: stanzas behind it are counted.
-    Enabled(Arc<[u8]>),
-}
-
-impl Frame {
-    pub(crate) fn stanza(text: impl AsRef<[u8]>) -> Self {
-        Self::Stanza(text.as_ref().into())
-    }
-
-    pub(crate) fn other(text: impl AsRef<[u8]>) -> Self {
-        Self::Other(text.as_ref().into())
-    }
-
-    fn bytes(&self) -> &Arc<[u8]> {
-        match self {
-            Self::Stanza(bytes) | Self::Other(bytes) | Self::Enabled(bytes) => bytes,
-        }
-    }
-}
 
 /// The frame would go over the limit.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,11 +29,12 @@ pub(crate) struct Outbox {
     waiting: VecDeque<Frame>,
     /// Written stanzas are counted and kept until they are acknowledged.
     counting: bool,
-    unacked: VecDeque<Arc<[u8]>>,
+    unacked: VecDeque<Frame>,
     /// How many stanzas the client has acknowledged, modulo 2³².
     acked: u32,
-    /// An `<r/>` is out.
+    /// The client was asked for an acknowledgement.
     asked: bool,
+    form: Form,
 }
 
 impl Outbox {
@@ -74,12 +47,18 @@ impl Outbox {
             unacked: VecDeque::new(),
             acked: 0,
             asked: false,
+            form: Form::default(),
         }
+    }
+
+    /// The form of what is written next.
+    pub(crate) fn form(&self) -> Form {
+        self.form
     }
 
     /// Puts a frame behind the others.
     pub(crate) fn push(&mut self, frame: Frame) -> Result<(), Full> {
-        let cost = cost(frame.bytes());
+        let cost = cost(&frame);
         if self.bytes + cost > self.bytes_max {
             return Err(Full);
         }
@@ -98,22 +77,22 @@ impl Outbox {
         let mut counted = false;
         while out.len() < WRITE_BYTES {
             let Some(frame) = self.waiting.pop_front() else { break };
-            out.extend_from_slice(frame.bytes());
-            match frame {
-                Frame::Stanza(bytes) if self.counting => {
-                    self.unacked.push_back(bytes);
-                    counted = true;
-                }
-                Frame::Enabled(bytes) => {
-                    self.bytes -= cost(&bytes);
-                    self.counting = true;
-                }
-                Frame::Stanza(bytes) | Frame::Other(bytes) => self.bytes -= cost(&bytes),
+            frame.write(&mut self.form, out);
+            self.counting |= matches!(frame, Frame::Enabled(_));
+            if self.counting && frame.is_stanza() {
+                self.unacked.push_back(frame);
+                counted = true;
+            } else {
+                self.bytes -= cost(&frame);
             }
         }
         if counted && !self.asked {
-            out.extend_from_slice(format!("<r xmlns='{NS_SM}'/>").as_bytes());
+            Frame::AckRequest.write(&mut self.form, out);
             self.asked = true;
+        }
+        if self.waiting.is_empty() {
+            // An idle connection holds no room for frames.
+            self.waiting = VecDeque::new();
         }
     }
 
@@ -124,8 +103,11 @@ impl Outbox {
         if newly > self.unacked.len() {
             return Err(AckTooHigh);
         }
-        for bytes in self.unacked.drain(..newly) {
-            self.bytes -= cost(&bytes);
+        for frame in self.unacked.drain(..newly) {
+            self.bytes -= cost(&frame);
+        }
+        if self.unacked.is_empty() {
+            self.unacked = VecDeque::new();
         }
         self.acked = handled;
         // Asking again only after progress: a client that repeats itself isn't asked for ever.
@@ -133,22 +115,23 @@ impl Outbox {
         Ok(self.asked)
     }
 
-    /// The stream is resumed: what was not acknowledged comes first, behind `resumed`. What isn't counted is not
+    /// The stream is resumed, in XML: what was not acknowledged comes first, behind `resumed`. What isn't counted is not
     /// repeated.
     pub(crate) fn resume(&mut self, handled: u32, resumed: &[u8]) -> Result<(), AckTooHigh> {
         self.acknowledge(handled)?;
         self.asked = false;
         let waiting = std::mem::take(&mut self.waiting);
-        let again = std::mem::take(&mut self.unacked).into_iter().map(Frame::Stanza);
-        let stanzas = waiting.into_iter().filter(|frame| matches!(frame, Frame::Stanza(_)));
+        let again = std::mem::take(&mut self.unacked);
+        let stanzas = waiting.into_iter().filter(Frame::is_stanza);
+        self.form = Form::Xml;
         self.waiting = std::iter::once(Frame::other(resumed)).chain(again).chain(stanzas).collect();
-        self.bytes = self.waiting.iter().map(|frame| cost(frame.bytes())).sum();
+        self.bytes = self.waiting.iter().map(cost).sum();
         Ok(())
     }
 }
 
-fn cost(bytes: &Arc<[u8]>) -> usize {
-    bytes.len() + FRAME_OVERHEAD_BYTES
+fn cost(frame: &Frame) -> usize {
+    frame.weight() + FRAME_OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -234,6 +217,21 @@ mod tests {
         assert_eq!(outbox.push(Frame::stanza("d")), Err(Full));
         assert_eq!(outbox.acknowledge(1), Ok(true));
         push(&mut outbox, "d");
+    }
+
+    #[test]
+    fn behind_a_switch_all_is_in_slim_and_after_a_resumption_in_xml_again() {
+        let mut outbox = enabled();
+        outbox.push(Frame::Switch).expect("room");
+        outbox.push(Frame::payload(5, b"hi".to_vec())).expect("room");
+        outbox.push(Frame::Ack(7)).expect("room");
+        let mut out = Vec::new();
+        outbox.take(&mut out);
+        let slim = b"a+bc<slim xmlns='urn:campanile:slim:1'/>\x04\x02\x05hi\x02\x05\x07\x01\x04";
+        assert_eq!(out, slim, "{}", String::from_utf8_lossy(&out));
+        outbox.resume(2, b"!").expect("a count that was sent");
+        let channel = "<channel xmlns='urn:campanile:channel:1' number='5'>aGk=</channel>";
+        assert_eq!(taken(&mut outbox), format!("!<message>{channel}</message>{ASK}"));
     }
 
     #[test]

@@ -149,6 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::form::SharedPayload;
 
     fn recent(place: u64) -> Arc<Recent> {
         Arc::new(Recent {
@@ -156,7 +157,7 @@ mod tests {
             id: MessageId(u128::from(place)),
             app: "app".parse().expect("an app id"),
             audience: Audience::Everyone,
-            frame: b"x".as_slice().into(),
+            frame: SharedPayload::for_test(),
             expires_at_ms: 1000,
             pace: None,
         })

@@ -8,6 +8,8 @@ use idl::audience::Audience;
 use idl::due::Pace;
 use idl::ids::{AppId, MessageId};
 
+use crate::form::SharedPayload;
+
 /// Cancelled broadcasts that are known again if they come late or twice. Over it the oldest are forgotten: a broadcast that
 /// comes that much later than its cancellation is written as if it had not been cancelled.
 const CANCELLED_MAX: usize = 1024;
@@ -21,7 +23,7 @@ pub(crate) struct Recent {
     pub(crate) app: AppId,
     pub(crate) audience: Audience,
     /// The whole stanza, the same for every receiver.
-    pub(crate) frame: Arc<[u8]>,
+    pub(crate) frame: Arc<SharedPayload>,
     pub(crate) expires_at_ms: u64,
     /// Set if each of its audience gets it at a moment of its own.
     pub(crate) pace: Option<Pace>,
@@ -106,7 +108,7 @@ mod tests {
             id: MessageId(place.into()),
             app: "app".parse().expect("an app id"),
             audience: Audience::Everyone,
-            frame: b"x".as_slice().into(),
+            frame: SharedPayload::for_test(),
             expires_at_ms: 0,
             pace: None,
         });

@@ -20,8 +20,14 @@ impl Acceptor {
             let login = Login { account, issued_at_ms: now_ms };
             let generation = shared.hub.generation(Shard::of_account(account).into());
             let work = generation.map(Work::new).unwrap_or_default();
-            let (line, _) =
-                Line::new(login, Epoch(account.0), "simulated", shared.config.limits.outbox_bytes_max, work, &shared.wheel);
+            let (line, _) = Line::new(
+                login,
+                Epoch(account.0),
+                "simulated",
+                shared.config.limits.outbox_bytes_max,
+                work,
+                &shared.wheel,
+            );
             if shared.hub.attach(&line).is_err() {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! What a client may say after login and what we answer ourselves: pings, discovery, errors. Pure functions.
 
 use idl::channel::{self, Payload};
+use idl::slim;
 use idl::xml::{NS_CLIENT, escape_attribute};
 use minidom::Element;
 
@@ -37,6 +38,8 @@ pub(crate) enum Heard {
     AckRequest,
     /// The client says how many stanzas it has handled.
     Ack(u32),
+    /// Go on in slim frames.
+    Slim,
     /// The stream must end.
     End(Reason),
 }
@@ -46,6 +49,13 @@ pub(crate) enum Heard {
 pub(crate) struct Request {
     pub(crate) payload: Payload,
     pub(crate) reply: ReplyTo,
+}
+
+impl Request {
+    /// A payload that came without anything around it.
+    pub(crate) fn bare(payload: Payload) -> Self {
+        Self { payload, reply: ReplyTo { kind: Kind::Message, id: None, to: None } }
+    }
 }
 
 /// Where a stanza's answer goes.
@@ -142,6 +152,9 @@ pub(crate) fn hear(element: &Element, speaker: &Speaker<'_>) -> Heard {
             },
             _ => Heard::End(Reason::UnsupportedStanzaType),
         };
+    }
+    if element.is("slim", slim::NS) {
+        return Heard::Slim;
     }
     Heard::End(Reason::UnsupportedStanzaType)
 }

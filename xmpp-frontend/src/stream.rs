@@ -56,15 +56,7 @@ impl Underway {
 impl Stream {
     /// A connection in the clear.
     pub(crate) fn new(socket: Socket, admission: Admission) -> Self {
-        Self {
-            socket,
-            records: None,
-            underway: None,
-            ended: false,
-            unflushed: false,
-            took_bytes: false,
-            admission,
-        }
+        Self { socket, records: None, underway: None, ended: false, unflushed: false, took_bytes: false, admission }
     }
 
     /// Does a TLS handshake. Returns what binds a channel to the session, where there is such a thing.

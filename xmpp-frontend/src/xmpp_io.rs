@@ -52,9 +52,10 @@ impl Incoming {
         }
     }
 
-    /// True if bytes came that were not read.
+    /// True if more than white space came that was not read. A line end behind `<starttls/>` is sent by some clients, and no
+    /// TLS record begins with one.
     pub(crate) fn has_unread(&self) -> bool {
-        self.read < self.heard.len()
+        !self.heard.get(self.read..).unwrap_or_default().trim_ascii_start().is_empty()
     }
 
     /// Writes all.
@@ -71,7 +72,9 @@ impl Incoming {
 
     /// The stream below and the reader, unless any reader inside a usual stream reads on as this one does.
     pub(crate) fn into_parts(mut self) -> (Stream, Option<Box<StreamReader>>) {
-        self.stream.unread(self.heard.get(self.read..).unwrap_or_default());
+        if self.has_unread() {
+            self.stream.unread(self.heard.get(self.read..).unwrap_or_default());
+        }
         let reader = (!self.reader.is_like_inside()).then(|| Box::new(self.reader));
         (self.stream, reader)
     }

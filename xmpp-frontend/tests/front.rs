@@ -6,5 +6,6 @@ mod hub;
 mod limits;
 mod lives;
 mod paced;
+mod slim;
 mod tls;
 mod transcripts;

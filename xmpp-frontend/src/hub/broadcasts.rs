@@ -11,10 +11,10 @@ use idl::due::Pace;
 use idl::ids::{AppId, MessageId};
 
 use super::{Applied, Hub, Slot, State};
+use crate::form::{Frame, SharedPayload};
 use crate::index::Membership;
 use crate::line::Line;
 use crate::lock;
-use crate::outbox::Frame;
 use crate::ring::Recent;
 use crate::walk::{Pacing, Walk};
 
@@ -23,7 +23,7 @@ struct Read {
     id: MessageId,
     app: AppId,
     audience: Audience,
-    frame: Arc<[u8]>,
+    frame: Arc<SharedPayload>,
     expires_at_ms: u64,
     pace: Option<Pace>,
 }
@@ -176,7 +176,7 @@ impl Hub {
             }
             return Outcome::NotNow;
         }
-        if state.put(&line, Frame::Stanza(Arc::clone(&recent.frame))).is_err() {
+        if state.put(&line, Frame::Payload(Arc::clone(&recent.frame))).is_err() {
             self.evict(state, &line);
             return Outcome::Gone;
         }
@@ -219,7 +219,7 @@ fn read(broadcast: &wire::Broadcast) -> Option<Read> {
         id: MessageId::from_bytes(&broadcast.id).inspect_err(|error| unreadable(error)).ok()?,
         app: broadcast.app.parse().inspect_err(|error| unreadable(error)).ok()?,
         audience: Audience::try_from(&broadcast.audience).inspect_err(|error| unreadable(error)).ok()?,
-        frame: Payload { number, bytes: broadcast.payload.clone() }.to_message().into(),
+        frame: Arc::new(SharedPayload::new(Payload { number, bytes: broadcast.payload.clone() })),
         expires_at_ms: u64::try_from(broadcast.expires_at_ms).unwrap_or(0),
         pace: (spread_ms > 0 || local_time_ms.is_some()).then_some(Pace { spread_ms, local_time_ms }),
     })

@@ -111,6 +111,11 @@ pub(super) fn unbound() -> String {
     format!("<bind xmlns='{NS_BIND}'/>{}", unmanaged())
 }
 
+/// What every stream has once it is logged in.
+pub(super) fn always() -> &'static str {
+    idl::slim::SWITCH
+}
+
 /// What can be done where stream management is not on.
 pub(super) fn unmanaged() -> String {
     format!("<sm xmlns='{NS_SM}'/>")

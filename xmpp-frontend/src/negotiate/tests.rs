@@ -304,7 +304,7 @@ fn one_request_logs_in_and_binds_with_stream_management_on() {
     assert_eq!((bind.login, bind.enable), (LOGIN, Some(true)));
     let own = bind.resource.strip_prefix("app/").expect("the tag goes before");
     assert!(own.len() == 16 && !own.contains('/'), "{own}");
-    let limits = "<limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>65536</max-bytes>\
+    let always = "<slim xmlns='urn:campanile:slim:1'/><limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>65536</max-bytes>\
                   <idle-seconds>900</idle-seconds></limits>";
     assert_eq!(
         bind.answer("example.org", Some("<enabled xmlns='urn:xmpp:sm:3'/>")),
@@ -312,7 +312,7 @@ fn one_request_logs_in_and_binds_with_stream_management_on() {
             "<success xmlns='urn:xmpp:sasl:2'>\
              <authorization-identifier>{ACCOUNT}@example.org/app/{own}</authorization-identifier>\
              <bound xmlns='urn:xmpp:bind:0'><enabled xmlns='urn:xmpp:sm:3'/></bound></success>\
-             <stream:features>{limits}</stream:features>"
+             <stream:features>{always}</stream:features>"
         )
     );
 }
