@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. An error is one line on stderr, with the way out.
 
 mod app;
+mod bench;
 mod check_config;
 mod ctl;
 mod device;
@@ -72,6 +73,8 @@ enum Command {
     Keys(keys::Keys),
     /// Check the settings and show what would be in force
     CheckConfig,
+    /// Measure what a server costs, from outside its process
+    Bench(bench::Bench),
 }
 
 /// What was said can't be done as it was said: exit code 2.
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(command) => command.run(&settings),
         Command::Keys(command) => command.run(&settings),
         Command::CheckConfig => check_config::run(&settings),
+        Command::Bench(command) => command.run(&settings),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

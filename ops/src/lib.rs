@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod api;
+mod bench;
 pub mod callbacks;
 pub mod cli;
 pub mod config;

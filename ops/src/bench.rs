@@ -1,0 +1,153 @@
+//! `campanile bench`: what servers cost, measured from outside their processes.
+//!
+//! The bench starts the server under test as a child, on free ports and in a folder that goes with it, drives it from
+//! processes of its own, and reads nothing of it but `/proc`. Peers (ejabberd, Mosquitto) get the same runs where their
+//! protocols allow, if the system has them. A server may be several processes: their figures are sums.
+//!
+//! `runs.rs` says what is measured, `server.rs` what a server under test must offer, `order.rs` what the bench says to
+//! its worker processes, `worker.rs` and `devices.rs` what those do.
+
+mod campanile;
+mod devices;
+mod figure;
+mod link;
+mod load;
+mod order;
+mod process;
+mod push;
+mod rate;
+mod runs;
+mod scram;
+mod sender;
+mod server;
+mod worker;
+mod xmpp;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use self::campanile::{Campanile, Program};
+use self::figure::Figure;
+use self::runs::{Bench, Sizes};
+use self::server::{Server, Transport};
+
+pub(crate) use self::order::Kind;
+pub(crate) use self::worker::run as run_worker;
+
+/// What is measured, and of what.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// The servers, one after the other.
+    pub(crate) servers: Vec<Kind>,
+    /// The runs of each.
+    pub(crate) parts: Vec<Part>,
+    /// Without TLS.
+    pub(crate) plain: bool,
+    /// With TLS.
+    pub(crate) tls: bool,
+    /// Connections that stay.
+    pub(crate) connections: usize,
+    /// Logins.
+    pub(crate) logins: usize,
+    /// Broadcasts.
+    pub(crate) broadcasts: u64,
+    /// Rates of single messages, each second.
+    pub(crate) rates: Vec<u64>,
+    /// How long each rate is kept up.
+    pub(crate) seconds: u64,
+    /// Messages whose bytes are counted.
+    pub(crate) messages: u64,
+    /// The binary that is Campanile; this one without it.
+    pub(crate) binary: Option<PathBuf>,
+    /// Settings for it.
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+/// One kind of runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Memory of idle connections.
+    Idle,
+    /// Logins.
+    Login,
+    /// Broadcasts.
+    Broadcast,
+    /// Single messages.
+    Latency,
+    /// Bytes.
+    Wire,
+}
+
+/// How figures are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// As they come, for people, and the ratios at the end.
+    Lines,
+    /// As they come, one JSON object each.
+    Json,
+    /// One table at the end.
+    Markdown,
+}
+
+/// Runs the plan. `say` gets each line of output.
+pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -> Result<()> {
+    let sizes = Sizes {
+        connections: plan.connections,
+        logins: plan.logins,
+        broadcasts: plan.broadcasts,
+        rates: plan.rates.clone(),
+        seconds: plan.seconds,
+        messages: plan.messages,
+    };
+    let mut figures: Vec<Figure> = Vec::new();
+    for kind in &plan.servers {
+        let server: Box<dyn Server> = match kind {
+            Kind::Campanile => {
+                let own = || std::env::current_exe().context("this program can't be found");
+                let binary = plan.binary.clone().map_or_else(own, Ok)?;
+                Box::new(Campanile::prepare(Program { binary, settings: plan.settings.clone() }, sizes.devices())?)
+            }
+            Kind::Ejabberd | Kind::Mosquitto => continue,
+        };
+        let mut told = |figure: Figure| {
+            match shown {
+                Shown::Lines => say(&figure::line(&figure))?,
+                Shown::Json => say(&serde_json::to_string(&figure)?)?,
+                Shown::Markdown => {}
+            }
+            figures.push(figure);
+            Ok(())
+        };
+        let mut bench = Bench { sizes: &sizes, told: &mut told };
+        for part in &plan.parts {
+            for transport in [Transport::Plain, Transport::Tls] {
+                if if transport == Transport::Tls { plan.tls } else { plan.plain } {
+                    let what = format!("{} over {} of {}", name_of(*part), transport.name(), runs::name(*kind));
+                    match part {
+                        Part::Idle => bench.idle(server.as_ref(), transport),
+                        Part::Login => bench.login(server.as_ref(), transport),
+                        Part::Broadcast => bench.broadcast(server.as_ref(), transport),
+                        Part::Latency | Part::Wire => Ok(()),
+                    }
+                    .context(what)?;
+                }
+            }
+        }
+    }
+    match shown {
+        Shown::Lines => say(&figure::ratios(&figures)),
+        Shown::Markdown => say(&figure::markdown(&figures)),
+        Shown::Json => Ok(()),
+    }
+}
+
+fn name_of(part: Part) -> &'static str {
+    match part {
+        Part::Idle => "idle connections",
+        Part::Login => "logins",
+        Part::Broadcast => "broadcasts",
+        Part::Latency => "single messages",
+        Part::Wire => "bytes",
+    }
+}

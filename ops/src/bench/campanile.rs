@@ -1,0 +1,233 @@
+//! Campanile as a server under test: this binary or another, in a folder of its own, with limits that let one machine be
+//! thousands of devices.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use idl::clock::{Entropy as _, SystemEntropy};
+use tokio::time::Instant;
+
+use super::load::Load;
+use super::order::{AppOnDevice, Device, Kind, Order, Way};
+use super::process::{Folder, Kept, Processes, copy_folder};
+use super::sender::payload;
+use super::server::{Addresses, Running, Server, Transport, connect};
+use crate::admin::App;
+use crate::api::Api;
+use crate::data_folder::{DataFolder, read_json, write_json};
+use crate::socket::Run;
+
+/// What is different from an installation: ports, and how many come from one address.
+const SETTINGS: &[(&str, &str)] = &[
+    ("xmpp.starttls", ""),
+    ("xmpp.tls", "127.0.0.1:0"),
+    ("xmpp.plain", "127.0.0.1:0"),
+    ("http.https", "127.0.0.1:0"),
+    ("http.plain", "127.0.0.1:0"),
+    ("telemetry.listen", ""),
+    ("log.level", "warn"),
+    ("limits.xmpp_connections_max", "1000000"),
+    ("limits.xmpp_connections_per_address_max", "1000000"),
+    ("limits.http_accounts_per_address_per_minute", "0"),
+];
+/// How long a start may take.
+const START_TIME_MAX: Duration = Duration::from_secs(60);
+/// Accounts made at one time: their writes share a commit.
+const ACCOUNTS_AT_ONCE: usize = 8;
+
+/// A data folder with accounts and registrations, which every run copies.
+pub(super) struct Campanile {
+    program: Program,
+    folder: Folder,
+    devices: PathBuf,
+    app: App,
+    runs: Cell<u32>,
+}
+
+/// What is started.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    /// The binary.
+    pub(super) binary: PathBuf,
+    /// Settings that win over the bench's own.
+    pub(super) settings: Vec<(String, String)>,
+}
+
+struct RunningCampanile {
+    processes: Processes,
+    addresses: Addresses,
+    api: Api,
+    http: SocketAddr,
+    secret: String,
+    child: Kept,
+}
+
+impl Campanile {
+    /// Makes the accounts and registers them.
+    pub(super) fn prepare(program: Program, count: usize) -> Result<Self> {
+        let folder = Folder::new()?;
+        let base = folder.path().join("prepared");
+        let (child, run) = launch(&program, &base)?;
+        let app: App = read_json(&DataFolder::at(&base).demo())?.context("the server made no demo application")?;
+        let mut devices = accounts(&run, count)?;
+        let file = folder.path().join("devices.json");
+        write_json(&file, &devices)?;
+        let server = Self { program, folder, devices: file, app, runs: Cell::new(0) };
+        let mut running = server.running(child, &run)?;
+        let mut load = Load::for_devices(count)?;
+        let registered = load.connect(&super::order::Connect {
+            app: server.app(),
+            ..connect(&server, &running, Transport::Tls, count)
+        })?;
+        load.every(&Order::Disconnect)?;
+        for (device, regid) in devices.iter_mut().zip(registered.regids) {
+            device.regid = Some(regid);
+        }
+        write_json(&server.devices, &devices)?;
+        running.child.stop();
+        Ok(server)
+    }
+
+    fn running(&self, child: Kept, run: &Run) -> Result<RunningCampanile> {
+        let reach = |key: &str| run.reach(key).with_context(|| format!("the server does not listen on {key}"));
+        let http = reach("http.plain")?;
+        Ok(RunningCampanile {
+            processes: Processes(vec![child.0.id()]),
+            addresses: Addresses {
+                plain: reach("xmpp.plain")?,
+                tls: reach("xmpp.tls")?,
+                ca: run.ca.clone().context("the server has no CA of its own")?,
+                domain: "localhost".to_owned(),
+            },
+            api: Api::new(&format!("http://{http}"), run.ca.as_deref())?,
+            http,
+            secret: self.app.secret.clone().context("the demo's secret is not kept")?,
+            child,
+        })
+    }
+}
+
+impl Server for Campanile {
+    fn kind(&self) -> Kind {
+        Kind::Campanile
+    }
+
+    fn start(&self) -> Result<Box<dyn Running>> {
+        let number = self.runs.replace(self.runs.get() + 1);
+        let last = self.folder.path().join(format!("run-{number}"));
+        let _ = fs::remove_dir_all(&last);
+        let data = self.folder.path().join(format!("run-{}", number + 1));
+        copy_folder(&self.folder.path().join("prepared"), &data).context("the prepared folder can't be copied")?;
+        let (child, run) = launch(&self.program, &data)?;
+        Ok(Box::new(self.running(child, &run)?))
+    }
+
+    fn devices(&self) -> &Path {
+        &self.devices
+    }
+
+    fn app(&self) -> Option<AppOnDevice> {
+        let App { app, package, app_key, .. } = self.app.clone();
+        Some(AppOnDevice { app, package, app_key })
+    }
+
+    fn broadcasts_by(&self) -> &'static str {
+        "POST /v3/message/all"
+    }
+}
+
+impl Running for RunningCampanile {
+    fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    fn broadcast(&self, at_once: u64) -> Option<Result<()>> {
+        let one = |number| -> Result<()> {
+            let payload = payload(number);
+            let envelope = self.api.post("/v3/message/all", Some(&self.secret), &[("payload", &payload)])?;
+            if envelope.code != 0 {
+                bail!("a broadcast was not accepted: {}", envelope.description);
+            }
+            Ok(())
+        };
+        let all = thread::scope(|scope| {
+            let sending: Vec<_> = (0..at_once).map(|number| scope.spawn(move || one(number))).collect();
+            sending.into_iter().try_for_each(|sent| sent.join().unwrap_or_else(|_| bail!("a sender panicked")))
+        });
+        Some(all)
+    }
+
+    fn way(&self) -> Option<Way> {
+        Some(Way::Http { to: self.http, secret: self.secret.clone() })
+    }
+}
+
+/// Starts the server on a folder and waits until it is ready.
+fn launch(program: &Program, data: &Path) -> Result<(Kept, Run)> {
+    let folder = DataFolder::at(data);
+    folder.create()?;
+    // A copied folder says where another process was.
+    let _ = fs::remove_file(folder.run());
+    let output = |name: &str| File::create(data.join(name)).context("the server's output can't be kept");
+    let mut command = Command::new(&program.binary);
+    command.arg("serve").arg("--data").arg(data);
+    let settings = SETTINGS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    for (key, value) in settings.chain(program.settings.iter().cloned()) {
+        command.arg("--set").arg(format!("{key}={value}"));
+    }
+    command.stdin(Stdio::null()).stdout(output("stdout")?).stderr(output("stderr")?);
+    let child = command.spawn().with_context(|| format!("{} can't be started", program.binary.display()))?;
+    let (mut child, started) = (Kept(child), Instant::now());
+    loop {
+        if let Some(run) = Run::read(&folder)?
+            && run.pid == child.0.id()
+        {
+            return Ok((child, run));
+        }
+        if !child.is_running() || started.elapsed() > START_TIME_MAX {
+            let said = fs::read_to_string(data.join("stderr")).unwrap_or_default();
+            bail!("the server did not get ready: {said}");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Makes accounts over the HTTPS API.
+fn accounts(run: &Run, count: usize) -> Result<Vec<Device>> {
+    let api = Api::new(&run.https().context("the server has no HTTPS listener")?, run.ca.as_deref())?;
+    let make = |count: usize| -> Result<Vec<Device>> {
+        let mut made = Vec::with_capacity(count);
+        for _ in 0..count {
+            let mut identity = [0; 16];
+            SystemEntropy.fill(&mut identity);
+            let account = api.create_account(&format!("{:032x}", u128::from_be_bytes(identity)), "bench")?;
+            let (id, _) = account.jid.split_once('@').context("an account has no domain")?;
+            made.push(Device { id: id.to_owned(), password: account.token, regid: None });
+        }
+        Ok(made)
+    };
+    thread::scope(|scope| {
+        let shares = (0..ACCOUNTS_AT_ONCE).map(|maker| (count + maker) / ACCOUNTS_AT_ONCE);
+        let makers: Vec<_> = shares
+            .map(|share| {
+                let make = &make;
+                scope.spawn(move || make(share))
+            })
+            .collect();
+        let mut all = Vec::with_capacity(count);
+        for maker in makers {
+            all.extend(maker.join().unwrap_or_else(|_| bail!("a maker of accounts panicked"))?);
+        }
+        Ok(all)
+    })
+}

@@ -1,0 +1,123 @@
+//! `campanile bench`: measures this server, and others beside it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+
+use super::{Settings, Usage, say_line};
+use crate::bench::{self, Kind, Part, Plan, Shown};
+
+/// Measure what a server costs, from outside its process.
+///
+/// Starts each server as a child on free ports of loopback, in a temporary folder, drives it from worker processes, and
+/// reads its memory and CPU in /proc. Run it with a release build, on a machine that does nothing else: the generator
+/// needs cores, too, and what it took is told with each figure. Every run begins with a new server process.
+#[derive(Args)]
+pub(super) struct Bench {
+    /// What to measure
+    #[arg(value_enum, default_value = "all")]
+    what: What,
+    /// Which servers; may be repeated [default: all that are installed]
+    #[arg(long, value_enum)]
+    server: Vec<Kind>,
+    /// Only with TLS
+    #[arg(long, conflicts_with = "plain")]
+    tls: bool,
+    /// Only without TLS
+    #[arg(long)]
+    plain: bool,
+    /// Connections that stay
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    connections: usize,
+    /// Logins
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    logins: usize,
+    /// Broadcasts, each to all connections
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    broadcasts: u64,
+    /// Single messages a second; may be repeated [default: 100, 1000, and 70 % of the highest rate that a ramp finds]
+    #[arg(long, value_name = "N")]
+    rate: Vec<u64>,
+    /// How long each rate is kept up
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    seconds: u64,
+    /// Messages whose bytes are counted
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    messages: u64,
+    /// Another binary of Campanile to measure
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// A setting for the Campanile that is measured; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    with: Vec<String>,
+    /// Print the table of docs/benchmarks.md
+    #[arg(long)]
+    markdown: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Everything
+    All,
+    /// Memory of idle connections
+    Idle,
+    /// CPU and rate of logins
+    Login,
+    /// CPU and rate of broadcasts
+    Broadcast,
+    /// Times of single messages
+    Latency,
+    /// Bytes on the wire
+    Wire,
+    /// A process of the generator, which takes its orders from the bench
+    #[value(hide = true)]
+    Worker,
+}
+
+impl Bench {
+    /// Measures and prints.
+    pub(super) fn run(self, settings: &Settings) -> Result<()> {
+        let parts = match self.what {
+            What::Worker => return bench::run_worker(),
+            What::All => vec![Part::Idle, Part::Login, Part::Broadcast, Part::Latency, Part::Wire],
+            What::Idle => vec![Part::Idle],
+            What::Login => vec![Part::Login],
+            What::Broadcast => vec![Part::Broadcast],
+            What::Latency => vec![Part::Latency],
+            What::Wire => vec![Part::Wire],
+        };
+        if self.connections == 0 {
+            return Err(Usage("--connections must be above 0".to_owned()).into());
+        }
+        let servers =
+            if self.server.is_empty() { vec![Kind::Campanile, Kind::Ejabberd, Kind::Mosquitto] } else { self.server };
+        let with = |set: &String| -> Result<(String, String)> {
+            let (key, value) =
+                set.split_once('=').with_context(|| Usage(format!("--with {set} must be --with KEY=VALUE")))?;
+            Ok((key.to_owned(), value.to_owned()))
+        };
+        let plan = Plan {
+            servers,
+            parts,
+            plain: !self.tls,
+            tls: !self.plain,
+            connections: self.connections,
+            logins: self.logins,
+            broadcasts: self.broadcasts,
+            rates: self.rate,
+            seconds: self.seconds,
+            messages: self.messages,
+            binary: self.binary,
+            settings: self.with.iter().map(with).collect::<Result<_>>()?,
+        };
+        let shown = if settings.json {
+            Shown::Json
+        } else if self.markdown {
+            Shown::Markdown
+        } else {
+            Shown::Lines
+        };
+        bench::run(&plan, shown, say_line)
+    }
+}
