@@ -9,10 +9,14 @@
 
 mod campanile;
 mod devices;
+mod ejabberd;
 mod figure;
 mod link;
 mod load;
+mod mosquitto;
+mod mqtt;
 mod order;
+mod peer_files;
 mod process;
 mod push;
 mod rate;
@@ -28,9 +32,12 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 
 use self::campanile::{Campanile, Program};
+use self::ejabberd::Ejabberd;
 use self::figure::Figure;
+use self::mosquitto::Mosquitto;
 use self::runs::{Bench, Sizes};
 use self::server::{Server, Transport};
+use crate::lifecycle::raise_file_limit;
 
 pub(crate) use self::order::Kind;
 pub(crate) use self::worker::run as run_worker;
@@ -100,16 +107,10 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
         seconds: plan.seconds,
         messages: plan.messages,
     };
+    // Servers that are started here inherit it.
+    raise_file_limit();
     let mut figures: Vec<Figure> = Vec::new();
     for kind in &plan.servers {
-        let server: Box<dyn Server> = match kind {
-            Kind::Campanile => {
-                let own = || std::env::current_exe().context("this program can't be found");
-                let binary = plan.binary.clone().map_or_else(own, Ok)?;
-                Box::new(Campanile::prepare(Program { binary, settings: plan.settings.clone() }, sizes.devices())?)
-            }
-            Kind::Ejabberd | Kind::Mosquitto => continue,
-        };
         let mut told = |figure: Figure| {
             match shown {
                 Shown::Lines => say(&figure::line(&figure))?,
@@ -118,6 +119,10 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
             }
             figures.push(figure);
             Ok(())
+        };
+        let Some(server) = prepare(*kind, plan, &sizes)? else {
+            told(not_installed(*kind))?;
+            continue;
         };
         let mut bench = Bench { sizes: &sizes, told: &mut told };
         for part in &plan.parts {
@@ -128,7 +133,8 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
                         Part::Idle => bench.idle(server.as_ref(), transport),
                         Part::Login => bench.login(server.as_ref(), transport),
                         Part::Broadcast => bench.broadcast(server.as_ref(), transport),
-                        Part::Latency | Part::Wire => Ok(()),
+                        Part::Latency => bench.latency(server.as_ref(), transport),
+                        Part::Wire => bench.wire(server.as_ref(), transport),
                     }
                     .context(what)?;
                 }
@@ -139,6 +145,32 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
         Shown::Lines => say(&figure::ratios(&figures)),
         Shown::Markdown => say(&figure::markdown(&figures)),
         Shown::Json => Ok(()),
+    }
+}
+
+/// Installs a server in a folder and makes its accounts; `None` if the system does not have it.
+fn prepare(kind: Kind, plan: &Plan, sizes: &Sizes) -> Result<Option<Box<dyn Server>>> {
+    let count = sizes.devices();
+    Ok(match kind {
+        Kind::Campanile => {
+            let own = || std::env::current_exe().context("this program can't be found");
+            let binary = plan.binary.clone().map_or_else(own, Ok)?;
+            Some(Box::new(Campanile::prepare(Program { binary, settings: plan.settings.clone() }, count)?))
+        }
+        Kind::Ejabberd => Ejabberd::prepare(count)?.map(|server| Box::new(server) as Box<dyn Server>),
+        Kind::Mosquitto => Mosquitto::prepare(count)?.map(|server| Box::new(server) as Box<dyn Server>),
+    })
+}
+
+fn not_installed(kind: Kind) -> Figure {
+    Figure {
+        server: runs::name(kind).to_owned(),
+        what: "all".to_owned(),
+        transport: String::new(),
+        value: None,
+        unit: String::new(),
+        n: 0,
+        notes: "not installed".to_owned(),
     }
 }
 

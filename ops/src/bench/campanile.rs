@@ -17,7 +17,7 @@ use super::load::Load;
 use super::order::{AppOnDevice, Device, Kind, Order, Way};
 use super::process::{Folder, Kept, Processes, copy_folder};
 use super::sender::payload;
-use super::server::{Addresses, Running, Server, Transport, connect};
+use super::server::{Addresses, Running, START_TIME_MAX, Server, Transport, connect};
 use crate::admin::App;
 use crate::api::Api;
 use crate::data_folder::{DataFolder, read_json, write_json};
@@ -36,8 +36,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("limits.xmpp_connections_per_address_max", "1000000"),
     ("limits.http_accounts_per_address_per_minute", "0"),
 ];
-/// How long a start may take.
-const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// Accounts made at one time: their writes share a commit.
 const ACCOUNTS_AT_ONCE: usize = 8;
 

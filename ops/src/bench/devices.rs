@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::link::Link;
+use super::mqtt::{self, Packets};
 use super::order::{Answer, Connect, Kind};
 use super::push::{self, Delivered, Heard};
 use super::xmpp::Messages;
@@ -98,6 +99,8 @@ enum Taking {
     Channel { messages: Messages, acks_for: Option<Rc<str>>, pending: Vec<Delivered> },
     /// Messages with a body.
     Bodies(Messages),
+    /// MQTT, and acknowledgements that leave at once.
+    Packets(Packets, Vec<u8>),
 }
 
 /// Takes deliveries until the connection ends or the task does.
@@ -112,7 +115,8 @@ pub(super) fn live(
             let acks_for = order.app.as_ref().filter(|_| order.acks).map(|app| Rc::from(app.app.as_str()));
             Taking::Channel { messages: Messages::default(), acks_for, pending: Vec::new() }
         }
-        Kind::Ejabberd | Kind::Mosquitto => Taking::Bodies(Messages::default()),
+        Kind::Ejabberd => Taking::Bodies(Messages::default()),
+        Kind::Mosquitto => Taking::Packets(Packets::default(), Vec::new()),
     };
     async move {
         // What the login took is no delivery's.
@@ -169,6 +173,12 @@ impl Taking {
                     counts.delivered(key.and_then(|key| key.try_into().ok()));
                 }
             }),
+            Self::Packets(packets, acks) => packets.take(bytes, |kind, body| {
+                if let Some(arrived) = mqtt::arrived(kind, body) {
+                    counts.delivered(arrived.key);
+                    acks.extend(arrived.ack.into_iter().flatten());
+                }
+            }),
         }
     }
 
@@ -185,6 +195,7 @@ impl Taking {
                 messages.pong()
             }
             Self::Bodies(messages) => messages.pong(),
+            Self::Packets(_, acks) => (!acks.is_empty()).then(|| std::mem::take(acks)),
         }
     }
 

@@ -13,7 +13,8 @@ pub(super) struct Figure {
     /// The server's name.
     pub(super) server: String,
     /// What was measured.
-    pub(super) figure: String,
+    #[serde(rename = "figure")]
+    pub(super) what: String,
     /// `plain` or `tls`.
     pub(super) transport: String,
     /// `None` where it could not be measured; the notes say why.
@@ -52,7 +53,7 @@ fn rounded(value: f64) -> String {
 
 /// What is in a row of the table: a figure of some transport, of each server.
 struct Row<'a> {
-    figure: &'a str,
+    what: &'a str,
     transport: &'a str,
     of: [Option<&'a Figure>; SERVERS.len()],
 }
@@ -61,9 +62,9 @@ fn rows(figures: &[Figure]) -> Vec<Row<'_>> {
     let mut rows: Vec<Row<'_>> = Vec::new();
     for figure in figures {
         let Some(column) = SERVERS.iter().position(|name| *name == figure.server) else { continue };
-        let at = rows.iter().position(|row| row.figure == figure.figure && row.transport == figure.transport);
+        let at = rows.iter().position(|row| row.what == figure.what && row.transport == figure.transport);
         let at = at.unwrap_or_else(|| {
-            rows.push(Row { figure: &figure.figure, transport: &figure.transport, of: [None; SERVERS.len()] });
+            rows.push(Row { what: &figure.what, transport: &figure.transport, of: [None; SERVERS.len()] });
             rows.len() - 1
         });
         rows[at].of[column] = Some(figure);
@@ -87,7 +88,7 @@ pub(super) fn markdown(figures: &[Figure]) -> String {
          | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for row in rows(figures) {
-        let _ = write!(page, "| {} | {} |", row.figure, row.transport);
+        let _ = write!(page, "| {} | {} |", row.what, row.transport);
         for figure in row.of {
             let _ = write!(page, " {} |", figure.map(Figure::shown).unwrap_or_default());
         }
@@ -103,7 +104,7 @@ pub(super) fn ratios(figures: &[Figure]) -> String {
         for (peer, name) in SERVERS.iter().enumerate().skip(1) {
             let ratio = ratio(&row, peer);
             if !ratio.is_empty() {
-                let _ = writeln!(page, "{} ({}): {name} has {ratio} ours", row.figure, row.transport);
+                let _ = writeln!(page, "{} ({}): {name} has {ratio} ours", row.what, row.transport);
             }
         }
     }
@@ -112,7 +113,7 @@ pub(super) fn ratios(figures: &[Figure]) -> String {
 
 /// One figure for people, as soon as it is there.
 pub(super) fn line(figure: &Figure) -> String {
-    let Figure { server, figure: what, transport, n, notes, .. } = figure;
+    let Figure { server, what, transport, n, notes, .. } = figure;
     let shown = figure.shown();
     if figure.value.is_none() {
         return format!("{server:<10} {transport:<6} {what:<52} {shown}");
@@ -130,7 +131,7 @@ mod tests {
     fn figure(server: &str, value: Option<f64>) -> Figure {
         Figure {
             server: server.to_owned(),
-            figure: "idle connection".to_owned(),
+            what: "idle connection".to_owned(),
             transport: "tls".to_owned(),
             value,
             unit: "KB".to_owned(),

@@ -110,6 +110,24 @@ impl Link {
         }
     }
 
+    /// Reads away what is there, without looking at it.
+    pub(super) fn skip(&mut self) -> io::Result<()> {
+        BUFFERS.with_borrow_mut(|(raw, text)| {
+            loop {
+                match self.socket.try_read(raw) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(read) => {
+                        if let Some(tls) = &mut self.tls {
+                            open(tls, &raw[..read], text, &mut |_| ())?;
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        })
+    }
+
     /// Sends all of it.
     pub(super) async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         if self.tls.is_none() {

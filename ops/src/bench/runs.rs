@@ -14,6 +14,16 @@ use super::server::{Running, Server, Transport, connect};
 const WARM_UP: usize = 300;
 /// How long the deliveries of one round may take.
 const ROUND_TIME_MAX: Duration = Duration::from_mins(5);
+/// Acknowledgements leave later than deliveries come, and are worked on after that.
+const ACKS_TIME: Duration = Duration::from_secs(1);
+/// Rates of single messages where none is asked for.
+const FIXED_RATES: [u64; 2] = [100, 1000];
+/// The ramp of rates: where it begins, how long each lasts, and what ends it.
+const RAMP_START: u64 = 500;
+const RAMP_TIME: Duration = Duration::from_secs(3);
+const RAMP_P99_MAX: Duration = Duration::from_millis(100);
+/// Messages a second while bytes are counted.
+const WIRE_RATE: u64 = 50;
 
 /// How much is done.
 #[derive(Debug, Clone)]
@@ -53,11 +63,13 @@ struct Run<'a> {
     transport: Transport,
     running: Box<dyn Running>,
     load: Load,
+    /// Devices acknowledge, and senders ask for that.
+    acks: bool,
 }
 
 impl<'a> Run<'a> {
     fn start(server: &'a dyn Server, transport: Transport, devices: usize) -> Result<Self> {
-        Ok(Self { server, transport, running: server.start()?, load: Load::for_devices(devices)? })
+        Ok(Self { server, transport, running: server.start()?, load: Load::for_devices(devices)?, acks: false })
     }
 
     fn processes(&self) -> &Processes {
@@ -68,10 +80,10 @@ impl<'a> Run<'a> {
         connect(self.server, self.running.as_ref(), self.transport, count)
     }
 
-    fn figure(&self, figure: &str, value: f64, unit: &str, n: u64, notes: String) -> Figure {
+    fn figure(&self, what: &str, value: f64, unit: &str, n: u64, notes: String) -> Figure {
         Figure {
             server: name(self.server.kind()).to_owned(),
-            figure: figure.to_owned(),
+            what: what.to_owned(),
             transport: self.transport.name().to_owned(),
             value: Some(value),
             unit: unit.to_owned(),
@@ -80,13 +92,18 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// A connection that sends, with the first account that is no device's.
+    fn sender(&self, devices: usize) -> Connect {
+        Connect { from: devices, different: 1, acks: self.acks, ..self.connect(1) }
+    }
+
     /// So many messages to each connected device, which all have when it returns.
     fn broadcast(&mut self, devices: usize, at_once: u64) -> Result<()> {
         self.load.forget()?;
         if let Some(sent) = self.running.broadcast(at_once) {
             sent?;
         } else {
-            let sender = Connect { from: devices, count: 1, different: 1, ..self.connect(1) };
+            let sender = self.sender(devices);
             self.load.first(&Order::Publish(Publish { sender, devices, times: at_once }))?;
         }
         self.load.wait(at_once, ROUND_TIME_MAX)?;
@@ -168,7 +185,7 @@ impl Bench<'_> {
 
     /// CPU and rate of broadcasts: one after the other and ten at once, acknowledged where devices do that, and not.
     pub(super) fn broadcast(&mut self, server: &dyn Server, transport: Transport) -> Result<()> {
-        let acks = if server.app().is_some() { &[false, true][..] } else { &[false] };
+        let acks = if server.acknowledges() { &[false, true][..] } else { &[false] };
         for acks in acks {
             for at_once in [1, 10] {
                 self.broadcast_with(server, transport, *acks, at_once)?;
@@ -182,6 +199,7 @@ impl Bench<'_> {
         // One more, which sends where a connection has to.
         let mut run = Run::start(server, transport, devices + 1)?;
         let connections = Connect { app: server.app(), acks, ..run.connect(devices) };
+        run.acks = acks;
         run.load.connect(&connections)?;
         run.broadcast(devices, 1)?;
         run.processes().settled_memory()?;
@@ -193,8 +211,7 @@ impl Bench<'_> {
         let n = rounds * at_once * devices as u64;
         let rate = ours.rate(n);
         if acks {
-            // Acknowledgements leave later than they are due, and are worked on after that.
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(ACKS_TIME);
         }
         let (cpu, generator) = (ours.micros_each(n), theirs.micros_each(n));
         let what = format!(
@@ -210,10 +227,139 @@ impl Bench<'_> {
         (self.told)(run.figure(&format!("{what}: CPU per delivery"), cpu, "µs", n, notes))?;
         (self.told)(run.figure(&format!("{what}: rate"), rate, "/s", n, "generator on the same cores".to_owned()))
     }
+
+    /// How long single messages take, at rates and at 70 % of the highest rate that a ramp finds.
+    pub(super) fn latency(&mut self, server: &dyn Server, transport: Transport) -> Result<()> {
+        let devices = self.sizes.connections;
+        let mut run = Run::start(server, transport, devices + 1)?;
+        run.acks = server.acknowledges();
+        let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(devices) };
+        run.load.connect(&connections)?;
+        let mut rates = self.sizes.rates.clone();
+        rates.iter().try_for_each(|rate| self.latency_at(&mut run, *rate, None))?;
+        if rates.is_empty() {
+            rates = FIXED_RATES.to_vec();
+            rates.iter().try_for_each(|rate| self.latency_at(&mut run, *rate, None))?;
+            let highest = run.highest_rate(devices)?;
+            let notes = format!(
+                "ramp by a half each {} s while p99 is below {} ms; generator on the same cores",
+                RAMP_TIME.as_secs(),
+                RAMP_P99_MAX.as_millis()
+            );
+            (self.told)(run.figure("single messages: highest rate", float(highest), "/s", highest, notes))?;
+            self.latency_at(&mut run, highest * 7 / 10, Some("single message at 70 % load"))?;
+        }
+        Ok(())
+    }
+
+    fn latency_at(&mut self, run: &mut Run<'_>, per_second: u64, what: Option<&str>) -> Result<()> {
+        let devices = self.sizes.connections;
+        let (ours, theirs) = (Span::of(run.processes()), Span::of(&run.load.processes()));
+        let times = run.at_rate(devices, per_second, Duration::from_secs(self.sizes.seconds))?;
+        let n = times.sent;
+        let (cpu, generator) = (ours.micros_each(n), theirs.micros_each(n));
+        let what = what.map_or_else(|| format!("single message at {per_second}/s"), ToOwned::to_owned);
+        let notes = format!(
+            "{per_second}/s to {devices} devices, {} of {n} arrived; requests began at most {:.1} ms late",
+            times.arrival_us.len(),
+            times.late_us_max / 1000.0
+        );
+        for (name, thousandths) in [("p50", 500), ("p90", 900), ("p99", 990), ("max", 1000)] {
+            let value = quantile(&times.arrival_us, thousandths).context("no message arrived")? / 1000.0;
+            (self.told)(run.figure(&format!("{what}: {name}"), value, "ms", n, notes.clone()))?;
+        }
+        let notes = format!("the generator took {generator:.0} µs");
+        (self.told)(run.figure(&format!("{what}: CPU"), cpu, "µs", n, notes))
+    }
+
+    /// Bytes in sockets for each message of 100 bytes.
+    pub(super) fn wire(&mut self, server: &dyn Server, transport: Transport) -> Result<()> {
+        let n = self.sizes.messages;
+        let mut run = Run::start(server, transport, 2)?;
+        run.acks = server.acknowledges();
+        let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(1) };
+        run.load.connect(&connections)?;
+        // Of the session's tickets, and what else comes once.
+        run.at_rate(1, WIRE_RATE, Duration::from_millis(500))?;
+        run.load.forget()?;
+        let length = Duration::from_micros(n * 1_000_000 / WIRE_RATE);
+        let times = run.at_rate(1, WIRE_RATE, length)?;
+        std::thread::sleep(ACKS_TIME);
+        let bytes = run.load.every(&Order::Count)?;
+        let each = |bytes: u64, n: u64| float(bytes) / float(n.max(1));
+        let notes = "TCP payload, without headers of TCP and IP".to_owned();
+        let what = "single message of 100 bytes: on the wire";
+        (self.told)(run.figure(what, each(bytes.received, times.sent), "bytes", times.sent, notes.clone()))?;
+        if run.acks {
+            let notes = format!("{WIRE_RATE} messages a second, as many acknowledgements as the device makes of them");
+            let what = "acknowledging a single message: on the wire";
+            (self.told)(run.figure(what, each(bytes.sent, times.sent), "bytes", times.sent, notes))?;
+        }
+        let rounds = 20;
+        run.broadcast(1, 1)?;
+        let mut received = 0;
+        for _ in 0..rounds {
+            run.broadcast(1, 1)?;
+            received += run.load.every(&Order::Count)?.received;
+        }
+        let what = "broadcast of 100 bytes: on the wire";
+        (self.told)(run.figure(what, each(received, rounds), "bytes", rounds, notes))
+    }
+}
+
+/// What came of messages at a rate.
+struct Times {
+    sent: u64,
+    /// Sorted.
+    arrival_us: Vec<u64>,
+    late_us_max: f64,
+}
+
+impl Run<'_> {
+    fn at_rate(&mut self, devices: usize, per_second: u64, length: Duration) -> Result<Times> {
+        let count = u64::try_from(length.as_millis())?.saturating_mul(per_second).div_ceil(1000).max(1);
+        let by = self.running.way().unwrap_or_else(|| Way::Sender(self.sender(devices)));
+        let mut answer = self.load.first(&Order::Rate(Rate { by, per_second, count }))?;
+        answer.arrival_us.sort_unstable();
+        let late_us_max = float(answer.late_us.iter().copied().max().unwrap_or(0));
+        Ok(Times { sent: count, arrival_us: answer.arrival_us, late_us_max })
+    }
+
+    /// The highest rate at which all messages arrive soon.
+    fn highest_rate(&mut self, devices: usize) -> Result<u64> {
+        let (mut rate, mut highest) = (RAMP_START, 0);
+        loop {
+            let times = self.at_rate(devices, rate, RAMP_TIME)?;
+            let p99 = quantile(&times.arrival_us, 990).unwrap_or(f64::MAX);
+            let limit = RAMP_P99_MAX.as_secs_f64() * 1e6;
+            if times.arrival_us.len() as u64 != times.sent || p99 > limit || times.late_us_max > limit {
+                break;
+            }
+            (highest, rate) = (rate, rate * 3 / 2);
+        }
+        if highest == 0 {
+            bail!("not even {RAMP_START} messages a second arrive soon");
+        }
+        Ok(highest)
+    }
 }
 
 /// The value that so many thousandths of sorted values don't exceed.
 fn quantile(sorted: &[u64], thousandths: usize) -> Option<f64> {
     let at = (sorted.len().checked_sub(1)?) * thousandths / 1000;
     sorted.get(at).map(|value| float(*value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_were_measured() {
+        let sorted: Vec<u64> = (1..=1001).collect();
+        assert_eq!(quantile(&sorted, 500), Some(501.0));
+        assert_eq!(quantile(&sorted, 1000), Some(1001.0));
+        assert_eq!(quantile(&[7], 990), Some(7.0));
+        assert_eq!(quantile(&[], 500), None);
+    }
 }

@@ -2,14 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use tokio::time::Instant;
 
 use super::order::{AppOnDevice, Connect, Form, Kind, Way};
-use super::process::Processes;
+use super::process::{Kept, Processes};
 
 /// Logins at one time: enough to keep two cores busy.
 pub(super) const LOGINS_AT_ONCE: usize = 32;
+/// How long a start may take.
+pub(super) const START_TIME_MAX: Duration = Duration::from_mins(1);
 
 /// A server that is installed and has its accounts.
 pub(super) trait Server {
@@ -25,6 +29,11 @@ pub(super) trait Server {
     /// What its devices register for, where there is such a thing.
     fn app(&self) -> Option<AppOnDevice> {
         None
+    }
+
+    /// True if devices acknowledge what they get, where they are told to.
+    fn acknowledges(&self) -> bool {
+        self.app().is_some()
     }
 
     /// How broadcasts are made, for the notes of figures.
@@ -114,4 +123,17 @@ pub(super) fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
         held.push(listener);
     }
     Ok(addresses)
+}
+
+/// Waits until a peer listens there; an error with what it wrote if it ends before.
+pub(super) fn wait_for_port(address: SocketAddr, child: &mut Kept, output: &Path) -> Result<()> {
+    let started = Instant::now();
+    while std::net::TcpStream::connect(address).is_err() {
+        if !child.is_running() || started.elapsed() > START_TIME_MAX {
+            let said = std::fs::read_to_string(output).unwrap_or_default();
+            bail!("it did not get ready: {said}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

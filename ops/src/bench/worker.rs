@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::devices::{self, Counts};
 use super::link::{Link, client_tls};
+use super::mqtt::{self, Quality};
 use super::order::{Answer, Connect, Device, Kind, Order};
 use super::push::{self, Heard};
 use super::rate;
@@ -27,7 +28,7 @@ use crate::data_folder::read_json;
 use crate::lifecycle::raise_file_limit;
 
 /// From connecting to being ready for pushes.
-const LOGIN_TIME_MAX: Duration = Duration::from_secs(60);
+const LOGIN_TIME_MAX: Duration = Duration::from_mins(1);
 /// Failures in a row after which a lane of logins gives up.
 const FAILURES_MAX: u32 = 3;
 
@@ -184,7 +185,12 @@ async fn lane(shared: Rc<Lanes>, tls: Option<Arc<ClientConfig>>) -> Lane {
             Ok(ready) => {
                 lane.count += 1;
                 lane.resumed += u64::from(ready.link.is_resumed());
-                if order.stay { Ok(lane.ready.push((number, ready))) } else { leave(order.kind, ready.link).await }
+                if order.stay {
+                    lane.ready.push((number, ready));
+                    Ok(())
+                } else {
+                    leave(order.kind, ready.link).await
+                }
             }
             Err(error) => Err(error),
         };
@@ -209,12 +215,14 @@ pub(super) async fn begin(
 ) -> Result<Ready> {
     let origin = u8::try_from(order.from / DEVICES_PER_ORIGIN).unwrap_or(u8::MAX);
     let tls = tls.map(|config| (config, order.domain.as_str()));
-    let link = Link::open(order.to, origin, tls).await.context("connecting")?;
-    let mut talk = Talk::new(link);
-    match order.kind {
-        Kind::Mosquitto => bail!("MQTT is not spoken yet"),
-        Kind::Ejabberd | Kind::Campanile => xmpp::log_in(&mut talk, &order.domain, device, xmpp::RESOURCE).await?,
+    let mut link = Link::open(order.to, origin, tls).await.context("connecting")?;
+    if order.kind == Kind::Mosquitto {
+        let quality = if order.acks { Quality::Acknowledged } else { Quality::Once };
+        mqtt::log_in(&mut link, &device.id, &device.password, order.stay.then_some(quality)).await?;
+        return Ok(Ready { link, heard: Vec::new(), regid: None });
     }
+    let mut talk = Talk::new(link);
+    xmpp::log_in(&mut talk, &order.domain, device, xmpp::RESOURCE).await?;
     let mut regid = device.regid.clone();
     if let Some(app) = &order.app {
         talk.ask(&push::open(regid.as_deref()), &["</iq>"]).await.context("opening the channel")?;
@@ -249,7 +257,7 @@ impl Ready {
 async fn leave(kind: Kind, mut link: Link) -> Result<()> {
     match kind {
         Kind::Campanile | Kind::Ejabberd => link.send(b"</stream:stream>").await?,
-        Kind::Mosquitto => link.send(&[0xe0, 0]).await?,
+        Kind::Mosquitto => link.send(&mqtt::DISCONNECT).await?,
     }
     Ok(())
 }
