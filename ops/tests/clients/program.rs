@@ -57,6 +57,10 @@ impl Program {
     pub(crate) fn wait_for_event(&mut self, events: &[&str], place: usize) -> Value {
         wait_for(format!("the client's {events:?}"), || {
             let ended = self.child.try_wait().expect("a child can be waited for");
+            if ended.is_some() {
+                // Its last words may not have been read yet.
+                self.read_to_the_end();
+            }
             let found = self.events(events).get(place).cloned();
             assert!(found.is_some() || ended.is_none(), "the client ended with {ended:?}: {:#?}", self.said());
             found
@@ -66,10 +70,14 @@ impl Program {
     /// Waits for its end and for all that it printed.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let status = wait_for("the client ends", || self.child.try_wait().expect("a child can be waited for"));
+        self.read_to_the_end();
+        status
+    }
+
+    fn read_to_the_end(&mut self) {
         for reader in self.readers.drain(..) {
             reader.join().expect("a reader doesn't panic");
         }
-        status
     }
 
     /// Waits for its end, which must be success.
