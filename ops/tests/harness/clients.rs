@@ -33,6 +33,43 @@ pub(crate) fn slixmpp() -> Option<Command> {
     })
 }
 
+/// An XMPP client, ready for the arguments of its session script: `slixmpp`, `nbxmpp`, `xmpp-client` or `tokio-xmpp`; `None`
+/// where it is absent and may be.
+pub(crate) fn session(client: &str) -> Option<Command> {
+    let folder = folder().join(client);
+    let (there, program, script) = match client {
+        "slixmpp" | "nbxmpp" => {
+            let python = python(client);
+            (python.exists(), python, Some("session.py"))
+        }
+        "xmpp-client" => {
+            let there = runs("node", "--version") && folder.join("node_modules/@xmpp/client").exists();
+            (there, "node".into(), Some("session.js"))
+        }
+        "tokio-xmpp" => {
+            let built = target().join("tokio-xmpp/debug/campanile-client-tokio-xmpp");
+            (built.exists(), built, None)
+        }
+        other => panic!("there is no {other}"),
+    };
+    present(there, client).then(|| {
+        let mut command = Command::new(program);
+        command.args(script.map(|script| folder.join(script)));
+        command
+    })
+}
+
+/// Debian's go-sendxmpp; `None` where it is absent and may be.
+pub(crate) fn go_sendxmpp() -> Option<Command> {
+    present(runs("go-sendxmpp", "--version"), "go-sendxmpp").then(|| Command::new("go-sendxmpp"))
+}
+
+/// tmux, for Debian's profanity; `None` where either is absent and may be.
+pub(crate) fn profanity() -> Option<Command> {
+    let there = runs("profanity", "--version") && runs("tmux", "-V");
+    present(there, "profanity with tmux").then(|| Command::new("tmux"))
+}
+
 /// Python with PyPI's xmpush-python, ready for the arguments of `drive.py`; `None` where it is absent and may be.
 pub(crate) fn xmpush_python() -> Option<Command> {
     let python = python("xmpush");
@@ -55,9 +92,12 @@ pub(crate) fn schemathesis() -> Option<Command> {
 
 /// The Python of a client's own, in the target folder.
 fn python(name: &str) -> PathBuf {
+    target().join(name).join("bin/python")
+}
+
+fn target() -> &'static Path {
     // Beside the folder that cargo gives to tests.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder");
-    target.join(name).join("bin/python")
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder")
 }
 
 /// curl; `None` where it is absent and may be.
