@@ -34,7 +34,9 @@ use anyhow::{Context as _, Result};
 use self::campanile::{Campanile, Program};
 use self::ejabberd::Ejabberd;
 use self::figure::Figure;
+use self::load::THIS_PROGRAM;
 use self::mosquitto::Mosquitto;
+use self::process::Processes;
 use self::runs::{Bench, Sizes};
 use self::server::{Server, Transport};
 use crate::lifecycle::raise_file_limit;
@@ -67,7 +69,11 @@ pub(crate) struct Plan {
     pub(crate) messages: u64,
     /// The binary that is Campanile; this one without it.
     pub(crate) binary: Option<PathBuf>,
-    /// Settings for it.
+    /// Data folder of one that runs already and is measured instead.
+    pub(crate) running: Option<PathBuf>,
+    /// Its processes, if they are not the one of that folder.
+    pub(crate) pids: Vec<u32>,
+    /// Settings for the one that is started.
     pub(crate) settings: Vec<(String, String)>,
 }
 
@@ -109,6 +115,7 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
     };
     // Servers that are started here inherit it.
     raise_file_limit();
+    process::end_family_on_signals()?;
     let mut figures: Vec<Figure> = Vec::new();
     for kind in &plan.servers {
         let mut told = |figure: Figure| {
@@ -153,9 +160,13 @@ fn prepare(kind: Kind, plan: &Plan, sizes: &Sizes) -> Result<Option<Box<dyn Serv
     let count = sizes.devices();
     Ok(match kind {
         Kind::Campanile => {
-            let own = || std::env::current_exe().context("this program can't be found");
-            let binary = plan.binary.clone().map_or_else(own, Ok)?;
-            Some(Box::new(Campanile::prepare(Program { binary, settings: plan.settings.clone() }, count)?))
+            let server = if let Some(data) = &plan.running {
+                Campanile::attach(data, Processes(plan.pids.clone()), count)?
+            } else {
+                let binary = plan.binary.clone().unwrap_or_else(|| PathBuf::from(THIS_PROGRAM));
+                Campanile::prepare(Program { binary, settings: plan.settings.clone() }, count)?
+            };
+            Some(Box::new(server))
         }
         Kind::Ejabberd => Ejabberd::prepare(count)?.map(|server| Box::new(server) as Box<dyn Server>),
         Kind::Mosquitto => Mosquitto::prepare(count)?.map(|server| Box::new(server) as Box<dyn Server>),

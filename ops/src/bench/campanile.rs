@@ -14,7 +14,7 @@ use idl::clock::{Entropy as _, SystemEntropy};
 use tokio::time::Instant;
 
 use super::load::Load;
-use super::order::{AppOnDevice, Device, Kind, Order, Way};
+use super::order::{AppOnDevice, Connect, Device, Kind, Order, Way};
 use super::process::{Folder, Kept, Processes, copy_folder};
 use super::sender::payload;
 use super::server::{Addresses, Running, START_TIME_MAX, Server, Transport, connect};
@@ -36,16 +36,26 @@ const SETTINGS: &[(&str, &str)] = &[
     ("limits.xmpp_connections_per_address_max", "1000000"),
     ("limits.http_accounts_per_address_per_minute", "0"),
 ];
+/// The folder that every run copies.
+const PREPARED: &str = "prepared";
 /// Accounts made at one time: their writes share a commit.
 const ACCOUNTS_AT_ONCE: usize = 8;
 
-/// A data folder with accounts and registrations, which every run copies.
+/// Accounts and registrations, and a server that has them.
 pub(super) struct Campanile {
-    program: Program,
+    source: Source,
     folder: Folder,
     devices: PathBuf,
     app: App,
     runs: Cell<u32>,
+}
+
+/// Where its processes come from.
+enum Source {
+    /// They are started here, each on a copy of a prepared folder.
+    Program(Program),
+    /// They run already, and are measured with whatever else they have.
+    Running(Box<Run>, Processes),
 }
 
 /// What is started.
@@ -63,43 +73,67 @@ struct RunningCampanile {
     api: Api,
     http: SocketAddr,
     secret: String,
-    child: Kept,
+    /// The server ends with it, if it was started here.
+    child: Option<Kept>,
 }
 
 impl Campanile {
-    /// Makes the accounts and registers them.
+    /// Makes the accounts in a folder of the bench and registers them.
     pub(super) fn prepare(program: Program, count: usize) -> Result<Self> {
         let folder = Folder::new()?;
-        let base = folder.path().join("prepared");
+        let base = folder.path().join(PREPARED);
         let (child, run) = launch(&program, &base)?;
-        let app: App = read_json(&DataFolder::at(&base).demo())?.context("the server made no demo application")?;
-        let mut devices = accounts(&run, count)?;
-        let file = folder.path().join("devices.json");
-        write_json(&file, &devices)?;
-        let server = Self { program, folder, devices: file, app, runs: Cell::new(0) };
-        let mut running = server.running(child, &run)?;
+        let server = Self::of(Source::Program(program), folder, &DataFolder::at(&base))?;
+        let mut running = server.running(Some(child), &run)?;
+        server.populate(&running, &run, count)?;
+        running.child.iter_mut().for_each(Kept::stop);
+        Ok(server)
+    }
+
+    /// The same in a server that runs on this data folder. Figures are sums of these processes; of its own, if there are
+    /// none.
+    pub(super) fn attach(data: &Path, mut processes: Processes, count: usize) -> Result<Self> {
+        let folder = DataFolder::at(data);
+        let run = Run::read(&folder)?.with_context(|| format!("no server runs on {}", data.display()))?;
+        if processes.0.is_empty() {
+            processes.0.push(run.pid);
+        }
+        let server = Self::of(Source::Running(Box::new(run.clone()), processes), Folder::new()?, &folder)?;
+        server.populate(&server.running(None, &run)?, &run, count)?;
+        Ok(server)
+    }
+
+    fn of(source: Source, folder: Folder, data: &DataFolder) -> Result<Self> {
+        let app: App = read_json(&data.demo())?.context("the server has no demo application")?;
+        let devices = folder.path().join("devices.json");
+        Ok(Self { source, folder, devices, app, runs: Cell::new(0) })
+    }
+
+    fn populate(&self, running: &RunningCampanile, run: &Run, count: usize) -> Result<()> {
+        let mut devices = accounts(run, count)?;
+        write_json(&self.devices, &devices)?;
         let mut load = Load::for_devices(count)?;
-        let registered = load.connect(&super::order::Connect {
-            app: server.app(),
-            ..connect(&server, &running, Transport::Tls, count)
-        })?;
+        let transport = if running.addresses.tls.is_some() { Transport::Tls } else { Transport::Plain };
+        let order = Connect { app: self.app(), ..connect(self, running, transport, count)? };
+        let registered = load.connect(&order).context("registering devices")?;
         load.every(&Order::Disconnect)?;
         for (device, regid) in devices.iter_mut().zip(registered.regids) {
             device.regid = Some(regid);
         }
-        write_json(&server.devices, &devices)?;
-        running.child.stop();
-        Ok(server)
+        write_json(&self.devices, &devices)
     }
 
-    fn running(&self, child: Kept, run: &Run) -> Result<RunningCampanile> {
-        let reach = |key: &str| run.reach(key).with_context(|| format!("the server does not listen on {key}"));
-        let http = reach("http.plain")?;
+    fn running(&self, child: Option<Kept>, run: &Run) -> Result<RunningCampanile> {
+        let http = run.reach("http.plain").context("the server needs the listener http.plain to be measured")?;
+        let processes = match &self.source {
+            Source::Running(_, processes) => processes.clone(),
+            Source::Program(_) => Processes(vec![run.pid]),
+        };
         Ok(RunningCampanile {
-            processes: Processes(vec![child.0.id()]),
+            processes,
             addresses: Addresses {
-                plain: reach("xmpp.plain")?,
-                tls: reach("xmpp.tls")?,
+                plain: run.reach("xmpp.plain"),
+                tls: run.reach("xmpp.tls"),
                 ca: run.ca.clone().context("the server has no CA of its own")?,
                 domain: "localhost".to_owned(),
             },
@@ -117,13 +151,17 @@ impl Server for Campanile {
     }
 
     fn start(&self) -> Result<Box<dyn Running>> {
+        let program = match &self.source {
+            Source::Running(run, _) => return Ok(Box::new(self.running(None, run)?)),
+            Source::Program(program) => program,
+        };
         let number = self.runs.replace(self.runs.get() + 1);
         let last = self.folder.path().join(format!("run-{number}"));
         let _ = fs::remove_dir_all(&last);
         let data = self.folder.path().join(format!("run-{}", number + 1));
-        copy_folder(&self.folder.path().join("prepared"), &data).context("the prepared folder can't be copied")?;
-        let (child, run) = launch(&self.program, &data)?;
-        Ok(Box::new(self.running(child, &run)?))
+        copy_folder(&self.folder.path().join(PREPARED), &data).context("the prepared folder can't be copied")?;
+        let (child, run) = launch(program, &data)?;
+        Ok(Box::new(self.running(Some(child), &run)?))
     }
 
     fn devices(&self) -> &Path {

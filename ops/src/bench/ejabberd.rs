@@ -131,8 +131,12 @@ impl Ejabberd {
         if processes.0.is_empty() {
             bail!("ejabberd has no process of Erlang");
         }
-        let addresses =
-            Addresses { plain, tls, ca: self.certificate.certificate.clone(), domain: "localhost".to_owned() };
+        let addresses = Addresses {
+            plain: Some(plain),
+            tls: Some(tls),
+            ca: self.certificate.certificate.clone(),
+            domain: "localhost".to_owned(),
+        };
         Ok(RunningEjabberd { processes, addresses, http, child })
     }
 }

@@ -11,6 +11,8 @@ use super::process::{Kept, Processes};
 
 /// Devices of one worker: a process may hold 20,000 descriptors here, and elsewhere rarely less after asking.
 const DEVICES_PER_WORKER: usize = 12_000;
+/// This very program, also after another one was put in its place.
+pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Worker processes. They end with it.
 pub(super) struct Load {
@@ -126,8 +128,7 @@ impl Load {
 
 impl Worker {
     fn start() -> Result<Self> {
-        let program = std::env::current_exe().context("this program can't be found")?;
-        let mut child = Command::new(program)
+        let mut child = Command::new(THIS_PROGRAM)
             .args(["bench", "worker"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

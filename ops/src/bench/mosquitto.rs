@@ -102,8 +102,8 @@ impl Server for Mosquitto {
         Ok(Box::new(RunningMosquitto {
             processes: Processes(vec![child.0.id()]),
             addresses: Addresses {
-                plain,
-                tls,
+                plain: Some(plain),
+                tls: Some(tls),
                 ca: self.certificate.certificate.clone(),
                 domain: "localhost".to_owned(),
             },

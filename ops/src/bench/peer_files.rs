@@ -5,6 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use idl::clock::{Clock as _, SystemClock};
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+const MS_IN_A_YEAR: u64 = 31_556_952_000;
 
 /// Where programs of servers are, which is not in everyone's path.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
@@ -30,9 +34,13 @@ pub(super) struct CertificateFiles {
 impl CertificateFiles {
     /// Makes them in a folder.
     pub(super) fn make(folder: &Path) -> Result<Self> {
-        let made =
-            rcgen::generate_simple_self_signed(["localhost".to_owned()]).context("no certificate can be made")?;
-        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let fail = || "no certificate can be made";
+        let pair = KeyPair::generate().with_context(fail)?;
+        let mut parameters = CertificateParams::new(["localhost".to_owned()]).with_context(fail)?;
+        // Erlang can't wait for an end that is centuries away.
+        let year = 1970 + i32::try_from(SystemClock.now_ms() / MS_IN_A_YEAR).with_context(fail)?;
+        parameters.not_after = date_time_ymd(year + 2, 1, 1);
+        let (certificate, key) = (parameters.self_signed(&pair).with_context(fail)?.pem(), pair.serialize_pem());
         let files = Self {
             certificate: folder.join("certificate.pem"),
             key: folder.join("key.pem"),

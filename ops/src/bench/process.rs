@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use idl::clock::{Entropy as _, SystemEntropy};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use super::figure::float;
@@ -165,6 +166,30 @@ impl Drop for Kept {
             let _ = self.0.wait();
         }
     }
+}
+
+/// From now on a signal ends what this process has started: whoever waits for it then fails, and cleans up.
+pub(super) fn end_family_on_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => (),
+                    _ = terminate.recv() => (),
+                }
+                for (pid, _) in family(std::process::id()).into_iter().skip(1) {
+                    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                    pid.and_then(|pid| kill_process(pid, Signal::KILL).ok());
+                }
+            }
+        });
+    });
+    Ok(())
 }
 
 /// A folder that goes with its owner.

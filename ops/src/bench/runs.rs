@@ -8,7 +8,7 @@ use super::figure::{Figure, float};
 use super::load::Load;
 use super::order::{Connect, Kind, Order, Publish, Rate, Way};
 use super::process::{Processes, Span};
-use super::server::{Running, Server, Transport, connect};
+use super::server::{LOGINS_AT_ONCE, Running, Server, Transport, connect};
 
 /// Connections made before memory is measured, so that what is allocated once is not counted.
 const WARM_UP: usize = 300;
@@ -45,7 +45,13 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Devices that a server must have for all runs.
     pub(super) fn devices(&self) -> usize {
-        self.connections + WARM_UP
+        self.connections + self.warm_up() + 1
+    }
+}
+
+impl Sizes {
+    fn warm_up(&self) -> usize {
+        WARM_UP.min(self.connections)
     }
 }
 
@@ -76,7 +82,7 @@ impl<'a> Run<'a> {
         self.running.processes()
     }
 
-    fn connect(&self, count: usize) -> Connect {
+    fn connect(&self, count: usize) -> Result<Connect> {
         connect(self.server, self.running.as_ref(), self.transport, count)
     }
 
@@ -93,8 +99,8 @@ impl<'a> Run<'a> {
     }
 
     /// A connection that sends, with the first account that is no device's.
-    fn sender(&self, devices: usize) -> Connect {
-        Connect { from: devices, different: 1, acks: self.acks, ..self.connect(1) }
+    fn sender(&self, devices: usize) -> Result<Connect> {
+        Ok(Connect { from: devices, different: 1, acks: self.acks, ..self.connect(1)? })
     }
 
     /// So many messages to each connected device, which all have when it returns.
@@ -103,7 +109,7 @@ impl<'a> Run<'a> {
         if let Some(sent) = self.running.broadcast(at_once) {
             sent?;
         } else {
-            let sender = self.sender(devices);
+            let sender = self.sender(devices)?;
             self.load.first(&Order::Publish(Publish { sender, devices, times: at_once }))?;
         }
         self.load.wait(at_once, ROUND_TIME_MAX)?;
@@ -131,19 +137,19 @@ impl Bench<'_> {
     }
 
     fn idle_with(&mut self, server: &dyn Server, transport: Transport, channel: bool) -> Result<()> {
-        let count = self.sizes.connections;
-        let mut run = Run::start(server, transport, count + WARM_UP)?;
+        let (count, warm) = (self.sizes.connections, self.sizes.warm_up());
+        let mut run = Run::start(server, transport, count + warm)?;
         let app = server.app().filter(|_| channel);
-        let warm_up = Connect { from: count, app: app.clone(), ..run.connect(WARM_UP) };
+        let warm_up = Connect { from: count, app: app.clone(), ..run.connect(warm)? };
         run.load.connect(&warm_up)?;
         let before = run.processes().settled_memory()?;
-        let connections = Connect { app, ..run.connect(count) };
+        let connections = Connect { app, ..run.connect(count)? };
         run.load.connect(&connections)?;
         let after = run.processes().settled_memory()?;
         let kilobytes = |after: u64, before: u64| (float(after) - float(before)) / float(count as u64) / 1024.0;
         let what = if channel { "idle connection, channel open, registered" } else { "idle connection, bound" };
         let notes = format!(
-            "RSS {:.1} to {:.1} MB; anonymous {:.2} KB each; after {WARM_UP} to warm up",
+            "RSS {:.1} to {:.1} MB; anonymous {:.2} KB each; after {warm} to warm up",
             float(before.rss) / 1e6,
             float(after.rss) / 1e6,
             kilobytes(after.anonymous, before.anonymous),
@@ -164,7 +170,9 @@ impl Bench<'_> {
     fn login_with(&mut self, server: &dyn Server, transport: Transport, tickets: bool) -> Result<()> {
         let (different, count) = (self.sizes.connections, self.sizes.logins);
         let mut run = Run::start(server, transport, 1)?;
-        let logins = Connect { count, different, stay: false, tickets, ..run.connect(different) };
+        // Never the same account twice at one time: the second login would end the first.
+        let at_once = LOGINS_AT_ONCE.min(different / 2).max(1);
+        let logins = Connect { count, different, at_once, stay: false, tickets, ..run.connect(different)? };
         let warm_up = Connect { count: WARM_UP.min(count), ..logins.clone() };
         run.load.connect(&warm_up)?;
         let (ours, theirs) = (Span::of(run.processes()), Span::of(&run.load.processes()));
@@ -198,11 +206,10 @@ impl Bench<'_> {
         let devices = self.sizes.connections;
         // One more, which sends where a connection has to.
         let mut run = Run::start(server, transport, devices + 1)?;
-        let connections = Connect { app: server.app(), acks, ..run.connect(devices) };
+        let connections = Connect { app: server.app(), acks, ..run.connect(devices)? };
         run.acks = acks;
         run.load.connect(&connections)?;
         run.broadcast(devices, 1)?;
-        run.processes().settled_memory()?;
         let rounds = self.sizes.broadcasts.div_ceil(at_once).max(1);
         let (ours, theirs) = (Span::of(run.processes()), Span::of(&run.load.processes()));
         for _ in 0..rounds {
@@ -233,7 +240,7 @@ impl Bench<'_> {
         let devices = self.sizes.connections;
         let mut run = Run::start(server, transport, devices + 1)?;
         run.acks = server.acknowledges();
-        let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(devices) };
+        let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(devices)? };
         run.load.connect(&connections)?;
         let mut rates = self.sizes.rates.clone();
         rates.iter().try_for_each(|rate| self.latency_at(&mut run, *rate, None))?;
@@ -277,7 +284,7 @@ impl Bench<'_> {
         let n = self.sizes.messages;
         let mut run = Run::start(server, transport, 2)?;
         run.acks = server.acknowledges();
-        let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(1) };
+        let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(1)? };
         run.load.connect(&connections)?;
         // Of the session's tickets, and what else comes once.
         run.at_rate(1, WIRE_RATE, Duration::from_millis(500))?;
@@ -318,7 +325,10 @@ struct Times {
 impl Run<'_> {
     fn at_rate(&mut self, devices: usize, per_second: u64, length: Duration) -> Result<Times> {
         let count = u64::try_from(length.as_millis())?.saturating_mul(per_second).div_ceil(1000).max(1);
-        let by = self.running.way().unwrap_or_else(|| Way::Sender(self.sender(devices)));
+        let by = match self.running.way() {
+            Some(way) => way,
+            None => Way::Sender(self.sender(devices)?),
+        };
         let mut answer = self.load.first(&Order::Rate(Rate { by, per_second, count }))?;
         answer.arrival_us.sort_unstable();
         let late_us_max = float(answer.late_us.iter().copied().max().unwrap_or(0));

@@ -60,9 +60,9 @@ pub(super) trait Running {
 #[derive(Debug, Clone)]
 pub(super) struct Addresses {
     /// Without TLS.
-    pub(super) plain: SocketAddr,
+    pub(super) plain: Option<SocketAddr>,
     /// With TLS from the first byte.
-    pub(super) tls: SocketAddr,
+    pub(super) tls: Option<SocketAddr>,
     /// The CA of its certificate.
     pub(super) ca: PathBuf,
     /// The name in the certificate, and the XMPP domain.
@@ -89,13 +89,19 @@ impl Transport {
 }
 
 /// Connections of the first `count` devices that stay and do nothing but be there; runs change what they need.
-pub(super) fn connect(server: &dyn Server, running: &dyn Running, transport: Transport, count: usize) -> Connect {
+pub(super) fn connect(
+    server: &dyn Server,
+    running: &dyn Running,
+    transport: Transport,
+    count: usize,
+) -> Result<Connect> {
     let addresses = running.addresses();
     let (to, ca) = match transport {
         Transport::Plain => (addresses.plain, None),
         Transport::Tls => (addresses.tls, Some(addresses.ca.clone())),
     };
-    Connect {
+    let to = to.with_context(|| format!("the server has no listener for {}", transport.name()))?;
+    Ok(Connect {
         kind: server.kind(),
         form: Form::Xml,
         to,
@@ -110,7 +116,7 @@ pub(super) fn connect(server: &dyn Server, running: &dyn Running, transport: Tra
         acks: false,
         tickets: false,
         stay: true,
-    }
+    })
 }
 
 /// Ports that nobody listens on at this moment, for servers that can't say which they took.

@@ -14,6 +14,7 @@ use crate::bench::{self, Kind, Part, Plan, Shown};
 /// reads its memory and CPU in /proc. Run it with a release build, on a machine that does nothing else: the generator
 /// needs cores, too, and what it took is told with each figure. Every run begins with a new server process.
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(super) struct Bench {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
@@ -48,6 +49,12 @@ pub(super) struct Bench {
     /// Another binary of Campanile to measure
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Measure the Campanile that runs on the data folder, and start none; each run then finds what those before left
+    #[arg(long, conflicts_with_all = ["binary", "with"])]
+    running: bool,
+    /// A process of it, if it has several; may be repeated [default: the one of the data folder]
+    #[arg(long, value_name = "PID", requires = "running")]
+    pid: Vec<u32>,
     /// A setting for the Campanile that is measured; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     with: Vec<String>,
@@ -97,6 +104,7 @@ impl Bench {
                 set.split_once('=').with_context(|| Usage(format!("--with {set} must be --with KEY=VALUE")))?;
             Ok((key.to_owned(), value.to_owned()))
         };
+        let running = if self.running { Some(settings.load(&[])?.data().to_owned()) } else { None };
         let plan = Plan {
             servers,
             parts,
@@ -109,6 +117,8 @@ impl Bench {
             seconds: self.seconds,
             messages: self.messages,
             binary: self.binary,
+            running,
+            pids: self.pid,
             settings: self.with.iter().map(with).collect::<Result<_>>()?,
         };
         let shown = if settings.json {
