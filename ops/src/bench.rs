@@ -20,6 +20,7 @@ mod peer_files;
 mod process;
 mod push;
 mod rate;
+mod records;
 mod runs;
 mod scram;
 mod sender;

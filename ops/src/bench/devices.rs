@@ -142,6 +142,7 @@ pub(super) fn live(
                 is_open &= link.send(&said).await.is_ok();
             }
             acks_at = taking.waits_since(acks_at);
+            is_open &= link.shrink().is_ok();
             counts.count_bytes(&mut link);
         }
         counts.lost.set(counts.lost.get() + 1);

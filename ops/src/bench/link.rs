@@ -14,6 +14,8 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::records::{Boundary, Records};
+
 /// What one look at a socket reads at most.
 const READ_BYTES_MAX: usize = 64 << 10;
 
@@ -22,10 +24,18 @@ thread_local! {
         RefCell::new((vec![0; READ_BYTES_MAX], vec![0; READ_BYTES_MAX]));
 }
 
+enum Tls {
+    None,
+    /// From the handshake on.
+    Full(Box<ClientConnection>, Boundary),
+    /// From [`Link::shrink`] on.
+    Lean(Box<Records>),
+}
+
 /// An open connection.
 pub(super) struct Link {
     socket: TcpStream,
-    tls: Option<Box<ClientConnection>>,
+    tls: Tls,
     /// Bytes that came from the socket.
     pub(super) received: u64,
     /// Bytes that went into it.
@@ -42,6 +52,7 @@ pub(super) fn client_tls(ca: &Path, tickets: bool) -> Result<Arc<ClientConfig>> 
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.enable_secret_extraction = true;
     config.resumption = if tickets { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
     Ok(Arc::new(config))
 }
@@ -56,11 +67,11 @@ impl Link {
         }
         let socket = socket.connect(to).await?;
         socket.set_nodelay(true)?;
-        let mut link = Self { socket, tls: None, received: 0, sent: 0 };
+        let mut link = Self { socket, tls: Tls::None, received: 0, sent: 0 };
         if let Some((config, name)) = tls {
             let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
             let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
-            link.tls = Some(Box::new(connection));
+            link.tls = Tls::Full(Box::new(connection), Boundary::default());
             link.shake_hands().await?;
         }
         Ok(link)
@@ -68,13 +79,24 @@ impl Link {
 
     /// True if TLS began with a ticket.
     pub(super) fn is_resumed(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed))
+        matches!(&self.tls, Tls::Full(tls, _) if tls.handshake_kind() == Some(HandshakeKind::Resumed))
+    }
+
+    /// Gives back the memory of the handshake, once it is over and a record has its end. Session tickets are dropped.
+    pub(super) fn shrink(&mut self) -> io::Result<()> {
+        self.tls = match std::mem::replace(&mut self.tls, Tls::None) {
+            Tls::Full(tls, boundary) if boundary.is_between() && !tls.is_handshaking() && !tls.wants_write() => {
+                Tls::Lean(Box::new(Records::of(*tls)?))
+            }
+            other => other,
+        };
+        Ok(())
     }
 
     async fn shake_hands(&mut self) -> io::Result<()> {
         loop {
             self.flush().await?;
-            if self.tls.as_ref().is_none_or(|tls| !tls.is_handshaking()) {
+            if !matches!(&self.tls, Tls::Full(tls, _) if tls.is_handshaking()) {
                 return Ok(());
             }
             if !self.receive(|_| ()).await? {
@@ -91,18 +113,14 @@ impl Link {
                 Ok(0) => Ok(Some(false)),
                 Ok(read) => {
                     self.received += read as u64;
-                    let raw = &raw[..read];
-                    match &mut self.tls {
-                        None => shown(raw),
-                        Some(tls) => open(tls, raw, text, &mut shown)?,
-                    }
+                    self.tls.open(&mut raw[..read], text, &mut shown)?;
                     Ok(Some(true))
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 Err(error) => Err(error),
             })?;
             if let Some(open) = read {
-                if open && self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+                if open && matches!(&self.tls, Tls::Full(tls, _) if tls.wants_write()) {
                     self.flush().await?;
                 }
                 return Ok(open);
@@ -116,11 +134,7 @@ impl Link {
             loop {
                 match self.socket.try_read(raw) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(read) => {
-                        if let Some(tls) = &mut self.tls {
-                            open(tls, &raw[..read], text, &mut |_| ())?;
-                        }
-                    }
+                    Ok(read) => self.tls.open(&mut raw[..read], text, &mut |_| ())?,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                     Err(error) => return Err(error),
                 }
@@ -130,22 +144,24 @@ impl Link {
 
     /// Sends all of it.
     pub(super) async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        if self.tls.is_none() {
-            return self.write(bytes).await;
+        if let Tls::Lean(records) = &mut self.tls {
+            let mut sealed = Vec::with_capacity(bytes.len() + 64);
+            records.seal(bytes, &mut sealed)?;
+            return self.write(&sealed).await;
         }
-        while !bytes.is_empty() {
-            if let Some(tls) = &mut self.tls {
-                let taken = tls.writer().write(bytes)?;
-                bytes = &bytes[taken..];
-            }
+        while let Tls::Full(tls, _) = &mut self.tls
+            && !bytes.is_empty()
+        {
+            let taken = tls.writer().write(bytes)?;
+            bytes = &bytes[taken..];
             self.flush().await?;
         }
-        Ok(())
+        self.write(bytes).await
     }
 
     async fn flush(&mut self) -> io::Result<()> {
         let mut records = Vec::new();
-        if let Some(tls) = &mut self.tls {
+        if let Tls::Full(tls, _) = &mut self.tls {
             while tls.wants_write() {
                 tls.write_tls(&mut records)?;
             }
@@ -168,17 +184,28 @@ impl Link {
     }
 }
 
-/// Opens what records hold.
-fn open(tls: &mut ClientConnection, mut raw: &[u8], text: &mut [u8], shown: &mut impl FnMut(&[u8])) -> io::Result<()> {
-    while !raw.is_empty() {
-        tls.read_tls(&mut raw)?;
-        let state = tls.process_new_packets().map_err(io::Error::other)?;
-        let mut left = state.plaintext_bytes_to_read();
-        while left > 0 {
-            let read = tls.reader().read(text)?;
-            shown(&text[..read]);
-            left = left.saturating_sub(read.max(1));
+impl Tls {
+    /// Shows what bytes from the socket say.
+    fn open(&mut self, raw: &mut [u8], text: &mut [u8], shown: &mut impl FnMut(&[u8])) -> io::Result<()> {
+        let (tls, boundary) = match self {
+            Self::None => {
+                shown(raw);
+                return Ok(());
+            }
+            Self::Lean(records) => return records.open(raw, shown),
+            Self::Full(tls, boundary) => (tls, boundary),
+        };
+        boundary.pass(raw);
+        let mut raw: &[u8] = raw;
+        while !raw.is_empty() {
+            tls.read_tls(&mut raw)?;
+            let mut left = tls.process_new_packets().map_err(io::Error::other)?.plaintext_bytes_to_read();
+            while left > 0 {
+                let read = tls.reader().read(text)?;
+                shown(&text[..read]);
+                left = left.saturating_sub(read.max(1));
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

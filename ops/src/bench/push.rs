@@ -57,7 +57,7 @@ pub(super) fn ack(app: &str, delivered: &[Delivered]) -> Vec<u8> {
         (!ids.is_empty()).then_some(ids)
     };
     let ack = Ack { apps: vec![AppAck { app: app.to_owned(), messages: ids(false), broadcasts: ids(true) }] };
-    upwards(&FromDevice { ack: Some(ack), ..FromDevice::default() })
+    upwards(&FromDevice { request: None, ack: Some(ack), ..FromDevice::default() })
 }
 
 fn upwards(command: &FromDevice) -> Vec<u8> {

@@ -182,12 +182,13 @@ async fn lane(shared: Rc<Lanes>, tls: Option<Arc<ClientConfig>>) -> Lane {
         let device = &shared.devices[number];
         let login = timeout(LOGIN_TIME_MAX, begin(order, device, tls.clone(), &shared.key)).await;
         let done = match login.context("a login took too long").and_then(|login| login) {
-            Ok(ready) => {
+            Ok(mut ready) => {
                 lane.count += 1;
                 lane.resumed += u64::from(ready.link.is_resumed());
                 if order.stay {
+                    let shrunk = ready.link.shrink();
                     lane.ready.push((number, ready));
-                    Ok(())
+                    shrunk.context("its TLS")
                 } else {
                     leave(order.kind, ready.link).await
                 }
