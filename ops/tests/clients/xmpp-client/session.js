@@ -1,9 +1,14 @@
 // A session with npm's @xmpp/client, unchanged: makes the calls that it is told. ../session.py says how, and NODE_EXTRA_CA_CERTS
-// must name the CA besides. With --ws=wss://…/xmpp-websocket it goes over a WebSocket (RFC 7395) in place of TCP.
+// must name the CA besides. With --ws=wss://…/xmpp-websocket it goes over a WebSocket (RFC 7395) in place of TCP, which
+// needs Node 22, or Node 20 with --experimental-websocket.
+import { webcrypto } from 'node:crypto'
 import readline from 'node:readline'
 import { parseArgs } from 'node:util'
 
 import { client, xml } from '@xmpp/client'
+
+// What the package asks for by a name that Node 18 does not know yet.
+globalThis.crypto ??= webcrypto
 
 const CHANNELS = 'urn:campanile:channel:1'
 // What Node calls a certificate that no CA that it trusts has made.

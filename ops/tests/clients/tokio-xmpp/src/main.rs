@@ -15,7 +15,7 @@ use tokio_xmpp::jid::Jid;
 use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::message::{Id, Lang, Message, MessageType};
 use tokio_xmpp::parsers::ns::{DEFAULT_NS, DISCO_INFO, PING};
-use tokio_xmpp::parsers::stanza_error::{DefinedCondition, StanzaError};
+use tokio_xmpp::parsers::stanza_error::{DefinedCondition, ErrorType, StanzaError};
 use tokio_xmpp::xmlstream::Timeouts;
 use tokio_xmpp::{Client, Event, IqRequest, IqResponse, Stanza, rustls};
 
@@ -62,11 +62,7 @@ impl Arguments {
             Some((name.to_owned(), value.to_owned()))
         };
         let pairs = std::env::args().skip(1).map(|argument| pair(argument).context("--name=value"));
-        let arguments = Self(pairs.collect::<anyhow::Result<_>>()?);
-        if std::env::var("SSL_CERT_FILE").ok().as_deref() != Some(arguments.get("ca")?) {
-            bail!("SSL_CERT_FILE must be --ca");
-        }
-        Ok(arguments)
+        Ok(Self(pairs.collect::<anyhow::Result<_>>()?))
     }
 
     fn get(&self, name: &str) -> anyhow::Result<&str> {
@@ -99,28 +95,6 @@ struct Session {
 }
 
 impl Session {
-    fn event(&self, event: Event) {
-        match event {
-            Event::Online { resumed: true, .. } => say("resumed", json!({})),
-            Event::Online { bound_jid, .. } => say("online", json!({ "jid": bound_jid.to_string() })),
-            Event::Disconnected(error) => say("offline", json!({ "reason": error.to_string() })),
-            Event::Stanza(Stanza::Message(message)) => Self::message(&message),
-            Event::Stanza(_) => {}
-        }
-    }
-
-    fn message(message: &Message) {
-        if message.type_ == MessageType::Error {
-            let error = message.payloads.iter().find(|payload| payload.is("error", DEFAULT_NS));
-            let error = error.cloned().and_then(|error| StanzaError::try_from(error).ok());
-            let error = error.map_or("undefined-condition".to_owned(), |error| name_of(&error.defined_condition));
-            say("failed", json!({ "call": "message", "error": error }));
-        }
-        for channel in message.payloads.iter().filter(|payload| payload.is("channel", CHANNELS)) {
-            say("channel", json!({ "number": channel.attr("number"), "payload": channel.text() }));
-        }
-    }
-
     /// Asks the server; what comes meanwhile is told.
     async fn ask(&mut self, to: Option<&str>, request: IqRequest) -> anyhow::Result<Option<Element>> {
         let to = to.map(str::parse).transpose()?;
@@ -128,7 +102,7 @@ impl Session {
         let answer = loop {
             tokio::select! {
                 answer = &mut answer => break answer?,
-                Some(event) = self.client.next() => self.event(event),
+                Some(event) = self.client.next() => tell(event),
             }
         };
         match answer {
@@ -180,14 +154,32 @@ impl Session {
     }
 }
 
+/// Tells what came unasked.
+fn tell(event: Event) {
+    match event {
+        Event::Online { resumed: true, .. } => say("resumed", json!({})),
+        Event::Online { bound_jid, .. } => say("online", json!({ "jid": bound_jid.to_string() })),
+        Event::Disconnected(error) => say("offline", json!({ "reason": error.to_string() })),
+        Event::Stanza(Stanza::Message(message)) => tell_message(&message),
+        Event::Stanza(_) => {}
+    }
+}
+
+fn tell_message(message: &Message) {
+    if message.type_ == MessageType::Error {
+        let error = message.payloads.iter().find(|payload| payload.is("error", DEFAULT_NS));
+        let error = error.cloned().and_then(|error| StanzaError::try_from(error).ok());
+        let error = error.map_or("undefined-condition".to_owned(), |error| name_of(&error.defined_condition));
+        say("failed", json!({ "call": "message", "error": error }));
+    }
+    for channel in message.payloads.iter().filter(|payload| payload.is("channel", CHANNELS)) {
+        say("channel", json!({ "number": channel.attr("number"), "payload": channel.text() }));
+    }
+}
+
 /// A condition as its element is called.
 fn name_of(condition: &DefinedCondition) -> String {
-    let element = Element::from(StanzaError::new(
-        tokio_xmpp::parsers::stanza_error::ErrorType::Cancel,
-        condition.clone(),
-        "en",
-        "",
-    ));
+    let element = Element::from(StanzaError::new(ErrorType::Cancel, condition.clone(), "en", ""));
     element.children().next().map_or_else(String::new, |condition| condition.name().to_owned())
 }
 
@@ -217,7 +209,7 @@ async fn main() -> anyhow::Result<()> {
     let mut calls = calls();
     loop {
         tokio::select! {
-            Some(event) = session.client.next() => session.event(event),
+            Some(event) = session.client.next() => tell(event),
             Some(asked) = calls.recv() => {
                 let call = asked["call"].as_str().unwrap_or_default();
                 if call == "leave" {
