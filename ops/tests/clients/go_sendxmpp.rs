@@ -1,6 +1,7 @@
 //! Debian's `go-sendxmpp`: a command that sends one message.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Output, Stdio};
 
 use campanile_ops::api::Account;
@@ -11,10 +12,14 @@ use crate::harness::server::{Server, text};
 
 /// Sends a message to that address, with whatever the server says on stderr; `None` where the client is absent.
 fn send(server: &Server, account: &Account, to: &str) -> Option<Output> {
+    send_trusting(&server.ca(), server, account, to)
+}
+
+fn send_trusting(ca: &Path, server: &Server, account: &Account, to: &str) -> Option<Output> {
     let mut command = clients::go_sendxmpp()?;
     let home = tempfile::tempdir().expect("a folder");
     let at = format!("--jserver=localhost:{}", server.address(Door::Direct.listener()).port());
-    command.env("HOME", home.path()).env("SSL_CERT_FILE", server.ca());
+    command.env("HOME", home.path()).env("SSL_CERT_FILE", ca);
     command.args(["--debug", "--tls", &at, "--username", &account.jid, "--password", &account.token, to]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it runs");
@@ -45,4 +50,13 @@ fn go_sendxmpp_reports_a_wrong_token() {
     let Some(sent) = send(&server, &stranger, &stranger.jid) else { return };
     assert_eq!(sent.status.code(), Some(1));
     assert!(text(&sent.stderr).contains("auth failure: not-authorized"), "{}", text(&sent.stderr));
+}
+
+#[test]
+fn go_sendxmpp_verifies_the_certificate() {
+    let (server, another) = (Server::start(), Server::start());
+    let account = account(&server);
+    let Some(sent) = send_trusting(&another.ca(), &server, &account, &account.jid) else { return };
+    assert_eq!(sent.status.code(), Some(1));
+    assert!(text(&sent.stderr).contains("certificate signed by unknown authority"), "{}", text(&sent.stderr));
 }
