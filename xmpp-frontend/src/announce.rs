@@ -44,10 +44,10 @@ pub(crate) async fn announce(shared: Arc<Shared>) {
     loop {
         shared.announce.notified().await;
         let due = |line: &Line| {
-            let generation = shared.hub.generation(line.partition);
+            let generation = shared.hubs.generation(line.partition);
             generation.is_some_and(|generation| channels::needs_announcing(line, generation))
         };
-        let mut lines = shared.hub.lines();
+        let mut lines = shared.hubs.lines();
         lines.retain(|line| due(line));
         for line in lines {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };

@@ -214,7 +214,7 @@ async fn do_up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
         return answer_error(shared, line, &request.reply, &trouble);
     }
     // Of the first try: what was stored before any of the tries did its work need not be replayed.
-    let place = shared.hub.place();
+    let place = shared.hubs.with(line).place();
     let patience = patience(shared, line);
     let mut result = shared.middle.channel_up(line.place, number, bytes.clone(), patience).await;
     if forgotten(&result) && announce_now(shared, line).await.is_ok() {
@@ -254,7 +254,7 @@ async fn open_now(
     number: u32,
     payload: &[u8],
 ) -> Result<(u64, ChannelReply), Failure> {
-    let place = shared.hub.place();
+    let place = shared.hubs.with(line).place();
     let patience = patience(shared, line);
     let mut result = shared.middle.open_channel(line.place, number, payload.to_vec(), patience).await;
     if forgotten(&result) && claim(shared, line).await.is_ok() {
@@ -268,7 +268,7 @@ async fn announce_now(shared: &Arc<Shared>, line: &Arc<Line>) -> Result<(), Fail
     claim(shared, line).await?;
     let open = lock(&line.work).open.clone();
     for (number, payload) in open {
-        let place = shared.hub.place();
+        let place = shared.hubs.with(line).place();
         let reply = shared.middle.open_channel(line.place, number, payload, patience(shared, line)).await;
         let reply = reply.inspect_err(|failure| {
             if failure.code == Code::Superseded {
@@ -314,7 +314,7 @@ fn apply(shared: &Arc<Shared>, line: &Arc<Line>, number: u32, place: u64, reply:
     let payloads = reply.payloads.into_iter().map(|bytes| Frame::payload(number, bytes));
     let frames = result.into_iter().chain(payloads).collect();
     let changes = read_changes(&reply.index);
-    let applied = shared.hub.apply(line, place, changes, frames, shared.clock.now_ms());
+    let applied = shared.hubs.with(line).apply(line, place, changes, frames, shared.clock.now_ms());
     shared.learn([(line.partition, reply.generation)]);
     let mut work = lock(&line.work);
     if let Some(reopen) = reply.reopen {

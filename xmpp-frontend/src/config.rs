@@ -84,6 +84,9 @@ pub struct Limits {
     /// Broadcasts that are remembered for connections whose channel is being opened. If more than that arrive while
     /// one opening is under way, the channel is opened again.
     pub recent_broadcasts_max: usize,
+    /// Parts that the connections are divided into by account, each with a lock, a timer and a walk over its broadcasts of its
+    /// own. 0: one for each core.
+    pub hubs: usize,
     /// Connections written to in one go during a broadcast; after each go single sends take precedence.
     pub broadcast_chunk_max: usize,
     /// Broadcasts at one time that reach each of their audience at a moment of its own. One more is left to the middle's
@@ -122,6 +125,7 @@ impl Default for Limits {
             scram_derivations_max: 2,
             scram_keys_max: 10_000,
             recent_broadcasts_max: 1024,
+            hubs: 0,
             broadcast_chunk_max: 256,
             paced_broadcasts_max: 64,
             paced_slots_max: 4_000_000,

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::close::Reason;
 use crate::form::{Form, Frame};
+use crate::hub::Hub;
 use crate::line::{Attachment, Due, Line, Parked, Turn};
 use crate::listener::Admission;
 use crate::login::{Outcome, Talk, negotiator, stanza_limits};
@@ -215,7 +216,7 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
 
 /// Lets a line go for good.
 fn forget(shared: &Arc<Shared>, line: &Arc<Line>, reason: Reason) {
-    shared.hub.detach(line);
+    shared.hubs.with(line).detach(line);
     // Whoever took the route over has it; else it is given back.
     if reason != Reason::Conflict {
         channels::disconnect(shared, line);
@@ -225,7 +226,7 @@ fn forget(shared: &Arc<Shared>, line: &Arc<Line>, reason: Reason) {
 /// Keeps a line whose stream is lost until another stream takes it over, it must end, or its time is up.
 fn wait_for_resumption(shared: &Arc<Shared>, line: &Arc<Line>, attachment: Attachment) {
     let reason = if let Some(place) = shared.admissions.keep_resumable() {
-        let until = shared.wheel.now().after(shared.config.limits.resume_time_max);
+        let until = shared.hubs.with(line).wheel.now().after(shared.config.limits.resume_time_max);
         let parked = Parked { until, place, token: shared.connections.token() };
         if line.park(attachment, parked).is_ok() {
             return;
@@ -251,8 +252,8 @@ fn expire(shared: &Arc<Shared>, line: &Arc<Line>) {
     }
 }
 
-/// Turns the wheel and does what comes up.
-pub(crate) async fn keep_time(shared: Arc<Shared>) {
+/// Turns a hub's wheel and does what comes up.
+pub(crate) async fn keep_time(shared: Arc<Shared>, hub: Arc<Hub>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     // The first comes at once.
@@ -260,7 +261,7 @@ pub(crate) async fn keep_time(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                for line in shared.wheel.advance().into_iter().filter_map(|slot| shared.hub.line(slot)) {
+                for line in hub.wheel.advance().into_iter().filter_map(|slot| hub.line(slot)) {
                     match line.come_up() {
                         Due::Nothing => {}
                         Due::Probe => Ear::of(&shared, &line).probe(),
@@ -268,8 +269,8 @@ pub(crate) async fn keep_time(shared: Arc<Shared>) {
                     }
                 }
             }
-            () = shared.wheel.orphaned.notified() => {
-                for line in shared.wheel.take_orphans() {
+            () = hub.wheel.orphaned.notified() => {
+                for line in hub.wheel.take_orphans() {
                     expire(&shared, &line);
                 }
             }
@@ -357,7 +358,7 @@ impl<'a> Ear<'a> {
             return self.say(Frame::other(sm_failed("unexpected-request")));
         }
         if let Some(id) = id {
-            self.shared.hub.allow_resuming(self.line, id);
+            self.shared.hubs.with(self.line).allow_resuming(self.line, id);
         }
     }
 

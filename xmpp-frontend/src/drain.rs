@@ -17,7 +17,7 @@ const WAVES_MAX: usize = 20;
 pub(crate) async fn drain(shared: &Arc<Shared>) {
     shared.draining.cancel();
     let limits = &shared.config.limits;
-    let mut lines = shared.hub.lines();
+    let mut lines = shared.hubs.lines();
     tracing::info!(connections = lines.len(), "draining");
     for at in (1..lines.len()).rev() {
         let bound = u64::try_from(at + 1).unwrap_or(u64::MAX);
@@ -36,7 +36,7 @@ pub(crate) async fn drain(shared: &Arc<Shared>) {
         }
     }
     // Those that bound a resource while the waves went out.
-    for line in shared.hub.lines() {
+    for line in shared.hubs.lines() {
         line.close(Reason::Shutdown);
     }
     shared.connections.close();

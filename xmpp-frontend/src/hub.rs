@@ -1,9 +1,10 @@
-//! The front's connections by slot, name and epoch, the index over them, and what the middle tier writes to them.
+//! Connections by slot, name and epoch, the index over them, and what the middle tier writes to them. A front has several
+//! hubs, each with a share of its accounts.
 //!
 //! All of it is behind one lock that is held for short, bounded work: one connection, one batch, or one chunk of a
-//! broadcast. Frames only go into outboxes here; each connection's own task writes them.
+//! broadcast. Under it frames only go into outboxes; they are written once it is given back.
 
-mod broadcasts;
+pub(crate) mod broadcasts;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -11,24 +12,28 @@ use std::sync::{Arc, Mutex};
 
 use idl::audience::Audience;
 use idl::contract::bus as wire;
-use idl::ids::{AccountId, AppId, Epoch, Generation, Partition};
+use idl::ids::{AccountId, AppId, Epoch};
 use tokio::sync::Notify;
 
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::form::Frame;
-use crate::generations::Generations;
 use crate::index::{Change, Index, Membership, Memberships};
 use crate::line::{Line, Refused};
 use crate::lock;
 use crate::metrics::Metrics;
 use crate::paced::Paced;
 use crate::ring::Ring;
+use crate::wheel::Wheel;
 
-/// All connections of this front.
+/// A share of the front's connections.
 pub(crate) struct Hub {
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    /// The first hub counts what all of them see.
+    is_first: bool,
+    /// Keeps the time of these connections.
+    pub(crate) wheel: Arc<Wheel>,
     /// Wakes whoever writes paced broadcasts: somebody waits for a moment.
     pub(crate) paced: Notify,
 }
@@ -42,7 +47,8 @@ struct State {
     index: Index,
     ring: Ring,
     paced: Paced,
-    generations: Generations,
+    /// The paced broadcasts and who waits for them, as they were last told.
+    measured: (i64, i64),
     /// Those that have something to write, once the lock is given back.
     written: Vec<Arc<Line>>,
 }
@@ -69,7 +75,7 @@ pub(crate) enum Applied {
 }
 
 impl Hub {
-    pub(crate) fn new(limits: &Limits, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(limits: &Limits, number: usize, metrics: Arc<Metrics>) -> Self {
         let state = State {
             slots: Vec::new(),
             free: Vec::new(),
@@ -79,10 +85,11 @@ impl Hub {
             index: Index::default(),
             ring: Ring::new(limits.recent_broadcasts_max),
             paced: Paced::new(limits.paced_broadcasts_max, limits.paced_slots_max),
-            generations: Generations::default(),
+            measured: (0, 0),
             written: Vec::new(),
         };
-        Self { state: Mutex::new(state), metrics, paced: Notify::new() }
+        let wheel = Arc::new(Wheel::new(limits));
+        Self { state: Mutex::new(state), metrics, is_first: number == 0, wheel, paced: Notify::new() }
     }
 
     /// Adds a connection. An older one of the same account and resource ends with `conflict`; if this one is the older,
@@ -161,20 +168,6 @@ impl Hub {
         }
     }
 
-    /// The generation of a partition of the middle tier's memory, as far as it is known.
-    pub(crate) fn generation(&self, partition: Partition) -> Option<Generation> {
-        lock(&self.state).generations.of(partition)
-    }
-
-    /// Learns the generations that a reply carried. Returns how many are others than before.
-    pub(crate) fn learn(&self, generations: impl IntoIterator<Item = (Partition, Generation)>) -> usize {
-        let mut state = lock(&self.state);
-        let known = &mut state.generations;
-        let changed = generations.into_iter().filter(|(partition, now)| known.learn(*partition, *now)).count();
-        self.metrics.generations.inc_by(u64::from(changed > 0));
-        changed
-    }
-
     /// The place in the ring from which broadcasts have to be replayed once the reply to a request that is sent now
     /// arrives.
     pub(crate) fn place(&self) -> u64 {
@@ -230,18 +223,25 @@ impl Hub {
         if before.is_empty() { Applied::Whole } else { self.replay(state, slot, place, &before, now_ms) }
     }
 
-    /// Applies a batch from the middle tier and says which items found no connection with their epoch, and how many
-    /// connections have a registration in the audience, where that is asked.
-    pub(crate) fn deliver(&self, batch: wire::FrontBatch) -> wire::FrontBatchReply {
-        let (gone, online) = self.write(|state| {
-            let gone: Vec<_> = (0..)
-                .zip(batch.items)
-                .filter_map(|(number, item)| (!self.deliver_item(state, item)).then_some(number))
-                .collect();
-            (gone, batch.count.as_ref().and_then(|count| state.count(count)))
-        });
-        self.metrics.items_gone.inc_by(gone.len() as u64);
-        wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone), online }
+    /// Applies items of a batch, each with its number there, and returns the numbers of those that found no connection with
+    /// their epoch.
+    pub(crate) fn deliver(&self, items: Vec<(i32, wire::FrontItem)>) -> Vec<i32> {
+        if items.is_empty() {
+            return Vec::new();
+        }
+        self.write(|state| {
+            let gone = |(number, item)| (!self.deliver_item(state, item)).then_some(number);
+            items.into_iter().filter_map(gone).collect()
+        })
+    }
+
+    /// How many connections have a registration in the audience; `None` if that can't be read.
+    pub(crate) fn count(&self, count: &wire::CountOnline) -> Option<i64> {
+        let audience = Audience::try_from(&count.audience)
+            .inspect_err(|error| tracing::warn!(%error, "an audience to count can't be read"))
+            .ok()?;
+        let slots = lock(&self.state).index.audience(&count.app.parse().ok()?, &audience);
+        i64::try_from(slots.len()).ok()
     }
 
     fn deliver_item(&self, state: &mut State, item: wire::FrontItem) -> bool {
@@ -294,14 +294,6 @@ impl State {
             self.written.push(Arc::clone(line));
         }
         Ok(())
-    }
-
-    /// How many connections have a registration in the audience; `None` if that can't be read.
-    fn count(&self, count: &wire::CountOnline) -> Option<i64> {
-        let audience = Audience::try_from(&count.audience)
-            .inspect_err(|error| tracing::warn!(%error, "an audience to count can't be read"))
-            .ok()?;
-        i64::try_from(self.index.audience(&count.app.parse().ok()?, &audience).len()).ok()
     }
 
     fn find(&self, item: &wire::FrontItem) -> Option<(u32, Arc<Line>)> {
@@ -399,16 +391,16 @@ mod tests {
 
     use prometheus_client::registry::Registry;
 
+    use super::broadcasts::Received;
     use super::*;
     use crate::channels::Work;
     use crate::sasl::Login;
     use crate::walk::Walk;
-    use crate::wheel::Wheel;
 
     const APP: &str = "com.example.demo";
 
     fn hub() -> Hub {
-        Hub::new(&Limits::default(), Arc::new(Metrics::register(&mut Registry::default())))
+        Hub::new(&Limits::default(), 0, Arc::new(Metrics::register(&mut Registry::default())))
     }
 
     fn line(account: u128, epoch: u128) -> Arc<Line> {
@@ -439,7 +431,7 @@ mod tests {
             spread_ms: None,
             local_time_ms: None,
         };
-        hub.broadcast(&broadcast, 0).expect("a broadcast in time")
+        hub.broadcast(&Received::read(&broadcast).expect("a broadcast"), 0).expect("a broadcast in time")
     }
 
     fn has_got(line: &Line) -> bool {
@@ -468,7 +460,7 @@ mod tests {
     }
 
     /// A batch of the middle tier that says so of the line's registration.
-    fn index_batch(line: &Line, version: i64) -> wire::FrontBatch {
+    fn index_batch(line: &Line, version: i64) -> Vec<(i32, wire::FrontItem)> {
         let entry = wire::IndexEntry {
             app: APP.to_owned(),
             version,
@@ -487,7 +479,7 @@ mod tests {
             conflict: None,
             order: None,
         };
-        wire::FrontBatch { items: vec![item], count: None }
+        vec![(0, item)]
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! A connection is admitted (`listener`), negotiated (`negotiate`, driven by `login`) and becomes a *line* (`line`): a
 //! bound resource that `connection` serves for as long as its stream lives, and that waits for resumption afterwards.
-//! `hub` knows all lines, the index over them and the recent broadcasts; `channels` hands on what clients say to the
+//! A `hub` knows a share of the lines, the index over them and the recent broadcasts; `channels` hands on what clients say to the
 //! middle tier, which is reached over the bus alone.
 
 mod announce;
@@ -16,6 +16,7 @@ mod fast;
 mod form;
 mod generations;
 mod hub;
+mod hubs;
 mod index;
 mod line;
 mod listener;
@@ -58,13 +59,12 @@ use tokio_util::task::TaskTracker;
 
 pub use crate::config::{Config, Limits, Listener};
 use crate::credentials::Credentials;
-use crate::hub::Hub;
+use crate::hubs::Hubs;
 use crate::listener::{Admissions, Listeners};
 use crate::metrics::Metrics;
 use crate::middle::Middle;
 use crate::socket::Socket;
 use crate::tls::Tls;
-use crate::wheel::Wheel;
 
 /// What a front needs, by name.
 pub struct Dependencies {
@@ -132,8 +132,7 @@ pub struct Acceptor {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) domain: Arc<str>,
-    pub(crate) hub: Hub,
-    pub(crate) wheel: Arc<Wheel>,
+    pub(crate) hubs: Hubs,
     pub(crate) middle: Middle,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) admissions: Admissions,
@@ -172,7 +171,7 @@ impl Drop for Life {
     fn drop(&mut self) {
         self.0.draining.cancel();
         self.0.stop.cancel();
-        for line in self.0.hub.lines() {
+        for line in self.0.hubs.lines() {
             line.cut_off();
         }
         self.0.phase.send_replace(Phase::Ended);
@@ -201,8 +200,7 @@ impl Front {
         };
         let shared = Arc::new(Shared {
             domain: config.domain.as_str().into(),
-            hub: Hub::new(limits, Arc::clone(&metrics)),
-            wheel: Arc::new(Wheel::new(limits)),
+            hubs: Hubs::new(limits, &metrics),
             middle,
             credentials: Arc::new(credentials),
             admissions: Admissions::new(limits, Arc::clone(&metrics)),
@@ -266,8 +264,12 @@ impl BoundFront {
             return;
         }
         shared.phase.send_replace(Phase::Starting);
-        shared.spawn(connection::keep_time(Arc::clone(&shared)));
-        shared.spawn(walk::serve_inbox(Arc::clone(&shared), inbox));
+        let FrontInbox { batches, events } = inbox;
+        for hub in shared.hubs.each() {
+            shared.spawn(connection::keep_time(Arc::clone(&shared), Arc::clone(hub)));
+        }
+        shared.spawn(walk::serve_batches(Arc::clone(&shared), batches));
+        shared.spawn(walk::serve_events(Arc::clone(&shared), events));
         shared.spawn(announce::keep_lease(Arc::clone(&shared)));
         shared.spawn(announce::announce(Arc::clone(&shared)));
         listeners.serve(&shared);
@@ -323,7 +325,7 @@ impl Shared {
 
     /// Learns the generations that a reply of the middle tier carried.
     pub(crate) fn learn(&self, generations: impl IntoIterator<Item = (Partition, Generation)>) {
-        let changed = self.hub.learn(generations);
+        let changed = self.hubs.learn(generations);
         if changed > 0 {
             tracing::info!(partitions = changed, "the middle tier's memory is another: announcing connections anew");
             self.announce.notify_one();
@@ -333,7 +335,7 @@ impl Shared {
     /// Refuses the account's older tokens from now on and ends what was opened with them.
     pub(crate) fn revoke(&self, revoked: &TokenRevoked) -> Option<(idl::ids::AccountId, u64)> {
         let (account, issued_before_ms) = self.credentials.revoked.learn(revoked)?;
-        self.hub.revoke(account, issued_before_ms);
+        self.hubs.of(account).revoke(account, issued_before_ms);
         Some((account, issued_before_ms))
     }
 

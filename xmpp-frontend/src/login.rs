@@ -132,7 +132,8 @@ impl Talk {
         shared.learn([(Shard::of_account(login.account).into(), connected.generation)]);
         let bytes_max = shared.config.limits.outbox_bytes_max;
         let work = Work::new(connected.generation);
-        let (line, attachment) = Line::new(login, connected.epoch, resource, bytes_max, work, &shared.wheel);
+        let (line, attachment) =
+            Line::new(login, connected.epoch, resource, bytes_max, work, &shared.hubs.of(login.account).wheel);
         let managed = enable.map(|resume| enabled(&shared.config.limits, &shared.entropy, resume));
         let answer = bind.answer(&shared.domain, managed.as_ref().map(|(enabled, _)| enabled.as_str()));
         // Before anyone else can put something into the outbox.
@@ -140,16 +141,16 @@ impl Talk {
             Some((_, id)) => _ = line.enable(&answer, id.clone()),
             None => line.put(Frame::other(answer)).map_err(|_| Reason::OutboxFull)?,
         }
-        shared.hub.attach(&line)?;
+        shared.hubs.with(&line).attach(&line)?;
         if let Some((_, Some(id))) = managed {
-            shared.hub.allow_resuming(&line, id);
+            shared.hubs.with(&line).allow_resuming(&line, id);
         }
         self.check(&line);
         Ok(Agreed::Bound(line, attachment))
     }
 
     fn resume(&self, resume: &Resume) -> Result<Option<Agreed>, Reason> {
-        let Some(line) = self.shared.hub.resumable(&resume.previous) else { return Ok(None) };
+        let Some(line) = self.shared.hubs.of(resume.login.account).resumable(&resume.previous) else { return Ok(None) };
         let answer = |resumed: &str| resume.answer(&self.shared.domain, &line.resource, resumed);
         match line.resume(resume.login, resume.handled, answer) {
             Ok((attachment, older)) => {

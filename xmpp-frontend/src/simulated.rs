@@ -18,7 +18,7 @@ impl Acceptor {
         let now_ms = shared.clock.now_ms();
         for account in accounts {
             let login = Login { account, issued_at_ms: now_ms };
-            let generation = shared.hub.generation(Shard::of_account(account).into());
+            let generation = shared.hubs.generation(Shard::of_account(account).into());
             let work = generation.map(Work::new).unwrap_or_default();
             let (line, _) = Line::new(
                 login,
@@ -26,13 +26,13 @@ impl Acceptor {
                 "simulated",
                 shared.config.limits.outbox_bytes_max,
                 work,
-                &shared.wheel,
+                &shared.hubs.of(account).wheel,
             );
-            if shared.hub.attach(&line).is_err() {
+            if shared.hubs.with(&line).attach(&line).is_err() {
                 continue;
             }
-            let place = shared.hub.place();
-            let applied = shared.hub.apply(&line, place, read_changes(entries), Vec::new(), now_ms);
+            let place = shared.hubs.with(&line).place();
+            let applied = shared.hubs.with(&line).apply(&line, place, read_changes(entries), Vec::new(), now_ms);
             added += usize::from(applied != Applied::Gone);
         }
         added

@@ -5,11 +5,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use idl::bus::{FrontEvent, FrontInbox};
+use idl::bus::{FrontEvent, IncomingBatch};
+use idl::contract::bus::CancelBroadcast;
 use roaring::RoaringBitmap;
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::Shared;
+use crate::hub::Hub;
+use crate::hub::broadcasts::Received;
 use crate::ring::Recent;
 
 /// How often it is looked whose moment has come.
@@ -17,21 +21,57 @@ const TICK: Duration = Duration::from_millis(100);
 /// Broadcasts that were taken in, the one under way included. They are taken in as they come, also while another is under
 /// way: whom one is for is decided then, and a cancellation behind it is seen.
 const WALKS_MAX: usize = 64;
+/// Broadcasts that are walked together.
+const TOGETHER_MAX: usize = 16;
 
-/// A broadcast and the slots that it still has to reach.
+/// Broadcasts that are written in one go, and the slots that are still to be reached.
 pub(crate) struct Walk {
-    pub(crate) recent: Arc<Recent>,
+    /// In the order in which each connection gets them.
+    parts: Vec<Part>,
     slots: roaring::bitmap::IntoIter,
+    /// How many slots are left.
+    left: u64,
+}
+
+struct Part {
+    recent: Arc<Recent>,
+    slots: RoaringBitmap,
 }
 
 impl Walk {
     pub(crate) fn new(recent: Arc<Recent>, slots: RoaringBitmap) -> Self {
-        Self { recent, slots: slots.into_iter() }
+        Self { left: slots.len(), slots: slots.clone().into_iter(), parts: vec![Part { recent, slots }] }
+    }
+
+    /// One walk for all that have not begun: who is reached by several gets them in one write.
+    fn merge(walks: impl IntoIterator<Item = Self>) -> Self {
+        let parts: Vec<_> = walks.into_iter().flat_map(|walk| walk.parts).collect();
+        let slots = parts.iter().fold(RoaringBitmap::new(), |all, part| all | &part.slots);
+        Self { left: slots.len(), slots: slots.into_iter(), parts }
     }
 
     /// The next slot.
     pub(crate) fn next(&mut self) -> Option<u32> {
-        self.slots.next()
+        let slot = self.slots.next();
+        self.left -= u64::from(slot.is_some());
+        slot
+    }
+
+    /// What is for that slot.
+    pub(crate) fn at(&self, slot: u32) -> impl Iterator<Item = &Arc<Recent>> {
+        self.parts.iter().filter(move |part| part.slots.contains(slot)).map(|part| &part.recent)
+    }
+
+    /// Goes on without some of the broadcasts. Returns true if there were any.
+    pub(crate) fn leave_out(&mut self, which: impl Fn(&Recent) -> bool) -> bool {
+        let before = self.parts.len();
+        self.parts.retain(|part| !which(&part.recent));
+        self.parts.len() < before
+    }
+
+    /// True if nothing is left to write.
+    pub(crate) fn is_over(&self) -> bool {
+        self.left == 0 || self.parts.is_empty()
     }
 }
 
@@ -46,34 +86,66 @@ pub(crate) enum Pacing {
     Behind,
 }
 
-/// Serves what the middle tier sends to this front, until the bus is gone. Batches go before each chunk of a broadcast; one
-/// broadcast is walked at a time, and a chunk of the paced ones goes behind each, or every tick.
-pub(crate) async fn serve_inbox(shared: Arc<Shared>, inbox: FrontInbox) {
-    let FrontInbox { mut batches, mut events } = inbox;
-    let hub = &shared.hub;
+/// Serves the batches of the middle tier, until the bus is gone.
+pub(crate) async fn serve_batches(shared: Arc<Shared>, mut batches: mpsc::Receiver<IncomingBatch>) {
+    while let Some(incoming) = batches.recv().await {
+        let reply = shared.hubs.deliver(incoming.batch);
+        incoming.answer.send(Ok(reply));
+    }
+}
+
+/// What each hub is told.
+#[derive(Clone)]
+enum News {
+    Broadcast(Arc<Received>),
+    Cancelled(Arc<CancelBroadcast>),
+}
+
+/// Serves the events of the middle tier, until the bus is gone.
+pub(crate) async fn serve_events(shared: Arc<Shared>, mut events: mpsc::Receiver<FrontEvent>) {
+    let mut walkers = Vec::new();
+    for hub in shared.hubs.each() {
+        let (tell, news) = mpsc::channel(1);
+        shared.spawn(walk(Arc::clone(&shared), Arc::clone(hub), news));
+        walkers.push(tell);
+    }
+    while let Some(event) = events.recv().await {
+        let news = match event {
+            FrontEvent::Broadcast(broadcast) => {
+                shared.metrics.broadcasts.inc();
+                let Some(received) = Received::read(&broadcast) else { continue };
+                News::Broadcast(Arc::new(received))
+            }
+            FrontEvent::CancelBroadcast(cancelled) => News::Cancelled(Arc::new(cancelled)),
+            FrontEvent::TokenRevoked(revoked) => {
+                shared.revoke(&revoked);
+                continue;
+            }
+        };
+        for walker in &walkers {
+            if walker.send(news.clone()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Walks the broadcasts of one hub. They are taken in as they come, also while others are under way; those that wait when a
+/// walk ends are walked together, up to a number, so that who is reached by several gets them in one write. A chunk of the paced ones goes
+/// behind each walk, or every tick.
+async fn walk(shared: Arc<Shared>, hub: Arc<Hub>, mut news: mpsc::Receiver<News>) {
     let chunk_max = shared.config.limits.broadcast_chunk_max;
     let mut walks: VecDeque<Walk> = VecDeque::new();
     let mut pacing = Pacing::Done;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let waiting: usize = walks.iter().map(|walk| walk.parts.len()).sum();
         tokio::select! {
             biased;
-            batch = batches.recv() => match batch {
-                Some(incoming) => {
-                    let reply = hub.deliver(incoming.batch);
-                    incoming.answer.send(Ok(reply));
-                }
-                None => return,
-            },
-            event = events.recv(), if walks.len() < WALKS_MAX => match event {
-                Some(FrontEvent::Broadcast(broadcast)) => {
-                    walks.extend(hub.broadcast(&broadcast, shared.clock.now_ms()));
-                }
-                Some(FrontEvent::CancelBroadcast(cancelled)) => hub.cancel(&cancelled, &mut walks),
-                Some(FrontEvent::TokenRevoked(revoked)) => {
-                    shared.revoke(&revoked);
-                }
+            heard = news.recv(), if waiting < WALKS_MAX => match heard {
+                Some(News::Broadcast(received)) => walks.extend(hub.broadcast(&received, shared.clock.now_ms())),
+                Some(News::Cancelled(cancelled)) => hub.cancel(&cancelled, &mut walks),
                 None => return,
             },
             () = tokio::task::yield_now(), if !walks.is_empty() => {
@@ -81,6 +153,12 @@ pub(crate) async fn serve_inbox(shared: Arc<Shared>, inbox: FrontInbox) {
                 if walks.front_mut().is_some_and(|walk| !hub.walk(walk, chunk_max, now_ms)) {
                     walks.pop_front();
                     pacing = hub.pace(chunk_max, now_ms);
+                    // While moments have passed, it is the turn of the paced ones behind each broadcast.
+                    let together = if pacing == Pacing::Behind { 1 } else { walks.len().min(TOGETHER_MAX) };
+                    if together > 1 {
+                        let walk = Walk::merge(walks.drain(..together));
+                        walks.push_front(walk);
+                    }
                 }
             }
             () = tokio::task::yield_now(), if pacing == Pacing::Behind => {

@@ -80,7 +80,9 @@ impl World {
         Self::build(config, crate::tls::server_config()).await
     }
 
-    pub(crate) async fn build(config: Config, tls: Arc<rustls::ServerConfig>) -> Self {
+    /// In one hub, unless the limits say otherwise, so that limits hold as they are.
+    pub(crate) async fn build(mut config: Config, tls: Arc<rustls::ServerConfig>) -> Self {
+        config.limits.hubs = config.limits.hubs.max(1);
         let clock = Arc::new(Running(Instant::now()));
         let began = clock.0;
         let bus = Arc::new(InProcess::new(BusLimits::default(), Arc::clone(&clock) as _, Arc::new(SystemEntropy)));

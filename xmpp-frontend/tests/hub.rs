@@ -466,3 +466,35 @@ async fn a_connection_is_announced_with_what_the_middle_said_to_open_the_channel
         .collect();
     assert_eq!(payloads, [b"hello".to_vec(), b"changed".to_vec()]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn several_hubs_are_one_front_to_the_middle_tier() {
+    let world = World::with(Limits { hubs: 3, broadcast_chunk_max: 2, ..Limits::default() }).await;
+    let mut clients = Vec::new();
+    for number in 1..=12 {
+        clients.push(world.subscriber(account(number), &[]).await);
+    }
+    assert_eq!(world.count(Audience::Everyone.to_wire()).await, Some(12));
+    let items = (1..=12).map(|number| {
+        let epoch = world.middle.epoch(account(number), "r");
+        // Every third names a connection that is not there.
+        let epoch = if number % 3 == 0 { Epoch(epoch.0 + 1_000_000) } else { epoch };
+        item(account(number), epoch, &[b"single"])
+    });
+    assert_eq!(world.deliver(items.collect()).await, [2, 5, 8, 11]);
+    for (number, client) in (1..).zip(&mut clients) {
+        if number % 3 != 0 {
+            assert_eq!(client.payload().await, b"single");
+        }
+    }
+    let texts: Vec<_> = (0..40).map(|number| format!("broadcast {number}")).collect();
+    for text in &texts {
+        world.broadcast(None, text.as_bytes()).await;
+    }
+    for client in &mut clients {
+        for text in &texts {
+            assert_eq!(client.payload().await, text.as_bytes(), "in order, each once");
+        }
+        client.nothing_more().await;
+    }
+}

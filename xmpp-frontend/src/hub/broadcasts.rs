@@ -19,7 +19,7 @@ use crate::ring::Recent;
 use crate::walk::{Pacing, Walk};
 
 /// A broadcast that was read, before it has a place.
-struct Read {
+pub(crate) struct Received {
     id: MessageId,
     app: AppId,
     audience: Audience,
@@ -39,24 +39,22 @@ enum Outcome {
 
 impl Hub {
     /// Takes in a broadcast: from now on it is in the ring, and the walk over its audience can begin. `None` if it has
-    /// expired, was cancelled or can't be read; or if it is paced and came before, or finds no room: then it is left to
-    /// the middle tier's judgements.
-    pub(crate) fn broadcast(&self, broadcast: &wire::Broadcast, now_ms: u64) -> Option<Walk> {
-        self.metrics.broadcasts.inc();
-        let Read { id, app, audience, frame, expires_at_ms, pace } = read(broadcast)?;
-        if expires_at_ms <= now_ms {
-            self.metrics.broadcasts_expired.inc();
+    /// expired or was cancelled; or if it is paced and came before, or finds no room: then it is left to the middle tier's
+    /// judgements.
+    pub(crate) fn broadcast(&self, received: &Received, now_ms: u64) -> Option<Walk> {
+        let Received { id, app, audience, frame, expires_at_ms, pace } = received;
+        if self.has_expired(*expires_at_ms, now_ms) {
             return None;
         }
         let state = &mut *lock(&self.state);
-        if state.ring.is_cancelled(id) {
-            self.metrics.broadcasts_cancelled.inc();
+        if state.ring.is_cancelled(*id) {
+            self.metrics.broadcasts_cancelled.inc_by(u64::from(self.is_first));
             return None;
         }
-        let slots = state.index.audience(&app, &audience);
+        let slots = state.index.audience(app, audience);
         tracing::debug!(%id, audience = slots.len(), paced = pace.is_some(), "broadcast");
         if pace.is_some() {
-            if state.paced.has(id) || state.ring.has(id) {
+            if state.paced.has(*id) || state.ring.has(*id) {
                 return None;
             }
             if let Err(full) = state.paced.room_for(slots.len()) {
@@ -64,8 +62,22 @@ impl Hub {
                 return None;
             }
         }
-        let recent = state.ring.push(|place| Recent { place, id, app, audience, frame, expires_at_ms, pace });
+        let recent = state.ring.push(|place| Recent {
+            place,
+            id: *id,
+            app: app.clone(),
+            audience: audience.clone(),
+            frame: Arc::clone(frame),
+            expires_at_ms: *expires_at_ms,
+            pace: *pace,
+        });
         Some(Walk::new(recent, slots))
+    }
+
+    fn has_expired(&self, expires_at_ms: u64, now_ms: u64) -> bool {
+        let expired = expires_at_ms <= now_ms;
+        self.metrics.broadcasts_expired.inc_by(u64::from(expired && self.is_first));
+        expired
     }
 
     /// Stops a broadcast: it is not replayed, nobody waits for it any more, and of the walks that are under way its own ends.
@@ -78,30 +90,31 @@ impl Hub {
         let state = &mut *lock(&self.state);
         state.ring.cancel(id);
         let waited = state.paced.cancel(id);
-        let before = walks.len();
-        walks.retain(|walk| walk.recent.id != id);
-        if waited || walks.len() < before {
+        let mut walked = false;
+        walks.retain_mut(|walk| {
+            walked |= walk.leave_out(|recent| recent.id == id);
+            !walk.is_over()
+        });
+        if (waited || walked) && self.is_first {
             self.metrics.broadcasts_cancelled.inc();
         }
         self.measure(state);
     }
 
-    /// Writes one chunk of a broadcast; where it is paced, to those whose moment has come. Returns false once the walk is
-    /// over.
+    /// Writes one chunk of a walk: to each connection all that the walk has for it, or, where a broadcast is paced, what has
+    /// come to its moment. Returns false once the walk is over.
     pub(crate) fn walk(&self, walk: &mut Walk, chunk_max: usize, now_ms: u64) -> bool {
-        if walk.recent.expires_at_ms <= now_ms {
-            self.metrics.broadcasts_expired.inc();
-            return false;
-        }
+        walk.leave_out(|recent| self.has_expired(recent.expires_at_ms, now_ms));
         self.write(|state| {
-            let more = (0..chunk_max.max(1)).all(|_| {
-                let Some(slot) = walk.next() else { return false };
-                self.write_when_due(state, &walk.recent, slot, now_ms);
-                true
-            });
+            for _ in 0..chunk_max.max(1) {
+                let Some(slot) = walk.next() else { break };
+                for recent in walk.at(slot) {
+                    self.write_when_due(state, recent, slot, now_ms);
+                }
+            }
             self.measure(state);
-            more
-        })
+        });
+        !walk.is_over()
     }
 
     /// Writes one chunk of the paced broadcasts to those whose moment has come, and says what is left to do.
@@ -184,10 +197,12 @@ impl Hub {
         Outcome::Written
     }
 
-    fn measure(&self, state: &State) {
+    fn measure(&self, state: &mut State) {
         let signed = |count| i64::try_from(count).unwrap_or(i64::MAX);
-        self.metrics.paced_broadcasts.set(signed(state.paced.len()));
-        self.metrics.paced_slots.set(signed(state.paced.waiting()));
+        let now = (signed(state.paced.len()), signed(state.paced.waiting()));
+        let before = std::mem::replace(&mut state.measured, now);
+        self.metrics.paced_broadcasts.inc_by(now.0 - before.0);
+        self.metrics.paced_slots.inc_by(now.1 - before.1);
     }
 }
 
@@ -208,19 +223,21 @@ fn due_ms(recent: &Recent, line: &Line, membership: &Membership) -> Option<u64> 
     Some(pace.due_ms(recent.id, line.account(), clock.as_ref()))
 }
 
-/// Reads a broadcast; one that can't be read is left to the middle tier's judgements.
-fn read(broadcast: &wire::Broadcast) -> Option<Read> {
-    let unreadable = |error: &dyn std::fmt::Display| tracing::warn!(%error, "a broadcast can't be read");
-    let positive = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok());
-    let spread_ms = positive(broadcast.spread_ms).unwrap_or(0);
-    let local_time_ms = positive(broadcast.local_time_ms);
-    let number = u32::try_from(broadcast.channel).inspect_err(|error| unreadable(error)).ok()?;
-    Some(Read {
-        id: MessageId::from_bytes(&broadcast.id).inspect_err(|error| unreadable(error)).ok()?,
-        app: broadcast.app.parse().inspect_err(|error| unreadable(error)).ok()?,
-        audience: Audience::try_from(&broadcast.audience).inspect_err(|error| unreadable(error)).ok()?,
-        frame: Arc::new(SharedPayload::new(Payload { number, bytes: broadcast.payload.clone() })),
-        expires_at_ms: u64::try_from(broadcast.expires_at_ms).unwrap_or(0),
-        pace: (spread_ms > 0 || local_time_ms.is_some()).then_some(Pace { spread_ms, local_time_ms }),
-    })
+impl Received {
+    /// Reads a broadcast; one that can't be read is left to the middle tier's judgements.
+    pub(crate) fn read(broadcast: &wire::Broadcast) -> Option<Self> {
+        let unreadable = |error: &dyn std::fmt::Display| tracing::warn!(%error, "a broadcast can't be read");
+        let positive = |ms: Option<i64>| ms.and_then(|ms| u64::try_from(ms).ok());
+        let spread_ms = positive(broadcast.spread_ms).unwrap_or(0);
+        let local_time_ms = positive(broadcast.local_time_ms);
+        let number = u32::try_from(broadcast.channel).inspect_err(|error| unreadable(error)).ok()?;
+        Some(Self {
+            id: MessageId::from_bytes(&broadcast.id).inspect_err(|error| unreadable(error)).ok()?,
+            app: broadcast.app.parse().inspect_err(|error| unreadable(error)).ok()?,
+            audience: Audience::try_from(&broadcast.audience).inspect_err(|error| unreadable(error)).ok()?,
+            frame: Arc::new(SharedPayload::new(Payload { number, bytes: broadcast.payload.clone() })),
+            expires_at_ms: u64::try_from(broadcast.expires_at_ms).unwrap_or(0),
+            pace: (spread_ms > 0 || local_time_ms.is_some()).then_some(Pace { spread_ms, local_time_ms }),
+        })
+    }
 }
