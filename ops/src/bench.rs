@@ -29,8 +29,9 @@ mod worker;
 mod xmpp;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::campanile::{Campanile, Program};
 use self::ejabberd::Ejabberd;
@@ -116,8 +117,8 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
     };
     // Servers that are started here inherit it.
     raise_file_limit();
-    process::end_family_on_signals()?;
-    let mut figures: Vec<Figure> = Vec::new();
+    let stopped = process::end_family_on_signals()?;
+    let (mut figures, mut versions, mut failures): (Vec<Figure>, Vec<String>, u32) = (Vec::new(), Vec::new(), 0);
     for kind in &plan.servers {
         let mut told = |figure: Figure| {
             match shown {
@@ -128,32 +129,51 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
             figures.push(figure);
             Ok(())
         };
-        let Some(server) = prepare(*kind, plan, &sizes)? else {
-            told(not_installed(*kind))?;
+        let name = runs::name(*kind);
+        let Some(server) = prepare(*kind, plan, &sizes).with_context(|| format!("{name} can't be prepared"))? else {
+            told(without_value(*kind, "all", "", "not installed".to_owned()))?;
             continue;
         };
-        let mut bench = Bench { sizes: &sizes, told: &mut told };
+        versions.push(format!("{name} {}", server.version()));
         for part in &plan.parts {
-            for transport in [Transport::Plain, Transport::Tls] {
-                if if transport == Transport::Tls { plan.tls } else { plan.plain } {
-                    let what = format!("{} over {} of {}", name_of(*part), transport.name(), runs::name(*kind));
-                    match part {
-                        Part::Idle => bench.idle(server.as_ref(), transport),
-                        Part::Login => bench.login(server.as_ref(), transport),
-                        Part::Broadcast => bench.broadcast(server.as_ref(), transport),
-                        Part::Latency => bench.latency(server.as_ref(), transport),
-                        Part::Wire => bench.wire(server.as_ref(), transport),
-                    }
-                    .context(what)?;
+            for (transport, wanted) in [(Transport::Plain, plan.plain), (Transport::Tls, plan.tls)] {
+                if !wanted {
+                    continue;
+                }
+                let mut bench = Bench { sizes: &sizes, told: &mut told };
+                let done = match part {
+                    Part::Idle => bench.idle(server.as_ref(), transport),
+                    Part::Login => bench.login(server.as_ref(), transport),
+                    Part::Broadcast => bench.broadcast(server.as_ref(), transport),
+                    Part::Latency => bench.latency(server.as_ref(), transport),
+                    Part::Wire => bench.wire(server.as_ref(), transport),
+                };
+                if stopped.load(Ordering::Relaxed) {
+                    bail!("stopped by a signal");
+                }
+                if let Err(error) = done {
+                    // The others are worth having.
+                    failures += 1;
+                    told(without_value(*kind, name_of(*part), transport.name(), format!("failed: {error:#}")))?;
                 }
             }
         }
     }
     match shown {
-        Shown::Lines => say(&figure::ratios(&figures)),
-        Shown::Markdown => say(&figure::markdown(&figures)),
-        Shown::Json => Ok(()),
+        Shown::Lines => say(&figure::ratios(&figures))?,
+        Shown::Markdown => {
+            let sizes =
+                format!("{} connections, {} logins, {} broadcasts", sizes.connections, sizes.logins, sizes.broadcasts);
+            say(&format!(
+                "{}; {}; {sizes}.\n\n{}",
+                process::machine(),
+                versions.join(", "),
+                figure::markdown(&figures)
+            ))?;
+        }
+        Shown::Json => {}
     }
+    if failures > 0 { Err(anyhow!("{failures} of the runs failed")) } else { Ok(()) }
 }
 
 /// Installs a server in a folder and makes its accounts; `None` if the system does not have it.
@@ -174,15 +194,15 @@ fn prepare(kind: Kind, plan: &Plan, sizes: &Sizes) -> Result<Option<Box<dyn Serv
     })
 }
 
-fn not_installed(kind: Kind) -> Figure {
+fn without_value(kind: Kind, what: &str, transport: &str, notes: String) -> Figure {
     Figure {
         server: runs::name(kind).to_owned(),
-        what: "all".to_owned(),
-        transport: String::new(),
+        what: what.to_owned(),
+        transport: transport.to_owned(),
         value: None,
         unit: String::new(),
         n: 0,
-        notes: "not installed".to_owned(),
+        notes,
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) struct Campanile {
     folder: Folder,
     devices: PathBuf,
     app: App,
+    version: String,
     runs: Cell<u32>,
 }
 
@@ -83,7 +84,7 @@ impl Campanile {
         let folder = Folder::new()?;
         let base = folder.path().join(PREPARED);
         let (child, run) = launch(&program, &base)?;
-        let server = Self::of(Source::Program(program), folder, &DataFolder::at(&base))?;
+        let server = Self::of(Source::Program(program), folder, &DataFolder::at(&base), &run)?;
         let mut running = server.running(Some(child), &run)?;
         server.populate(&running, &run, count)?;
         running.child.iter_mut().for_each(Kept::stop);
@@ -98,15 +99,15 @@ impl Campanile {
         if processes.0.is_empty() {
             processes.0.push(run.pid);
         }
-        let server = Self::of(Source::Running(Box::new(run.clone()), processes), Folder::new()?, &folder)?;
+        let server = Self::of(Source::Running(Box::new(run.clone()), processes), Folder::new()?, &folder, &run)?;
         server.populate(&server.running(None, &run)?, &run, count)?;
         Ok(server)
     }
 
-    fn of(source: Source, folder: Folder, data: &DataFolder) -> Result<Self> {
+    fn of(source: Source, folder: Folder, data: &DataFolder, run: &Run) -> Result<Self> {
         let app: App = read_json(&data.demo())?.context("the server has no demo application")?;
         let devices = folder.path().join("devices.json");
-        Ok(Self { source, folder, devices, app, runs: Cell::new(0) })
+        Ok(Self { source, folder, devices, app, version: run.version.clone(), runs: Cell::new(0) })
     }
 
     fn populate(&self, running: &RunningCampanile, run: &Run, count: usize) -> Result<()> {
@@ -148,6 +149,10 @@ impl Campanile {
 impl Server for Campanile {
     fn kind(&self) -> Kind {
         Kind::Campanile
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
     }
 
     fn start(&self) -> Result<Box<dyn Running>> {

@@ -146,6 +146,14 @@ impl Server for Ejabberd {
         Kind::Ejabberd
     }
 
+    fn version(&self) -> String {
+        // Erlang's libraries are in folders with their versions.
+        let folders = fs::read_dir(&self.libraries).into_iter().flatten().flatten();
+        let versions =
+            folders.filter_map(|folder| Some(folder.file_name().to_str()?.strip_prefix("ejabberd-")?.to_owned()));
+        versions.max().unwrap_or_default()
+    }
+
     fn start(&self) -> Result<Box<dyn Running>> {
         let number = self.runs.replace(self.runs.get() + 1);
         let _ = fs::remove_dir_all(self.folder.path().join(format!("run-{number}")));

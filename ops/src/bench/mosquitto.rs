@@ -61,6 +61,13 @@ impl Server for Mosquitto {
         Kind::Mosquitto
     }
 
+    fn version(&self) -> String {
+        // It says "mosquitto version 2.0.11" and more, and calls that a failure.
+        let said = Command::new(&self.program).arg("-h").stdin(Stdio::null()).output();
+        let said = said.map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
+        said.split_whitespace().nth(2).unwrap_or_default().to_owned()
+    }
+
     fn start(&self) -> Result<Box<dyn Running>> {
         let [plain, tls] = free_ports()?;
         let folder = self.folder.path();

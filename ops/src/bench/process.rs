@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -168,8 +170,10 @@ impl Drop for Kept {
     }
 }
 
-/// From now on a signal ends what this process has started: whoever waits for it then fails, and cleans up.
-pub(super) fn end_family_on_signals() -> Result<()> {
+/// From now on a signal ends what this process has started, and is noted: whoever waits for it then fails, and cleans up.
+pub(super) fn end_family_on_signals() -> Result<Arc<AtomicBool>> {
+    let noted = Arc::new(AtomicBool::new(false));
+    let note = Arc::clone(&noted);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate) = {
         let _entered = runtime.enter();
@@ -182,6 +186,7 @@ pub(super) fn end_family_on_signals() -> Result<()> {
                     _ = interrupt.recv() => (),
                     _ = terminate.recv() => (),
                 }
+                note.store(true, Ordering::Relaxed);
                 for (pid, _) in family(std::process::id()).into_iter().skip(1) {
                     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
                     pid.and_then(|pid| kill_process(pid, Signal::KILL).ok());
@@ -189,7 +194,24 @@ pub(super) fn end_family_on_signals() -> Result<()> {
             }
         });
     });
-    Ok(())
+    Ok(noted)
+}
+
+/// What this machine is, as far as it tells.
+pub(super) fn machine() -> String {
+    let field = |file: &str, name: &str| -> String {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim_start_matches([':', ' ', '\t']).trim().to_owned()
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kilobytes: u64 = field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0);
+    format!(
+        "{cores} cores ({}), {} GB, Linux {}",
+        field("/proc/cpuinfo", "model name"),
+        kilobytes >> 20,
+        field("/proc/sys/kernel/osrelease", "")
+    )
 }
 
 /// A folder that goes with its owner.

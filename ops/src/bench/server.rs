@@ -20,6 +20,9 @@ pub(super) trait Server {
     /// Which.
     fn kind(&self) -> Kind;
 
+    /// Its version, as its package or itself says.
+    fn version(&self) -> String;
+
     /// A new process with nothing but the accounts: what earlier runs left in its memory or store is not there.
     fn start(&self) -> Result<Box<dyn Running>>;
 

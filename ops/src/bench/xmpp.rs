@@ -186,6 +186,6 @@ mod tests {
 
     #[test]
     fn a_message_without_an_end_is_not_kept_for_ever() {
-        assert!(!Messages::default().take(&[b'x'; HEARD_BYTES_MAX + 1], |_| ()));
+        assert!(!Messages::default().take(&vec![b'x'; HEARD_BYTES_MAX + 1], |_| ()));
     }
 }
