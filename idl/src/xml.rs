@@ -81,6 +81,17 @@ pub enum XmlError {
     StrayText,
 }
 
+/// How a stream began.
+#[derive(Debug)]
+enum Beginning {
+    /// It has not yet: the header as far as it was read.
+    Header(Vec<u8>),
+    /// With a header that declares what [`USUAL_HEADER`] declares.
+    Usual,
+    /// With another one.
+    Other,
+}
+
 impl XmlError {
     /// The stream error's condition (RFC 6120 §4.9.3).
     pub const fn condition(&self) -> &'static str {
@@ -103,11 +114,7 @@ pub struct StreamReader {
     limits: Limits,
     /// Open elements inside the stream; the last is the innermost.
     open: Vec<Element>,
-    in_stream: bool,
-    /// The header as it was written, until it is whole.
-    header: Vec<u8>,
-    /// The header declares what [`USUAL_HEADER`] declares.
-    is_usual: bool,
+    beginning: Beginning,
     /// Nothing was read since the last event at the top of the stream.
     is_at_rest: bool,
     /// Bytes since the last event at the top of the stream.
@@ -124,9 +131,7 @@ impl StreamReader {
             parser: Parser::with_options(options),
             limits,
             open: Vec::new(),
-            in_stream: false,
-            header: Vec::new(),
-            is_usual: false,
+            beginning: Beginning::Header(Vec::new()),
             is_at_rest: false,
             taken_bytes: 0,
             text_first: false,
@@ -147,7 +152,7 @@ impl StreamReader {
     /// True if a reader that [`StreamReader::inside`] makes would read on as this one does: it is between elements, and its
     /// header declared the same.
     pub fn is_like_inside(&self) -> bool {
-        self.is_usual && self.is_at_rest
+        matches!(self.beginning, Beginning::Usual) && self.is_at_rest
     }
 
     /// Other limits from the next element on. Attributes keep the length limit that the stream began with.
@@ -164,7 +169,7 @@ impl StreamReader {
     /// and more are needed. After an error the stream is over.
     pub fn read(&mut self, bytes: &mut &[u8]) -> Result<Option<Event>, XmlError> {
         loop {
-            if self.in_stream && self.open.is_empty() && self.taken_bytes == 0 {
+            if self.in_stream() && self.open.is_empty() && self.taken_bytes == 0 {
                 // White space between stanzas keeps connections alive (RFC 6120 §4.6.1) and is nothing to keep.
                 *bytes = bytes.trim_ascii_start();
             }
@@ -178,8 +183,8 @@ impl StreamReader {
             let mut unread = window;
             let parsed = self.parser.parse(&mut unread, false);
             let taken = window.len() - unread.len();
-            if !self.in_stream {
-                self.header.extend_from_slice(&bytes[..taken]);
+            if let Beginning::Header(header) = &mut self.beginning {
+                header.extend_from_slice(&bytes[..taken]);
             }
             self.is_at_rest &= taken == 0;
             *bytes = &bytes[taken..];
@@ -201,8 +206,12 @@ impl StreamReader {
         }
     }
 
+    fn in_stream(&self) -> bool {
+        !matches!(self.beginning, Beginning::Header(_))
+    }
+
     fn stray_text(&self) -> XmlError {
-        if self.in_stream {
+        if self.in_stream() {
             XmlError::StrayText
         } else {
             XmlError::NotWellFormed("text before the first element".to_owned())
@@ -213,13 +222,12 @@ impl StreamReader {
         match event {
             XmlEvent::XmlDeclaration(..) => Ok(None),
             XmlEvent::StartElement(_, (namespace, name), attributes) => {
-                if !self.in_stream {
+                if let Beginning::Header(written) = &self.beginning {
                     if namespace.as_str() != NS_STREAM || name.as_str() != "stream" {
                         let (name, namespace) = (name.to_string(), namespace.as_str().to_owned());
                         return Err(XmlError::NotAStream { name, namespace });
                     }
-                    self.in_stream = true;
-                    self.is_usual = declares_the_usual(&std::mem::take(&mut self.header));
+                    self.beginning = if declares_the_usual(written) { Beginning::Usual } else { Beginning::Other };
                     return Ok(Some(Event::Opened(header(&attributes))));
                 }
                 if self.open.len() >= self.limits.depth_max {

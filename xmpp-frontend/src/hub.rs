@@ -6,8 +6,7 @@
 
 pub(crate) mod broadcasts;
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use idl::audience::Audience;
@@ -41,8 +40,8 @@ pub(crate) struct Hub {
 struct State {
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
-    by_epoch: HashMap<Epoch, u32>,
-    by_name: BTreeMap<(AccountId, Box<str>), u32>,
+    /// The slots of each account: one for each of its resources.
+    by_account: BTreeSet<(AccountId, u32)>,
     resumable: HashMap<Arc<str>, Arc<Line>>,
     index: Index,
     ring: Ring,
@@ -79,8 +78,7 @@ impl Hub {
         let state = State {
             slots: Vec::new(),
             free: Vec::new(),
-            by_epoch: HashMap::new(),
-            by_name: BTreeMap::new(),
+            by_account: BTreeSet::new(),
             resumable: HashMap::new(),
             index: Index::default(),
             ring: Ring::new(limits.recent_broadcasts_max),
@@ -96,8 +94,8 @@ impl Hub {
     /// it is not added.
     pub(crate) fn attach(&self, line: &Arc<Line>) -> Result<(), Reason> {
         let mut state = lock(&self.state);
-        let name = (line.account(), line.resource.clone());
-        if let Some(other) = state.by_name.get(&name).copied().and_then(|slot| state.line(slot)) {
+        let other = state.of_account(line.account()).find(|other| other.resource == line.resource).cloned();
+        if let Some(other) = other {
             if other.epoch() > line.epoch() {
                 return Err(Reason::Conflict);
             }
@@ -121,8 +119,7 @@ impl Hub {
             u32::try_from(state.slots.len() - 1).expect("connections_max is far below 2^32")
         };
         line.sits_at(slot);
-        state.by_epoch.insert(line.epoch(), slot);
-        state.by_name.insert(name, slot);
+        state.by_account.insert((line.account(), slot));
         self.metrics.lines.inc();
         Ok(())
     }
@@ -137,7 +134,7 @@ impl Hub {
     /// Makes a connection known by what its stream can be resumed with, until it is detached.
     pub(crate) fn allow_resuming(&self, line: &Arc<Line>, id: Arc<str>) {
         let mut state = lock(&self.state);
-        if state.by_epoch.contains_key(&line.epoch()) {
+        if state.slot_of(line).is_some() {
             state.resumable.insert(id, Arc::clone(line));
         }
     }
@@ -160,11 +157,8 @@ impl Hub {
     /// Ends the connections of an account whose token was issued before that time.
     pub(crate) fn revoke(&self, account: AccountId, issued_before_ms: u64) {
         let state = lock(&self.state);
-        let names = state.by_name.range((account, Box::from(""))..).take_while(|((other, _), _)| *other == account);
-        for (_, slot) in names {
-            if let Some(line) = state.line(*slot).filter(|line| line.login().issued_at_ms < issued_before_ms) {
-                line.close(Reason::Revoked);
-            }
+        for line in state.of_account(account).filter(|line| line.login().issued_at_ms < issued_before_ms) {
+            line.close(Reason::Revoked);
         }
     }
 
@@ -208,7 +202,7 @@ impl Hub {
         frames: Vec<Frame>,
         now_ms: u64,
     ) -> Applied {
-        let Some(slot) = state.by_epoch.get(&line.epoch()).copied() else { return Applied::Gone };
+        let Some(slot) = state.slot_of(line) else { return Applied::Gone };
         let mut before: HashMap<AppId, Option<Membership>> = HashMap::new();
         for change in changes {
             let app = change.app.clone();
@@ -298,9 +292,21 @@ impl State {
 
     fn find(&self, item: &wire::FrontItem) -> Option<(u32, Arc<Line>)> {
         let epoch = Epoch::from_bytes(&item.epoch).ok()?;
-        let slot = *self.by_epoch.get(&epoch)?;
-        let line = self.line(slot)?;
-        (item.account.parse() == Ok(line.account())).then_some((slot, line))
+        let line = self.of_account(item.account.parse().ok()?).find(|line| line.epoch() == epoch)?;
+        Some((line.slot(), Arc::clone(line)))
+    }
+
+    /// The connections of an account.
+    fn of_account(&self, account: AccountId) -> impl Iterator<Item = &Arc<Line>> {
+        let slots = self.by_account.range((account, 0)..=(account, u32::MAX));
+        slots.filter_map(|(_, slot)| Some(&self.slots.get(*slot as usize)?.as_ref()?.line))
+    }
+
+    /// Where the line sits, if it does.
+    fn slot_of(&self, line: &Arc<Line>) -> Option<u32> {
+        let slot = line.slot();
+        let seat = self.slots.get(slot as usize)?.as_ref()?;
+        Arc::ptr_eq(&seat.line, line).then_some(slot)
     }
 
     /// True if payloads of this order come after those that were taken before.
@@ -314,17 +320,8 @@ impl State {
     }
 
     fn remove(&mut self, line: &Arc<Line>) -> bool {
-        let Entry::Occupied(slot) = self.by_epoch.entry(line.epoch()) else { return false };
-        let number = *slot.get();
-        let ours = matches!(self.slots.get(number as usize), Some(Some(slot)) if Arc::ptr_eq(&slot.line, line));
-        if !ours {
-            return false;
-        }
-        slot.remove();
-        let name = (line.account(), line.resource.clone());
-        if self.by_name.get(&name) == Some(&number) {
-            self.by_name.remove(&name);
-        }
+        let Some(number) = self.slot_of(line) else { return false };
+        self.by_account.remove(&(line.account(), number));
         if let Some(id) = line.resume_id() {
             self.resumable.remove(&id);
         }
@@ -450,7 +447,7 @@ mod tests {
         assert!(has_got(&first));
         hub.detach(&second);
         let third = attach(&hub, 3);
-        assert_eq!(lock(&hub.state).by_epoch[&Epoch(3)], 1, "it has the slot of the second");
+        assert_eq!(third.slot(), 1, "it has the slot of the second");
         register(&hub, &third);
         while hub.walk(&mut walk, 1, 0) {}
         assert!(!has_got(&third));

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 
 /// The hubs.
 pub(crate) struct Hubs {
-    hubs: Box<[Arc<Hub>]>,
+    shares: Box<[Arc<Hub>]>,
     generations: Mutex<Generations>,
     metrics: Arc<Metrics>,
 }
@@ -28,27 +28,27 @@ impl Hubs {
             count => count,
         };
         let share = Limits { paced_slots_max: limits.paced_slots_max.div_ceil(count), ..limits.clone() };
-        let hubs = (0..count).map(|number| Arc::new(Hub::new(&share, number, Arc::clone(metrics)))).collect();
-        Self { hubs, generations: Mutex::default(), metrics: Arc::clone(metrics) }
+        let shares = (0..count).map(|number| Arc::new(Hub::new(&share, number, Arc::clone(metrics)))).collect();
+        Self { shares, generations: Mutex::default(), metrics: Arc::clone(metrics) }
     }
 
     /// The hub of an account's connections.
     pub(crate) fn of(&self, account: AccountId) -> &Arc<Hub> {
-        &self.hubs[self.number(Shard::of_account(account).into())]
+        &self.shares[self.number(Shard::of_account(account).into())]
     }
 
     /// The hub of a connection.
     pub(crate) fn with(&self, line: &Line) -> &Arc<Hub> {
-        &self.hubs[self.number(line.partition)]
+        &self.shares[self.number(line.partition)]
     }
 
     fn number(&self, partition: Partition) -> usize {
-        partition.number() % self.hubs.len()
+        partition.number() % self.shares.len()
     }
 
     /// Each of them.
     pub(crate) fn each(&self) -> impl Iterator<Item = &Arc<Hub>> {
-        self.hubs.iter()
+        self.shares.iter()
     }
 
     /// All connections.
@@ -72,17 +72,17 @@ impl Hubs {
     /// Applies a batch from the middle tier and says which items found no connection with their epoch, and how many
     /// connections have a registration in the audience, where that is asked.
     pub(crate) fn deliver(&self, batch: wire::FrontBatch) -> wire::FrontBatchReply {
-        let mut shares: Vec<Vec<_>> = vec![Vec::new(); self.hubs.len()];
+        let mut items: Vec<Vec<_>> = vec![Vec::new(); self.shares.len()];
         for (number, item) in (0..).zip(batch.items) {
             // What names no account finds no connection anywhere.
             let hub = item.account.parse().map_or(0, |account| self.number(Shard::of_account(account).into()));
-            if let Some(share) = shares.get_mut(hub) {
+            if let Some(share) = items.get_mut(hub) {
                 share.push((number, item));
             }
         }
         let count = |hub: &Hub| batch.count.as_ref().and_then(|count| hub.count(count));
         let online = self.each().map(|hub| count(hub)).sum::<Option<i64>>();
-        let mut gone: Vec<i32> = self.each().zip(shares).flat_map(|(hub, share)| hub.deliver(share)).collect();
+        let mut gone: Vec<i32> = self.each().zip(items).flat_map(|(hub, share)| hub.deliver(share)).collect();
         gone.sort_unstable();
         self.metrics.items_gone.inc_by(gone.len() as u64);
         wire::FrontBatchReply { gone: (!gone.is_empty()).then_some(gone), online }

@@ -187,6 +187,11 @@ impl Line {
         self.slot.store(slot, Ordering::Relaxed);
     }
 
+    /// That slot, whether it has it still or not.
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
+    }
+
     /// Puts a frame into the outbox, to be written at the next flush. A full outbox closes the line.
     pub(crate) fn put(self: &Arc<Self>, frame: Frame) -> Result<(), Refused> {
         let mut state = lock(&self.state);
@@ -310,7 +315,7 @@ impl Line {
     fn arm(&self, state: &mut State) {
         let at = state.due_at(&self.wheel);
         if at < state.armed_at {
-            state.armed_at = self.wheel.arm(self.slot.load(Ordering::Relaxed), at);
+            state.armed_at = self.wheel.arm(self.slot(), at);
         }
     }
 

@@ -1,7 +1,7 @@
 //! TLS: the handshake by rustls over buffers that last as long as it does, and a session's records afterwards.
 
-mod exporter;
 mod records;
+mod secrets;
 
 use std::io;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use self::exporter::Exporter;
 pub(crate) use self::records::{RECORD_MAX, Record, Records, TlsError};
+use self::secrets::Secrets;
 
 /// Read at once during a handshake.
 const READ_BYTES: usize = 4096;
@@ -44,9 +44,9 @@ impl Tls {
 
     /// Does the server's part of a handshake. A failure has been told to the client where that is possible.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> io::Result<Agreed> {
-        let exporter = Arc::new(Exporter::default());
+        let secrets = Arc::new(Secrets::default());
         let mut config = ServerConfig::clone(&self.0);
-        config.key_log = Arc::clone(&exporter) as _;
+        config.key_log = Arc::clone(&secrets) as _;
         let mut handshake = Handshake {
             connection: UnbufferedServerConnection::new(Arc::new(config)).map_err(io::Error::other)?,
             incoming: Vec::new(),
@@ -75,9 +75,10 @@ impl Tls {
             }
         }
         let Handshake { connection, incoming, opened, .. } = handshake;
-        let (secrets, kernel) = connection.dangerous_into_kernel_connection().map_err(io::Error::other)?;
-        let exporter = exporter.channel_binding();
-        Ok(Agreed { records: Records::new(secrets, kernel), exporter, sealed: incoming, opened })
+        let (keys, _) = connection.dangerous_into_kernel_connection().map_err(io::Error::other)?;
+        let exporter = secrets.channel_binding();
+        let records = Records::new(keys, secrets.traffic()).map_err(io::Error::other)?;
+        Ok(Agreed { records, exporter, sealed: incoming, opened })
     }
 }
 

@@ -129,7 +129,8 @@ impl Cache for InProcessCache {
                 )));
             }
         }
-        state.routes.entry(account).or_default().push((resource.into(), route));
+        // Most accounts have one.
+        state.routes.entry(account).or_insert_with(|| Vec::with_capacity(1)).push((resource.into(), route));
         state.routes_count += 1;
         Ok(Claim::Won { previous: None })
     }

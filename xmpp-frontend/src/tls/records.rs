@@ -1,9 +1,9 @@
 //! The record layer of TLS 1.3 and 1.2 (RFC 8446 §5, RFC 5246 §6.2, RFC 5288, RFC 7905) over the secrets that rustls agreed,
 //! without I/O.
 //!
-//! Once a handshake is done, all that a connection needs is two keys and two counters. Kept raw they take a hundred bytes,
-//! where a whole TLS session takes thousands; the AEAD's tables are made anew for each record, which costs less than a fifth
-//! of a microsecond.
+//! Once a handshake is done, all that a connection needs is two keys and two counters, and the secrets that the next keys are
+//! made from. They take some hundred bytes, where a whole TLS session takes thousands; the AEAD's tables are made anew for
+//! each record.
 
 use std::mem;
 use std::ops::Range;
@@ -11,10 +11,11 @@ use std::ops::Range;
 use ring::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
-use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
-use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion};
+use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 use thiserror::Error;
+use zeroize::Zeroize as _;
+
+use super::secrets::Secret;
 
 /// Plaintext in one record (RFC 8446 §5.1).
 const PLAINTEXT_MAX: usize = 1 << 14;
@@ -41,16 +42,18 @@ const APPLICATION_DATA: u8 = 23;
 pub(crate) struct Records {
     write: Direction,
     read: Direction,
-    /// Makes the next keys.
-    kernel: Box<KernelConnection<ServerConnectionData>>,
     version: Version,
     empty_in_row: u8,
 }
 
 struct Direction {
-    secrets: ConnectionTrafficSecrets,
+    algorithm: &'static Algorithm,
+    key: [u8; 32],
+    iv: [u8; NONCE_LEN],
     /// The number of the next record.
     sequence: u64,
+    /// What the next keys are made from; `None` before TLS 1.3.
+    secret: Option<Secret>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,19 +109,13 @@ impl TlsError {
 }
 
 impl Records {
-    pub(crate) fn new(secrets: ExtractedSecrets, kernel: KernelConnection<ServerConnectionData>) -> Self {
-        let version = match kernel.protocol_version() {
-            ProtocolVersion::TLSv1_3 => Version::Tls13,
-            _ => Version::Tls12,
-        };
-        let direction = |(sequence, secrets)| Direction { secrets, sequence };
-        Self {
-            write: direction(secrets.tx),
-            read: direction(secrets.rx),
-            kernel: Box::new(kernel),
-            version,
-            empty_in_row: 0,
-        }
+    /// Goes on with the keys that rustls agreed; with the secrets of the client and the server that they were made from, if
+    /// the session is of TLS 1.3.
+    pub(super) fn new(keys: ExtractedSecrets, secrets: Option<(Secret, Secret)>) -> Result<Self, TlsError> {
+        let version = if secrets.is_some() { Version::Tls13 } else { Version::Tls12 };
+        let (client, server) = secrets.unzip();
+        let (write, read) = (Direction::new(keys.tx, server)?, Direction::new(keys.rx, client)?);
+        Ok(Self { write, read, version, empty_in_row: 0 })
     }
 
     /// Appends data to `out`, sealed.
@@ -188,24 +185,53 @@ impl Records {
             [24, 0, 0, 1, 1] => true,
             _ => return Err(TlsError::Unexpected),
         };
-        let (sequence, secrets) = self.kernel.update_rx_secret().map_err(|_| TlsError::KeysUsedUp)?;
-        self.read = Direction { secrets, sequence };
+        self.read.renew()?;
         if answer_wanted { self.renew_write_key(answer) } else { Ok(()) }
     }
 
     fn renew_write_key(&mut self, out: &mut Vec<u8>) -> Result<(), TlsError> {
         const KEY_UPDATE_NOT_REQUESTED: [u8; 5] = [24, 0, 0, 1, 0];
         if self.version == Version::Tls12 {
+            // It can't be done without another handshake: the connection ends, and its client comes back.
             return Err(TlsError::KeysUsedUp);
         }
         self.write.seal(self.version, HANDSHAKE, &KEY_UPDATE_NOT_REQUESTED, out)?;
-        let (sequence, secrets) = self.kernel.update_tx_secret().map_err(|_| TlsError::KeysUsedUp)?;
-        self.write = Direction { secrets, sequence };
-        Ok(())
+        self.write.renew()
+    }
+}
+
+impl Drop for Direction {
+    fn drop(&mut self) {
+        self.key.zeroize();
     }
 }
 
 impl Direction {
+    fn new((sequence, keys): (u64, ConnectionTrafficSecrets), secret: Option<Secret>) -> Result<Self, TlsError> {
+        use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+        let (algorithm, agreed, iv): (&'static Algorithm, _, _) = match &keys {
+            Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+            Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+            _ => return Err(TlsError::Unexpected),
+        };
+        let mut key = [0; 32];
+        let length = algorithm.key_len();
+        let agreed = agreed.as_ref().get(..length).ok_or(TlsError::Unexpected)?;
+        key.get_mut(..length).ok_or(TlsError::Unexpected)?.copy_from_slice(agreed);
+        let iv = iv.as_ref().try_into().map_err(|_| TlsError::Unexpected)?;
+        Ok(Self { algorithm, key, iv, sequence, secret })
+    }
+
+    /// The next keys (RFC 8446 §4.6.3). Their records count from 0.
+    fn renew(&mut self) -> Result<(), TlsError> {
+        let next = self.secret.as_ref().and_then(Secret::next).ok_or(TlsError::KeysUsedUp)?;
+        (self.key, self.iv) = next.keys(self.algorithm.key_len()).ok_or(TlsError::KeysUsedUp)?;
+        self.sequence = 0;
+        self.secret = Some(next);
+        Ok(())
+    }
+
     fn seal(&mut self, version: Version, kind: u8, data: &[u8], out: &mut Vec<u8>) -> Result<(), TlsError> {
         let (key, nonce) = self.next()?;
         let explicit = self.explicit_nonce(version);
@@ -265,15 +291,9 @@ impl Direction {
 
     /// The key, and the nonce of the next record (RFC 8446 §5.3).
     fn next(&self) -> Result<(LessSafeKey, [u8; NONCE_LEN]), TlsError> {
-        use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
-        let (algorithm, key, iv): (&'static Algorithm, _, _) = match &self.secrets {
-            Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
-            _ => return Err(TlsError::KeysUsedUp),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| TlsError::KeysUsedUp)?;
-        let mut nonce: [u8; NONCE_LEN] = iv.as_ref().try_into().map_err(|_| TlsError::KeysUsedUp)?;
+        let key = self.key.get(..self.algorithm.key_len()).ok_or(TlsError::KeysUsedUp)?;
+        let key = UnboundKey::new(self.algorithm, key).map_err(|_| TlsError::KeysUsedUp)?;
+        let mut nonce = self.iv;
         let sequence = self.sequence.to_be_bytes();
         for (byte, number) in nonce.iter_mut().skip(NONCE_LEN - mem::size_of::<u64>()).zip(sequence) {
             *byte ^= number;
@@ -283,8 +303,7 @@ impl Direction {
 
     /// How many bytes of the nonce are sent along.
     fn explicit_nonce(&self, version: Version) -> usize {
-        let chacha = matches!(self.secrets, ConnectionTrafficSecrets::Chacha20Poly1305 { .. });
-        if version == Version::Tls12 && !chacha { EXPLICIT_NONCE } else { 0 }
+        if version == Version::Tls12 && *self.algorithm != CHACHA20_POLY1305 { EXPLICIT_NONCE } else { 0 }
     }
 
     /// What TLS 1.2 authenticates beside the data (RFC 5246 §6.2.3.3).
