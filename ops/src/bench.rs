@@ -101,7 +101,7 @@ pub(crate) enum Shown {
     Lines,
     /// As they come, one JSON object each.
     Json,
-    /// One table at the end.
+    /// As they come on stderr, and one table at the end.
     Markdown,
 }
 
@@ -124,7 +124,8 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
             match shown {
                 Shown::Lines => say(&figure::line(&figure))?,
                 Shown::Json => say(&serde_json::to_string(&figure)?)?,
-                Shown::Markdown => {}
+                // The table has no room for notes.
+                Shown::Markdown => eprintln!("{}", figure::line(&figure)),
             }
             figures.push(figure);
             Ok(())

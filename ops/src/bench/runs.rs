@@ -338,19 +338,22 @@ impl Run<'_> {
     /// The highest rate at which all messages arrive soon.
     fn highest_rate(&mut self, devices: usize) -> Result<u64> {
         let (mut rate, mut highest) = (RAMP_START, 0);
-        loop {
-            let times = self.at_rate(devices, rate, RAMP_TIME)?;
-            let p99 = quantile(&times.arrival_us, 990).unwrap_or(f64::MAX);
-            let limit = RAMP_P99_MAX.as_secs_f64() * 1e6;
-            if times.arrival_us.len() as u64 != times.sent || p99 > limit || times.late_us_max > limit {
-                break;
-            }
+        // A rate must fail twice: a machine has other things to do at times.
+        while self.bears(devices, rate)? || self.bears(devices, rate)? {
             (highest, rate) = (rate, rate * 3 / 2);
         }
         if highest == 0 {
             bail!("not even {RAMP_START} messages a second arrive soon");
         }
         Ok(highest)
+    }
+
+    /// True if all messages at a rate arrive soon.
+    fn bears(&mut self, devices: usize, rate: u64) -> Result<bool> {
+        let times = self.at_rate(devices, rate, RAMP_TIME)?;
+        let p99 = quantile(&times.arrival_us, 990).unwrap_or(f64::MAX);
+        let limit = RAMP_P99_MAX.as_secs_f64() * 1e6;
+        Ok(times.arrival_us.len() as u64 == times.sent && p99 <= limit && times.late_us_max <= limit)
     }
 }
 

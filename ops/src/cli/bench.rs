@@ -58,7 +58,7 @@ pub(super) struct Bench {
     /// A setting for the Campanile that is measured; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     with: Vec<String>,
-    /// Print the table of docs/benchmarks.md
+    /// Print the table of docs/benchmarks.md, and each figure with its notes on stderr
     #[arg(long)]
     markdown: bool,
 }
