@@ -123,8 +123,10 @@ impl Handshake {
             Ok(_) => return Err(rustls::Error::General("the handshake was ended by the client".to_owned())),
             Err(error) => {
                 incoming.drain(..discard);
-                // The alert that tells why is what comes next.
-                if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(incoming).state {
+                // The alert that tells why is the last of what comes next.
+                while connection.wants_write()
+                    && let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.process_tls_records(incoming).state
+                {
                     append(outgoing, |room| data.encode(room))?;
                 }
                 return Err(error);

@@ -212,3 +212,63 @@ async fn a_session_is_resumed_without_a_certificate() {
         assert_eq!(client.stream_mut().get_ref().1.handshake_kind(), Some(kind));
     }
 }
+
+/// What connects with a certificate in its roots and offers these protocols.
+fn connector_for(certificate: CertificateDer<'static>, protocols: &[&str]) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("a root");
+    let mut client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("protocol versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    client.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    TlsConnector::from(Arc::new(client))
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_at_another_front_that_opens_the_same_tickets() {
+    let (server, certificate) = certified();
+    let mut server = ServerConfig::clone(&server);
+    server.ticketer = rustls::crypto::ring::Ticketer::new().expect("tickets");
+    server.send_tls13_tickets = 1;
+    // What one front remembers the other does not.
+    let mut other = server.clone();
+    other.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    let mut stranger = other.clone();
+    stranger.ticketer = rustls::crypto::ring::Ticketer::new().expect("tickets");
+    let connector = connector_for(certificate, &[]);
+    let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    for (server, kind) in
+        [(server, HandshakeKind::Full), (other, HandshakeKind::Resumed), (stranger, HandshakeKind::Full)]
+    {
+        let config = Config { domain: DOMAIN.to_owned(), tls: any, ..Config::default() };
+        let world = World::build(config, Arc::new(server)).await;
+        let stream = TcpStream::connect(world.addresses.tls.expect("bound")).await.expect("connected");
+        let mut client = shake_hands(&connector, stream).await;
+        use_it(&world, &mut client).await;
+        assert_eq!(client.stream_mut().get_ref().1.handshake_kind(), Some(kind));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_names_its_protocol_gets_xmpp_or_nothing() {
+    let (server, certificate) = certified();
+    let mut server = ServerConfig::clone(&server);
+    server.alpn_protocols = vec![b"xmpp-client".to_vec()];
+    let any = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let config = Config { domain: DOMAIN.to_owned(), tls: any, ..Config::default() };
+    let world = World::build(config, Arc::new(server)).await;
+    let connect = async || TcpStream::connect(world.addresses.tls.expect("bound")).await.expect("connected");
+    for (offered, agreed) in
+        [(&["xmpp-client"][..], Some(&b"xmpp-client"[..])), (&["h2", "xmpp-client"], Some(b"xmpp-client")), (&[], None)]
+    {
+        let mut client = shake_hands(&connector_for(certificate.clone(), offered), connect().await).await;
+        assert_eq!(client.stream_mut().get_ref().1.alpn_protocol(), agreed, "{offered:?}");
+        use_it(&world, &mut client).await;
+    }
+    let name = ServerName::try_from(DOMAIN).expect("a name");
+    let refused = connector_for(certificate, &["xmpp-server", "http/1.1"]).connect(name, connect().await).await;
+    let error = refused.expect_err("no protocol in common").to_string();
+    assert!(error.contains("NoApplicationProtocol"), "{error}");
+}
