@@ -18,7 +18,7 @@ use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use crate::callbacks::Callbacks;
+use crate::callbacks::{Callbacks, Network};
 
 pub use self::engines::{Gateway, Hbase, Mysql, Redis};
 pub use self::keys::{KEYS, Key, reference};
@@ -95,6 +95,10 @@ pub struct Xmpp {
     pub tls: Listener,
     /// Without TLS.
     pub plain: Listener,
+    /// Lets other processes listen on the same ports.
+    pub reuse_port: bool,
+    /// Load balancers that say whose connections they pass on (PROXY protocol, version 2).
+    pub proxy_from: Vec<Network>,
     /// Host name that devices are told to connect to; the domain when empty.
     pub advertised_host: String,
     /// Where devices are told to connect; this process's own listeners when empty.
@@ -107,6 +111,8 @@ impl Default for Xmpp {
             starttls: Listener::on([0, 0, 0, 0], 5222),
             tls: Listener::on([0, 0, 0, 0], 5223),
             plain: Listener(None),
+            reuse_port: false,
+            proxy_from: Vec::new(),
             advertised_host: String::new(),
             endpoints: Vec::new(),
         }

@@ -108,6 +108,8 @@ reasons! {
     /// A newer login for the same account and resource.
     Conflict: "conflict", Some("conflict"), No, "a newer login has taken this resource";
 
+    /// A load balancer did not say whose connection it passes on (`proxy_from`).
+    ProxyHeader: "proxy_header", None, Yes, "";
     /// Too many connections in all.
     Connections: "connections", Some("resource-constraint"), Yes, "too many connections; reconnect later";
     /// Too many connections of one address.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use crate::proxy::Network;
+
 /// Where a listener listens: port 0 takes any free port, `None` means there is no such listener.
 pub type Listener = Option<SocketAddr>;
 
@@ -19,6 +21,12 @@ pub struct Config {
     pub plain: Listener,
     /// Lets `plain` listen on any address.
     pub allow_plain_remote: bool,
+    /// Other processes may listen on the same ports (`SO_REUSEPORT`); the kernel spreads new connections over all. Not where
+    /// the port is 0: that one is this process's own.
+    pub reuse_port: bool,
+    /// Where connections come from that a load balancer passes on: they must begin with a header of the PROXY protocol,
+    /// version 2, and count as those of the address in it. Whoever is elsewhere may send none.
+    pub proxy_from: Vec<Network>,
     /// How much the front bears.
     pub limits: Limits,
 }
@@ -32,6 +40,8 @@ impl Default for Config {
             tls: None,
             plain: None,
             allow_plain_remote: false,
+            reuse_port: false,
+            proxy_from: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -46,7 +56,11 @@ pub struct Limits {
     pub connections_per_address_max: usize,
     /// Connections that are not logged in yet. Over it: `resource-constraint`.
     pub handshakes_max: usize,
-    /// From the first byte to a bound resource: TLS, SASL and bind together. Over it: `connection-timeout`.
+    /// Connections that the kernel keeps for each listener until they are taken; it has a limit of its own
+    /// (`net.core.somaxconn`). Over it the kernel lets clients try again for a while.
+    pub accept_queue_max: u32,
+    /// From the first byte to a bound resource: TLS, SASL and bind together, and the header of a load balancer before.
+    /// Over it: `connection-timeout`.
     pub login_time_max: Duration,
     /// Failed SASL exchanges on one connection. At the last one the stream ends with `policy-violation`.
     pub login_attempts_max: u32,
@@ -107,6 +121,7 @@ impl Default for Limits {
             connections_max: 100_000,
             connections_per_address_max: 8192,
             handshakes_max: 4096,
+            accept_queue_max: 4096,
             login_time_max: Duration::from_secs(30),
             login_attempts_max: 3,
             stanza_bytes_max_before_login: 8 * 1024,

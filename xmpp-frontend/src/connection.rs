@@ -26,9 +26,14 @@ use crate::stream::Stream;
 use crate::wheel::TICK;
 use crate::{Security, Shared, channels};
 
-/// Negotiates a connection that was let in, and has it served once a resource is bound.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket, security: Security, admission: Admission) {
-    let deadline = Instant::now() + shared.config.limits.login_time_max;
+/// Negotiates a connection that was let in, until `deadline`, and has it served once a resource is bound.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    socket: Socket,
+    security: Security,
+    admission: Admission,
+    deadline: Instant,
+) {
     let protection = match security {
         Security::StartTls => Protection::MustStartTls,
         Security::Plain => Protection::Clear,

@@ -26,6 +26,7 @@ mod middle;
 mod negotiate;
 mod outbox;
 mod paced;
+mod proxy;
 mod revoked;
 mod ring;
 mod sasl;
@@ -57,12 +58,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use crate::config::{Config, Limits, Listener};
+pub use crate::config::{Config, Limits, Listener, Network};
 use crate::credentials::Credentials;
 use crate::hubs::Hubs;
 use crate::listener::{Admissions, Listeners};
 use crate::metrics::Metrics;
 use crate::middle::Middle;
+use crate::proxy::Proxies;
 use crate::socket::Socket;
 use crate::tls::Tls;
 
@@ -136,6 +138,7 @@ pub(crate) struct Shared {
     pub(crate) middle: Middle,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) admissions: Admissions,
+    pub(crate) proxies: Proxies,
     pub(crate) tls: Tls,
     pub(crate) clock: SharedClock,
     pub(crate) entropy: SharedEntropy,
@@ -204,6 +207,7 @@ impl Front {
             middle,
             credentials: Arc::new(credentials),
             admissions: Admissions::new(limits, Arc::clone(&metrics)),
+            proxies: Proxies::new(&config.proxy_from),
             tls: Tls::new(&tls),
             clock,
             entropy,
@@ -221,8 +225,9 @@ impl Front {
 
     /// Binds the listeners. Fails if an address can't be bound, or if `plain` is not on loopback and
     /// `allow_plain_remote` is not set.
+    #[expect(clippy::unused_async, reason = "listening needs the runtime, in which a future is sure to be")]
     pub async fn bind(self) -> io::Result<BoundFront> {
-        let (listeners, addresses) = Listeners::bind(&self.shared.config).await?;
+        let (listeners, addresses) = Listeners::bind(&self.shared.config)?;
         Ok(BoundFront { front: self, listeners, addresses })
     }
 

@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
-use tokio::time::{sleep, timeout};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::close::Reason;
 use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
+use crate::proxy::ReadError;
 use crate::socket::Socket;
-use crate::{Addresses, Security, Shared, connection, lock};
+use crate::{Addresses, Security, Shared, connection, lock, proxy};
 
 /// After an error such as "too many open files" accepting pauses, so that it doesn't spin.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -27,25 +28,24 @@ const REFUSALS_MAX: usize = 64;
 pub(crate) struct Listeners(Vec<(TcpListener, Security)>);
 
 impl Listeners {
-    pub(crate) async fn bind(config: &Config) -> io::Result<(Self, Addresses)> {
+    pub(crate) fn bind(config: &Config) -> io::Result<(Self, Addresses)> {
         if let Some(plain) = config.plain.filter(|plain| !plain.ip().is_loopback() && !config.allow_plain_remote) {
             let text = format!("plain listener {plain} is not on loopback; set allow_plain_remote to allow that");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let mut listeners = Vec::new();
-        let mut bind = async |address: Option<SocketAddr>, security| -> io::Result<Option<SocketAddr>> {
+        let mut bind = |address: Option<SocketAddr>, security| -> io::Result<Option<SocketAddr>> {
             let Some(address) = address else { return Ok(None) };
-            let listener = TcpListener::bind(address)
-                .await
+            let listener = listen(address, config)
                 .map_err(|error| io::Error::new(error.kind(), format!("listening on {address}: {error}")))?;
             let bound = listener.local_addr()?;
             listeners.push((listener, security));
             Ok(Some(bound))
         };
         let addresses = Addresses {
-            starttls: bind(config.starttls, Security::StartTls).await?,
-            tls: bind(config.tls, Security::DirectTls).await?,
-            plain: bind(config.plain, Security::Plain).await?,
+            starttls: bind(config.starttls, Security::StartTls)?,
+            tls: bind(config.tls, Security::DirectTls)?,
+            plain: bind(config.plain, Security::Plain)?,
         };
         Ok((Self(listeners), addresses))
     }
@@ -53,65 +53,150 @@ impl Listeners {
     /// Accepts until the front drains.
     pub(crate) fn serve(self, shared: &Arc<Shared>) {
         for (listener, security) in self.0 {
-            shared.spawn(accept(Arc::clone(shared), listener, security));
+            // Draining waits for what is taken last.
+            shared.spawn_connection(accept(Arc::clone(shared), listener, security));
         }
     }
+}
+
+fn listen(address: SocketAddr, config: &Config) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of before don't keep a process that starts again from listening.
+    socket.set_reuseaddr(true)?;
+    // A port that the kernel chooses would be one that another process has.
+    if config.reuse_port && address.port() != 0 {
+        socket.set_reuseport(true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(config.limits.accept_queue_max)
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shared.draining.cancelled() => return,
+            () = shared.draining.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                // Small frames must not wait for each other; without it the connection merely is slower.
-                let _ = stream.set_nodelay(true);
-                take(&shared, Socket::Tcp(stream), peer.ip(), security);
-            }
+            Ok((stream, peer)) => take_tcp(&shared, stream, peer.ip(), security),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection");
-                sleep(PAUSE_AFTER_ERROR).await;
+                tokio::select! {
+                    () = shared.draining.cancelled() => break,
+                    () = sleep(PAUSE_AFTER_ERROR) => {}
+                }
             }
         }
+    }
+    if let Err(error) = take_queued(&shared, listener, security) {
+        tracing::debug!(%error, "accepting the last connections");
+    }
+}
+
+/// Takes the connections that wait in the kernel, which would reset them, and closes the listener. They are told to come
+/// again, like all others. What comes between the last look and the closing is still reset, unless the kernel moves it to
+/// another process that has the port (`net.ipv4.tcp_migrate_req`).
+fn take_queued(shared: &Arc<Shared>, listener: TcpListener, security: Security) -> io::Result<()> {
+    // Whether there are any the kernel alone knows: the runtime may not have heard of them yet.
+    let listener = listener.into_std()?;
+    // As many as there can be, and not those who go on coming meanwhile.
+    for _ in 0..shared.config.limits.accept_queue_max {
+        let (stream, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // One that was given up while it waited.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
+        stream.set_nonblocking(true)?;
+        take_tcp(shared, TcpStream::from_std(stream)?, peer.ip(), security);
+    }
+    Ok(())
+}
+
+/// Lets a connection in, whoever has passed it on.
+fn take_tcp(shared: &Arc<Shared>, stream: TcpStream, peer: IpAddr, security: Security) {
+    // Small frames must not wait for each other; without it the connection merely is slower.
+    let _ = stream.set_nodelay(true);
+    if shared.proxies.has(peer) {
+        take_proxied(shared, stream, peer, security);
+    } else {
+        take(shared, Socket::Tcp(stream), peer, security);
     }
 }
 
 /// Lets a connection in, or tells it why not where that is possible.
-pub(crate) fn take(shared: &Arc<Shared>, mut socket: Socket, peer: IpAddr, security: Security) {
+pub(crate) fn take(shared: &Arc<Shared>, socket: Socket, peer: IpAddr, security: Security) {
+    let deadline = login_deadline(shared);
     match shared.admissions.admit(peer) {
         Ok(admission) => {
-            shared.spawn_connection(connection::serve(Arc::clone(shared), socket, security, admission));
+            shared.spawn_connection(connection::serve(Arc::clone(shared), socket, security, admission, deadline));
         }
-        Err(reason) => {
-            tracing::debug!(reason = reason.label(), "a connection was refused");
-            shared.metrics.ended(reason);
-            if security == Security::DirectTls {
-                // There is no stream to say it on.
-                return;
-            }
-            let Some(turn) = shared.admissions.refuse() else { return };
-            let mut words = Vec::new();
-            let header = idl::xml::Header {
-                from: Some(shared.config.domain.clone()),
-                version: Some("1.0".to_owned()),
-                ..idl::xml::Header::default()
-            };
-            idl::xml::write_header(&mut words, &header);
-            reason.write(&mut words);
-            shared.spawn(async move {
-                let say = async {
-                    socket.write_all(&words).await?;
-                    socket.shutdown().await
-                };
-                // Whether the refused client hears it is not our concern.
-                let _ = timeout(REFUSAL_TIME_MAX, say).await;
-                drop(turn);
-            });
-        }
+        Err(reason) => refuse(shared, socket, security, reason),
     }
+}
+
+/// The same for a connection that a load balancer passes on: it counts from now on, and as that of an address once the
+/// balancer has said which.
+fn take_proxied(shared: &Arc<Shared>, mut stream: TcpStream, proxy: IpAddr, security: Security) {
+    let deadline = login_deadline(shared);
+    let mut admission = match shared.admissions.admit_before_its_address() {
+        Ok(admission) => admission,
+        Err(reason) => return refuse(shared, Socket::Tcp(stream), security, reason),
+    };
+    let of_task = Arc::clone(shared);
+    shared.spawn_connection(async move {
+        let shared = of_task;
+        let read = tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => Err(Reason::Shutdown),
+            read = timeout_at(deadline, proxy::read(&mut stream)) => match read {
+                Ok(Ok(from)) => Ok(from),
+                Ok(Err(ReadError::Lost(_))) => Err(Reason::Lost),
+                Ok(Err(ReadError::Header(error))) => {
+                    shared.proxies.complain(proxy, &error);
+                    Err(Reason::ProxyHeader)
+                }
+                Err(_) => Err(Reason::LoginTime),
+            },
+        };
+        match read.and_then(|from| admission.locate(from.unwrap_or(proxy))) {
+            Ok(()) => connection::serve(shared, Socket::Tcp(stream), security, admission, deadline).await,
+            Err(reason) => refuse(&shared, Socket::Tcp(stream), security, reason),
+        }
+    });
+}
+
+fn login_deadline(shared: &Shared) -> Instant {
+    Instant::now() + shared.config.limits.login_time_max
+}
+
+fn refuse(shared: &Arc<Shared>, mut socket: Socket, security: Security, reason: Reason) {
+    tracing::debug!(reason = reason.label(), "a connection was refused");
+    shared.metrics.ended(reason);
+    if security == Security::DirectTls || reason.condition().is_none() {
+        // There is no stream to say it on, or nothing to say.
+        return;
+    }
+    let Some(turn) = shared.admissions.refuse() else { return };
+    let mut words = Vec::new();
+    let header = idl::xml::Header {
+        from: Some(shared.config.domain.clone()),
+        version: Some("1.0".to_owned()),
+        ..idl::xml::Header::default()
+    };
+    idl::xml::write_header(&mut words, &header);
+    reason.write(&mut words);
+    shared.spawn(async move {
+        let say = async {
+            socket.write_all(&words).await?;
+            socket.shutdown().await
+        };
+        // Whether the refused client hears it is not our concern.
+        let _ = timeout(REFUSAL_TIME_MAX, say).await;
+        drop(turn);
+    });
 }
 
 /// Counts the connections that were let in.
@@ -136,7 +221,9 @@ struct Counts {
 /// A connection's place, given back when dropped.
 pub(crate) struct Admission {
     counts: Arc<Mutex<Counts>>,
-    address: IpAddr,
+    per_address_max: usize,
+    /// What it counts as, once that is known.
+    address: Option<IpAddr>,
     handshaking: bool,
     metrics: Arc<Metrics>,
 }
@@ -164,7 +251,13 @@ impl Admissions {
 
     /// Lets a connection in if no limit is against it.
     pub(crate) fn admit(&self, peer: IpAddr) -> Result<Admission, Reason> {
-        let address = network(peer);
+        let mut admission = self.admit_before_its_address()?;
+        admission.locate(peer)?;
+        Ok(admission)
+    }
+
+    /// Lets a connection in whose address is still to be told, see [`Admission::locate`].
+    fn admit_before_its_address(&self) -> Result<Admission, Reason> {
         let mut counts = lock(&self.counts);
         if counts.connections >= self.connections_max {
             return Err(Reason::Connections);
@@ -172,15 +265,11 @@ impl Admissions {
         if counts.handshakes >= self.handshakes_max {
             return Err(Reason::Handshakes);
         }
-        if counts.addresses.get(&address).is_some_and(|count| *count >= self.per_address_max) {
-            return Err(Reason::ConnectionsPerAddress);
-        }
         counts.connections += 1;
         counts.handshakes += 1;
-        *counts.addresses.entry(address).or_default() += 1;
         self.metrics.connections.inc();
         let (counts, metrics) = (Arc::clone(&self.counts), Arc::clone(&self.metrics));
-        Ok(Admission { counts, address, handshaking: true, metrics })
+        Ok(Admission { counts, per_address_max: self.per_address_max, address: None, handshaking: true, metrics })
     }
 
     /// A place for a lost stream that may be resumed, if there is one.
@@ -205,6 +294,18 @@ impl Admissions {
 }
 
 impl Admission {
+    /// Counts the connection as one of that address, if its limit is not against it. Done once.
+    fn locate(&mut self, peer: IpAddr) -> Result<(), Reason> {
+        let address = network(peer);
+        let mut counts = lock(&self.counts);
+        if counts.addresses.get(&address).is_some_and(|count| *count >= self.per_address_max) {
+            return Err(Reason::ConnectionsPerAddress);
+        }
+        *counts.addresses.entry(address).or_default() += 1;
+        self.address = Some(address);
+        Ok(())
+    }
+
     /// The connection is logged in: its handshake is over.
     pub(crate) fn logged_in(&mut self) {
         if std::mem::replace(&mut self.handshaking, false) {
@@ -219,10 +320,12 @@ impl Drop for Admission {
         self.metrics.connections.dec();
         let mut counts = lock(&self.counts);
         counts.connections -= 1;
-        if let Some(count) = counts.addresses.get_mut(&self.address) {
+        if let Some(address) = self.address
+            && let Some(count) = counts.addresses.get_mut(&address)
+        {
             *count -= 1;
             if *count == 0 {
-                counts.addresses.remove(&self.address);
+                counts.addresses.remove(&address);
             }
         }
     }
@@ -282,6 +385,23 @@ mod tests {
         assert!(admissions.admit(one).is_ok());
         drop(first);
         assert!(lock(&admissions.counts).addresses.is_empty());
+    }
+
+    #[test]
+    fn a_connection_whose_address_comes_later_counts_before_it_and_as_that_address_afterwards() {
+        let limits = Limits { connections_per_address_max: 1, handshakes_max: 2, ..Limits::default() };
+        let admissions = admissions(&limits);
+        let mut first = admissions.admit_before_its_address().expect("room");
+        let mut second = admissions.admit_before_its_address().expect("room");
+        assert_eq!(admissions.admit_before_its_address().err(), Some(Reason::Handshakes));
+        assert_eq!(first.locate(address("192.0.2.1")), Ok(()));
+        assert_eq!(second.locate(address("192.0.2.1")), Err(Reason::ConnectionsPerAddress));
+        drop(second);
+        assert_eq!(admissions.admit(address("192.0.2.1")).err(), Some(Reason::ConnectionsPerAddress));
+        assert_eq!(lock(&admissions.counts).addresses, HashMap::from([(address("192.0.2.1"), 1)]));
+        drop(first);
+        let counts = lock(&admissions.counts);
+        assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod binding;
 mod harness;
 mod hub;
 mod limits;
+mod listening;
 mod lives;
 mod paced;
 mod slim;

@@ -52,14 +52,7 @@ pub(crate) async fn broadcast(installation: &Installation, redis: &Redis, member
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(rustls::server::ResolvesServerCertUsingSni::new()));
         let front = Front::build(
-            xmpp_frontend::Config {
-                domain: "localhost".to_owned(),
-                starttls: None,
-                tls: None,
-                plain: None,
-                allow_plain_remote: false,
-                limits: xmpp_frontend::Limits::default(),
-            },
+            xmpp_frontend::Config { domain: "localhost".to_owned(), ..xmpp_frontend::Config::default() },
             xmpp_frontend::Dependencies {
                 bus: Arc::clone(&bus) as Arc<dyn Bus>,
                 inbox: bus.attach_front(id),

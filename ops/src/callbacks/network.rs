@@ -20,6 +20,16 @@ impl Network {
         Self { first: IpAddr::V6(Ipv6Addr::from_bits(first)), length }
     }
 
+    /// Its first address.
+    pub const fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// How many bits its addresses begin with alike.
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Whether the address is in it. An IPv4 address is in no IPv6 network, whichever way it could be written.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.first, address) {

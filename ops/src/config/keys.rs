@@ -134,6 +134,13 @@ keys! {
         "Listener for devices that begin with TLS.";
     "xmpp.plain" => xmpp.plain,
         "Listener for devices without TLS, for tests and for a proxy that ends TLS.";
+    "xmpp.reuse_port" => xmpp.reuse_port,
+        "Lets several fronts on one machine listen on the same ports (`SO_REUSEPORT`), all of one user; the kernel spreads \
+         new connections over them, and each can be restarted while the others serve. Not for port 0.";
+    "xmpp.proxy_from" => xmpp.proxy_from,
+        "Networks of load balancers in front of these listeners. What comes from there must begin with a header of the PROXY \
+         protocol, version 2, before XML or TLS; the address in it is the one that limits count. Who is elsewhere may send none. \
+         Keep it as small as can be: who is in it can claim any address.";
     "xmpp.advertised_host" => xmpp.advertised_host,
         "Host name that devices are told to connect to, when it is not the domain.";
     "xmpp.endpoints" => xmpp.endpoints,
@@ -214,8 +221,10 @@ keys! {
         "Connections of one IPv4 address or one IPv6 /64.";
     "limits.xmpp_handshakes_max" => limits.xmpp.handshakes_max,
         "Connections that are not logged in yet.";
+    "limits.xmpp_accept_queue_max" => limits.xmpp.accept_queue_max,
+        "Connections that wait in the kernel for each listener; no more than `net.core.somaxconn` of the machine.";
     "limits.xmpp_login_ms_max" => limits.xmpp.login_time_max,
-        "From the first byte to a bound resource.";
+        "From the connection to a bound resource.";
     "limits.xmpp_login_attempts_max" => limits.xmpp.login_attempts_max,
         "Failed SASL exchanges on one connection.";
     "limits.xmpp_stanza_before_login_bytes_max" => limits.xmpp.stanza_bytes_max_before_login,

@@ -15,6 +15,7 @@ impl Config {
         }
         self.mysql.check()?;
         self.redis.check()?;
+        self.check_reuse_port()?;
         self.check_role()?;
         self.check_engines()
     }
@@ -34,6 +35,18 @@ impl Config {
             {
                 return Err(format!("{other} and {key} are both {address}; give each an address of its own"));
             }
+        }
+        Ok(())
+    }
+
+    /// Devices must find the same at each process that may get them.
+    fn check_reuse_port(&self) -> Result<(), String> {
+        if self.xmpp.reuse_port && self.role.has_front() && self.bus.kind == BusKind::InProcess {
+            return Err(
+                "xmpp.reuse_port is for several processes of one installation, which reach each other over Redis: \
+                        set bus.kind = \"redis\" with redis.url, or leave it"
+                    .to_owned(),
+            );
         }
         Ok(())
     }
@@ -141,6 +154,15 @@ mod tests {
         // A file of settings may serve processes of all roles.
         let store = [("store.kind", "hbase"), ("role", "http"), BUS, REDIS, ENDPOINTS];
         assert!(with(&store).is_ok());
+    }
+
+    #[test]
+    fn a_port_is_shared_only_by_processes_that_share_the_rest() {
+        let shared = ("xmpp.reuse_port", "true");
+        let error = with(&[shared]).expect_err("each would be a world of its own");
+        assert!(error.contains("set bus.kind = \"redis\""), "{error}");
+        assert!(with(&[shared, BUS, REDIS]).expect("valid").xmpp.reuse_port);
+        assert!(with(&[shared, ("role", "http"), BUS, REDIS, ENDPOINTS]).is_ok());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use xmpp_frontend::{BoundFront, Front};
 
 use super::Place;
 use super::engines::{Carrier, Stores};
-use crate::callbacks::CallbackClient;
+use crate::callbacks::{CallbackClient, Network};
 use crate::config::Config;
 use crate::identity::{LiveCertificate, ServerKeys};
 
@@ -73,6 +73,8 @@ pub(super) async fn front(
             tls: config.xmpp.tls.0,
             plain: config.xmpp.plain.0,
             allow_plain_remote: config.allow_plain_remote,
+            reuse_port: config.xmpp.reuse_port,
+            proxy_from: config.xmpp.proxy_from.iter().map(|network| network_of(*network)).collect(),
             limits: config.limits.xmpp.clone(),
         },
         xmpp_frontend::Dependencies {
@@ -110,6 +112,10 @@ pub(super) async fn http(
         registry,
     );
     built.bind().await.map_err(|error| unbound(&error, "http.https or http.plain"))
+}
+
+fn network_of(network: Network) -> xmpp_frontend::Network {
+    xmpp_frontend::Network { address: network.first(), length: network.length() }
 }
 
 /// Where devices are told to connect.
