@@ -2,6 +2,7 @@
 
 mod certificate;
 mod own_ca;
+mod tickets;
 
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use idl::token::KeyRing;
 use serde::{Deserialize, Serialize};
 
 pub use self::certificate::{LiveCertificate, Reloaded, ServerCertificate};
+pub use self::tickets::{TicketKeys, Tickets};
 use crate::config::Config;
 use crate::data_folder::{DataFolder, read_json, write_json};
 
@@ -20,6 +22,8 @@ use crate::data_folder::{DataFolder, read_json, write_json};
 pub struct ServerKeys {
     /// Makes and proves the tokens of device accounts.
     pub tokens: KeyRing,
+    /// Keeps sessions of TLS at clients.
+    pub tickets: TicketKeys,
     /// Derives registration ids; fronts do without it.
     pub regid: Option<ring::hmac::Key>,
 }
@@ -83,7 +87,7 @@ impl ServerKeys {
             Some(key) => Some(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &read(key)?)),
             None => None,
         };
-        Ok(Self { tokens: KeyRing::new(&keys), regid })
+        Ok(Self { tokens: KeyRing::new(&keys), tickets: TicketKeys::of(&keys), regid })
     }
 }
 

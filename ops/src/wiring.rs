@@ -118,7 +118,7 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
     };
     let http = match &certificate {
         Some(certificate) if role.has_http() => {
-            Some(tiers::http(&place, carrier.bus(), certificate, &mut registry).await?)
+            Some(tiers::http(&place, carrier.bus(), keys.as_ref(), certificate, &mut registry).await?)
         }
         _ => None,
     };

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::own_ca::{OwnCa, names_of};
+use super::tickets::Tickets;
 use crate::config::Config;
 use crate::data_folder::DataFolder;
 
@@ -151,16 +152,16 @@ impl LiveCertificate {
         self.current.get()
     }
 
-    /// TLS as a server with whatever certificate is in use at each handshake, offering these protocols (ALPN).
-    pub fn tls(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>> {
+    /// TLS as a server with whatever certificate is in use at each handshake, offering these protocols (ALPN). Sessions that
+    /// clients keep outlive a certificate.
+    pub fn tls(&self, protocols: &[&[u8]], tickets: Arc<Tickets>) -> Result<Arc<ServerConfig>> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&self.current) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-        // Tickets hold the state of a session at the client: a storm of reconnects finds nothing evicted here. They
-        // outlive a certificate, as a session does.
-        config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+        config.ticketer = tickets;
+        // A client uses each once and gets the next with it.
         config.send_tls13_tickets = 1;
         Ok(Arc::new(config))
     }
@@ -247,11 +248,17 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::io::{Read as _, Write as _};
     use std::sync::atomic::Ordering;
 
-    use idl::clock::SystemClock;
+    use idl::clock::{SharedEntropy, SystemClock, SystemEntropy};
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{
+        ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConnection, SupportedProtocolVersion,
+    };
 
     use super::*;
+    use crate::identity::TicketKeys;
 
     const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -289,6 +296,107 @@ mod tests {
         std::fs::copy(certificate, &config.tls.certificate).expect("copies");
         std::fs::copy(key, &config.tls.key).expect("copies");
         config
+    }
+
+    fn tickets(key: u8) -> Arc<Tickets> {
+        let (clock, entropy): (SharedClock, SharedEntropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
+        Tickets::new(&TicketKeys::of(&[(1, [key; 32])]), &clock, &entropy)
+    }
+
+    /// A client that trusts the instance's CA, of these versions and protocols.
+    fn client(
+        folder: &DataFolder,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&str],
+    ) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(folder.ca()).expect("a CA")).expect("a root");
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// Connects the two, with a word from the server, which tickets come before.
+    fn shake_hands(client: &Arc<ClientConfig>, server: Arc<ServerConfig>) -> Result<ServerConnection, rustls::Error> {
+        let name = "localhost".try_into().expect("a name");
+        let mut client = ClientConnection::new(Arc::clone(client), name)?;
+        let mut server = ServerConnection::new(server)?;
+        server.writer().write_all(b"hello").expect("buffers");
+        while client.wants_write() || server.wants_write() {
+            let (mut there, mut back) = (Vec::new(), Vec::new());
+            while client.wants_write() {
+                client.write_tls(&mut there).expect("writes");
+            }
+            server.read_tls(&mut there.as_slice()).expect("reads");
+            server.process_new_packets()?;
+            while server.wants_write() {
+                server.write_tls(&mut back).expect("writes");
+            }
+            client.read_tls(&mut back.as_slice()).expect("reads");
+            client.process_new_packets()?;
+        }
+        let mut heard = [0; 5];
+        client.reader().read_exact(&mut heard).expect("hears");
+        assert_eq!(&heard, b"hello");
+        Ok(server)
+    }
+
+    #[test]
+    fn a_session_is_resumed_by_whoever_has_the_keys_and_outlives_a_certificate() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let clock: SharedClock = Arc::new(SystemClock);
+        let [folder, elsewhere] = ["one", "two"].map(|name| DataFolder::at(&temp.path().join(name)));
+        let (one, _) = live(&Config::default(), &folder, &clock);
+        let (other, _) = live(&Config::default(), &elsewhere, &clock);
+        let client = client(&folder, &[&TLS13], &[]);
+        let xmpp = &[&b"xmpp-client"[..]];
+        // Each resumption brings the ticket of the next. Only in a whole handshake the client sees the certificate.
+        for (server, kind) in [
+            (one.tls(xmpp, tickets(1)), HandshakeKind::Full),
+            (one.tls(xmpp, tickets(1)), HandshakeKind::Resumed),
+            (one.tls(&[], tickets(1)), HandshakeKind::Resumed),
+            (other.tls(xmpp, tickets(1)), HandshakeKind::Resumed),
+            (one.tls(xmpp, tickets(2)), HandshakeKind::Full),
+            (one.tls(xmpp, tickets(2)), HandshakeKind::Resumed),
+        ] {
+            let server = server.expect("a server");
+            assert_eq!(server.max_early_data_size, 0);
+            assert_eq!(shake_hands(&client, server).expect("connects").handshake_kind(), Some(kind));
+        }
+        let stranger = other.tls(xmpp, tickets(3)).expect("a server");
+        let error = shake_hands(&client, stranger).expect_err("another CA");
+        assert!(matches!(error, rustls::Error::InvalidCertificate(_)), "{error}");
+    }
+
+    #[test]
+    fn clients_of_tls_1_2_are_served_without_tickets() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let folder = DataFolder::at(temp.path());
+        let (live, _) = live(&Config::default(), &folder, &(Arc::new(SystemClock) as SharedClock));
+        let client = client(&folder, &[&TLS12], &[]);
+        for _ in 0..2 {
+            let server = live.tls(&[], tickets(1)).expect("a server");
+            let agreed = shake_hands(&client, server).expect("connects");
+            assert_eq!(agreed.handshake_kind(), Some(HandshakeKind::Full));
+        }
+    }
+
+    #[test]
+    fn who_names_a_protocol_must_name_one_that_is_spoken() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let folder = DataFolder::at(temp.path());
+        let (live, _) = live(&Config::default(), &folder, &(Arc::new(SystemClock) as SharedClock));
+        let connect = |offered: &[&str]| {
+            let server = live.tls(&[b"xmpp-client"], tickets(1)).expect("a server");
+            shake_hands(&client(&folder, &[&TLS13], offered), server)
+        };
+        assert_eq!(connect(&["h2", "xmpp-client"]).expect("connects").alpn_protocol(), Some(&b"xmpp-client"[..]));
+        assert_eq!(connect(&[]).expect("connects").alpn_protocol(), None);
+        assert_eq!(connect(&["h2"]).err(), Some(rustls::Error::NoApplicationProtocol));
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use super::Place;
 use super::engines::{Carrier, Stores};
 use crate::callbacks::{CallbackClient, Network};
 use crate::config::Config;
-use crate::identity::{LiveCertificate, ServerKeys};
+use crate::identity::{LiveCertificate, ServerKeys, TicketKeys, Tickets};
 
 /// The middle tier on its stores, and which partitions of the work are its own.
 pub(super) struct Decider {
@@ -82,7 +82,8 @@ pub(super) async fn front(
             inbox: carrier.attach_front(front),
             front,
             keys: keys.tokens.clone(),
-            tls: certificate.tls(&[b"xmpp-client"])?,
+            // XEP-0368 §4.
+            tls: certificate.tls(&[b"xmpp-client"], tickets(place, Some(keys)))?,
             clock: Arc::clone(&place.clock),
             entropy: Arc::clone(&place.entropy),
         },
@@ -95,6 +96,7 @@ pub(super) async fn front(
 pub(super) async fn http(
     place: &Place<'_>,
     bus: Arc<dyn Bus>,
+    keys: Option<&ServerKeys>,
     certificate: &LiveCertificate,
     registry: &mut Registry,
 ) -> Result<BoundHttp> {
@@ -108,10 +110,23 @@ pub(super) async fn http(
             domain: config.domain.0.clone(),
             limits: config.limits.http.clone(),
         },
-        http_frontend::Dependencies { bus, tls: certificate.tls(&[])?, clock: Arc::clone(&place.clock) },
+        http_frontend::Dependencies {
+            bus,
+            tls: certificate.tls(&[], tickets(place, keys))?,
+            clock: Arc::clone(&place.clock),
+        },
         registry,
     );
     built.bind().await.map_err(|error| unbound(&error, "http.https or http.plain"))
+}
+
+/// Keeps sessions of TLS at clients: for all processes with the same keys, or for this one alone where it has none.
+fn tickets(place: &Place<'_>, keys: Option<&ServerKeys>) -> Arc<Tickets> {
+    let keys = match keys {
+        Some(keys) => keys.tickets.clone(),
+        None => TicketKeys::of_this_process(place.entropy.as_ref()),
+    };
+    Tickets::new(&keys, &place.clock, &place.entropy)
 }
 
 fn network_of(network: Network) -> xmpp_frontend::Network {
