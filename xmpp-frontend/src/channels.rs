@@ -1,6 +1,9 @@
 //! Channels: which number is served by whom, and the requests of one connection to its channels' services, one after the
 //! other.
 //!
+//! Channels that others serve take no part in that: what is said on them goes to `components` at once, or is refused, so a
+//! service that is slow holds up nothing of push.
+//!
 //! A task works on a line's requests while there are any. It outlives the stream, so what a client has sent is handed on
 //! although the client has gone.
 
@@ -15,6 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Shared;
 use crate::close::Reason;
+use crate::components;
 use crate::form::Frame;
 use crate::hub::{Applied, read_changes};
 use crate::line::{Line, Ticket};
@@ -81,6 +85,11 @@ fn is_served(number: u32) -> bool {
 
 /// Queues the opening of a channel.
 pub(crate) fn open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Result<(), QueueFull> {
+    if let Some(component) = shared.components.serving(request.payload.number) {
+        line.received(false);
+        components::open(shared, component, line, request);
+        return Ok(());
+    }
     if !is_served(request.payload.number) {
         line.received(false);
         let text = format!("there is no channel {}", request.payload.number);
@@ -93,6 +102,11 @@ pub(crate) fn open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> 
 
 /// Queues a payload for its channel's service.
 pub(crate) fn up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) -> Result<(), QueueFull> {
+    if let Some(component) = shared.components.serving(request.payload.number) {
+        line.received(false);
+        components::up(shared, component, line, &request);
+        return Ok(());
+    }
     let size = request.payload.bytes.len();
     queue(shared, line, size, |ticket| Job::Up(request, ticket))
 }
@@ -358,11 +372,13 @@ fn trouble(failure: &Failure) -> Trouble {
     Trouble::new(kind, condition, failure.description.clone())
 }
 
-fn answer_error(shared: &Shared, line: &Arc<Line>, reply: &ReplyTo, trouble: &Trouble) {
+/// Tells a client what is wrong with its stanza.
+pub(crate) fn answer_error(shared: &Shared, line: &Arc<Line>, reply: &ReplyTo, trouble: &Trouble) {
     // A line that takes no more is closing: its client comes back and asks anew.
     let _ = line.say(Frame::stanza(reply.error(Some(&full_jid(shared, line)), trouble)));
 }
 
-fn full_jid(shared: &Shared, line: &Line) -> String {
+/// The address of a connection.
+pub(crate) fn full_jid(shared: &Shared, line: &Line) -> String {
     format!("{}@{}/{}", line.account(), shared.config.domain, line.resource)
 }

@@ -110,6 +110,16 @@ reasons! {
 
     /// A load balancer did not say whose connection it passes on (`proxy_from`).
     ProxyHeader: "proxy_header", None, Yes, "";
+    /// A channel's service that does not know its secret (XEP-0114 §3).
+    ComponentRefused: "component_refused", Some("not-authorized"), No, "the handshake does not prove the secret";
+    /// A newer connection of a channel's service.
+    ComponentReplaced: "component_replaced", Some("conflict"), No, "a newer connection serves this channel";
+    /// A channel's service took too long to prove its secret.
+    ComponentLoginTime: "component_login_time", Some("connection-timeout"), Yes, "the handshake took too long";
+    /// Too many connections of channel services.
+    ComponentConnections: "component_connections", Some("resource-constraint"), Yes,
+        "too many connections of components; reconnect later";
+
     /// Too many connections in all.
     Connections: "connections", Some("resource-constraint"), Yes, "too many connections; reconnect later";
     /// Too many connections of one address.

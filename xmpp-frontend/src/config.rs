@@ -1,5 +1,6 @@
 //! What an operator sets for a front: where it listens and how much it bears.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ pub struct Config {
     pub tls: Listener,
     /// Connections without TLS, where only SCRAM is offered. Refused on an address that isn't loopback.
     pub plain: Listener,
-    /// Lets `plain` listen on any address.
+    /// Services of channels connect here (XEP-0114), without TLS. Refused on an address that isn't loopback.
+    pub component: Listener,
+    /// Lets `plain` and `component` listen on any address.
     pub allow_plain_remote: bool,
     /// Other processes may listen on the same ports (`SO_REUSEPORT`); the kernel spreads new connections over all. Not where
     /// the port is 0: that one is this process's own.
@@ -27,6 +30,8 @@ pub struct Config {
     /// Where connections come from that a load balancer passes on: they must begin with a header of the PROXY protocol,
     /// version 2, and count as those of the address in it. Whoever is elsewhere may send none.
     pub proxy_from: Vec<Network>,
+    /// Channels that are served by others. No number and no name comes twice, and none is that of push.
+    pub channels: Vec<ServedChannel>,
     /// How much the front bears.
     pub limits: Limits,
 }
@@ -39,11 +44,31 @@ impl Default for Config {
             starttls: None,
             tls: None,
             plain: None,
+            component: None,
             allow_plain_remote: false,
             reuse_port: false,
             proxy_from: Vec::new(),
+            channels: Vec::new(),
             limits: Limits::default(),
         }
+    }
+}
+
+/// A channel that a component serves.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServedChannel {
+    /// The channel.
+    pub number: u16,
+    /// The component's domain, by which it is known to the front and the front's errors; devices never see it.
+    pub name: String,
+    /// What it proves to know.
+    pub secret: String,
+}
+
+impl fmt::Debug for ServedChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, name, secret: _ } = self;
+        f.debug_struct("ServedChannel").field("number", number).field("name", name).finish_non_exhaustive()
     }
 }
 
@@ -109,8 +134,28 @@ pub struct Limits {
     /// Connections that wait for their moments in all those broadcasts together, at 8 to 16 bytes each. Over it they are left
     /// to the middle's judgements.
     pub paced_slots_max: usize,
-    /// Connections announced to the middle at one time after it lost its memory.
+    /// Connections announced to the middle at one time after it lost its memory, and to the service of a channel after it
+    /// came anew.
     pub announcements_max: usize,
+    /// Connections of channel services, logged in or not. One more is closed.
+    pub component_connections_max: usize,
+    /// From the first byte of a channel's service to its proof of the secret. Over it: `connection-timeout`.
+    pub component_login_time_max: Duration,
+    /// Stanzas that wait to be written to one service. Over it devices get `resource-constraint`.
+    pub component_queue_max: usize,
+    /// Bytes of these. Over it devices get `resource-constraint`.
+    pub component_queue_bytes_max: usize,
+    /// Of these, how many may be one connection's. Over it that one gets `resource-constraint`.
+    pub component_queue_per_device_max: usize,
+    /// Openings that one service has not answered. Over it devices get `resource-constraint`.
+    pub component_opens_max: usize,
+    /// Bytes that a channel of others is opened with; they are kept for as long as it is open. Over it:
+    /// `policy-violation`.
+    pub component_open_bytes_max: usize,
+    /// How long a service may take to answer an opening. Over it the device gets `remote-server-timeout`.
+    pub component_answer_time_max: Duration,
+    /// A service that says nothing for this long is asked for a sign of life, which may take `probe_time_max`.
+    pub component_idle_time_max: Duration,
     /// Draining ends the connections in waves over this time, so that they come back spread over it.
     pub reconnect_spread: Duration,
 }
@@ -145,6 +190,15 @@ impl Default for Limits {
             paced_broadcasts_max: 64,
             paced_slots_max: 4_000_000,
             announcements_max: 64,
+            component_connections_max: 16,
+            component_login_time_max: Duration::from_secs(10),
+            component_queue_max: 4096,
+            component_queue_bytes_max: 4 * 1024 * 1024,
+            component_queue_per_device_max: 64,
+            component_opens_max: 1024,
+            component_open_bytes_max: 4096,
+            component_answer_time_max: Duration::from_secs(10),
+            component_idle_time_max: Duration::from_mins(1),
             reconnect_spread: Duration::from_secs(5),
         }
     }

@@ -222,6 +222,7 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
 /// Lets a line go for good.
 fn forget(shared: &Arc<Shared>, line: &Arc<Line>, reason: Reason) {
     shared.hubs.with(line).detach(line);
+    shared.components.left(line);
     // Whoever took the route over has it; else it is given back.
     if reason != Reason::Conflict {
         channels::disconnect(shared, line);

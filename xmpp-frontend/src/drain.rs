@@ -44,4 +44,6 @@ pub(crate) async fn drain(shared: &Arc<Shared>) {
     if timeout(patience, shared.connections.wait()).await.is_err() {
         tracing::warn!(left = shared.connections.len(), "draining took too long; the rest is cut off");
     }
+    // Behind the devices: until then services hear who leaves.
+    shared.components.end().await;
 }

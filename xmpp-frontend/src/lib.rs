@@ -2,12 +2,13 @@
 //!
 //! A connection is admitted (`listener`), negotiated (`negotiate`, driven by `login`) and becomes a *line* (`line`): a
 //! bound resource that `connection` serves for as long as its stream lives, and that waits for resumption afterwards.
-//! A `hub` knows a share of the lines, the index over them and the recent broadcasts; `channels` hands on what clients say to the
-//! middle tier, which is reached over the bus alone.
+//! A `hub` knows a share of the lines, the index over them and the recent broadcasts; `channels` hands on what clients say: to
+//! the middle tier, which is reached over the bus alone, or to `components`, where others serve a channel.
 
 mod announce;
 mod channels;
 mod close;
+mod components;
 mod config;
 mod connection;
 mod credentials;
@@ -58,7 +59,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use crate::config::{Config, Limits, Listener, Network};
+use crate::components::Components;
+pub use crate::config::{Config, Limits, Listener, Network, ServedChannel};
 use crate::credentials::Credentials;
 use crate::hubs::Hubs;
 use crate::listener::{Admissions, Listeners};
@@ -122,6 +124,8 @@ pub struct Addresses {
     pub tls: Option<SocketAddr>,
     /// See [`Config::plain`].
     pub plain: Option<SocketAddr>,
+    /// See [`Config::component`].
+    pub component: Option<SocketAddr>,
 }
 
 /// Takes established byte streams. Clones serve the same front.
@@ -136,6 +140,7 @@ pub(crate) struct Shared {
     pub(crate) domain: Arc<str>,
     pub(crate) hubs: Hubs,
     pub(crate) middle: Middle,
+    pub(crate) components: Components,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) admissions: Admissions,
     pub(crate) proxies: Proxies,
@@ -205,6 +210,7 @@ impl Front {
             domain: config.domain.as_str().into(),
             hubs: Hubs::new(limits, &metrics),
             middle,
+            components: Components::new(&config, &metrics),
             credentials: Arc::new(credentials),
             admissions: Admissions::new(limits, Arc::clone(&metrics)),
             proxies: Proxies::new(&config.proxy_from),
@@ -223,7 +229,7 @@ impl Front {
         Self { inbox, life: Life(Arc::clone(&shared)), shared }
     }
 
-    /// Binds the listeners. Fails if an address can't be bound, or if `plain` is not on loopback and
+    /// Binds the listeners. Fails if an address can't be bound, or if `plain` or `component` is not on loopback and
     /// `allow_plain_remote` is not set.
     #[expect(clippy::unused_async, reason = "listening needs the runtime, in which a future is sure to be")]
     pub async fn bind(self) -> io::Result<BoundFront> {
@@ -295,6 +301,18 @@ impl Acceptor {
         let serving = phase.wait_for(|phase| *phase != Phase::NotServing).await;
         if serving.is_ok_and(|phase| *phase != Phase::Ended) && !self.shared.draining.is_cancelled() {
             listener::take(&self.shared, Socket::Other(Box::new(stream)), peer, security);
+        }
+    }
+
+    /// Hands the byte stream of a channel's service to the front, as [`Acceptor::accept`] does with a device's.
+    pub async fn accept_component<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut phase = self.shared.phase.subscribe();
+        let serving = phase.wait_for(|phase| *phase != Phase::NotServing).await;
+        if serving.is_ok_and(|phase| *phase != Phase::Ended) && !self.shared.draining.is_cancelled() {
+            components::take(&self.shared, Socket::Other(Box::new(stream)));
         }
     }
 

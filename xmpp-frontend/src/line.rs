@@ -224,6 +224,15 @@ impl Line {
         Ok(())
     }
 
+    /// Puts a frame into the outbox and flushes it, unless that would fill more than half of it: what is not stored, and so
+    /// does not come again, must not end a line.
+    pub(crate) fn offer(self: &Arc<Self>, frame: Frame) -> Result<(), Refused> {
+        if lock(&self.state).outbox.is_half_full() {
+            return Err(Refused::Full);
+        }
+        self.say(frame)
+    }
+
     /// Asks for the end of the line, after what waits has been written. The first reason stays.
     pub(crate) fn close(self: &Arc<Self>, reason: Reason) {
         self.close_now(&mut lock(&self.state), reason);

@@ -15,7 +15,7 @@ use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
 use crate::proxy::ReadError;
 use crate::socket::Socket;
-use crate::{Addresses, Security, Shared, connection, lock, proxy};
+use crate::{Addresses, Security, Shared, components, connection, lock, proxy};
 
 /// After an error such as "too many open files" accepting pauses, so that it doesn't spin.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -25,36 +25,47 @@ const REFUSAL_TIME_MAX: Duration = Duration::from_secs(1);
 const REFUSALS_MAX: usize = 64;
 
 /// The bound listeners.
-pub(crate) struct Listeners(Vec<(TcpListener, Security)>);
+pub(crate) struct Listeners(Vec<(TcpListener, For)>);
+
+/// Whom a listener is for.
+#[derive(Clone, Copy)]
+enum For {
+    Devices(Security),
+    /// Services of channels.
+    Components,
+}
 
 impl Listeners {
     pub(crate) fn bind(config: &Config) -> io::Result<(Self, Addresses)> {
-        if let Some(plain) = config.plain.filter(|plain| !plain.ip().is_loopback() && !config.allow_plain_remote) {
-            let text = format!("plain listener {plain} is not on loopback; set allow_plain_remote to allow that");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        for (name, plain) in [("plain", config.plain), ("component", config.component)] {
+            if let Some(plain) = plain.filter(|plain| !plain.ip().is_loopback() && !config.allow_plain_remote) {
+                let text = format!("{name} listener {plain} is not on loopback; set allow_plain_remote to allow that");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
         }
         let mut listeners = Vec::new();
-        let mut bind = |address: Option<SocketAddr>, security| -> io::Result<Option<SocketAddr>> {
+        let mut bind = |address: Option<SocketAddr>, whom| -> io::Result<Option<SocketAddr>> {
             let Some(address) = address else { return Ok(None) };
             let listener = listen(address, config)
                 .map_err(|error| io::Error::new(error.kind(), format!("listening on {address}: {error}")))?;
             let bound = listener.local_addr()?;
-            listeners.push((listener, security));
+            listeners.push((listener, whom));
             Ok(Some(bound))
         };
         let addresses = Addresses {
-            starttls: bind(config.starttls, Security::StartTls)?,
-            tls: bind(config.tls, Security::DirectTls)?,
-            plain: bind(config.plain, Security::Plain)?,
+            starttls: bind(config.starttls, For::Devices(Security::StartTls))?,
+            tls: bind(config.tls, For::Devices(Security::DirectTls))?,
+            plain: bind(config.plain, For::Devices(Security::Plain))?,
+            component: bind(config.component, For::Components)?,
         };
         Ok((Self(listeners), addresses))
     }
 
     /// Accepts until the front drains.
     pub(crate) fn serve(self, shared: &Arc<Shared>) {
-        for (listener, security) in self.0 {
+        for (listener, whom) in self.0 {
             // Draining waits for what is taken last.
-            shared.spawn_connection(accept(Arc::clone(shared), listener, security));
+            shared.spawn_connection(accept(Arc::clone(shared), listener, whom));
         }
     }
 }
@@ -71,7 +82,7 @@ fn listen(address: SocketAddr, config: &Config) -> io::Result<TcpListener> {
     socket.listen(config.limits.accept_queue_max)
 }
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) {
+async fn accept(shared: Arc<Shared>, listener: TcpListener, whom: For) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -79,7 +90,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => take_tcp(&shared, stream, peer.ip(), security),
+            Ok((stream, peer)) => take_tcp(&shared, stream, peer.ip(), whom),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection");
                 tokio::select! {
@@ -89,7 +100,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) 
             }
         }
     }
-    if let Err(error) = take_queued(&shared, listener, security) {
+    if let Err(error) = take_queued(&shared, listener, whom) {
         tracing::debug!(%error, "accepting the last connections");
     }
 }
@@ -97,7 +108,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, security: Security) 
 /// Takes the connections that wait in the kernel, which would reset them, and closes the listener. They are told to come
 /// again, like all others. What comes between the last look and the closing is still reset, unless the kernel moves it to
 /// another process that has the port (`net.ipv4.tcp_migrate_req`).
-fn take_queued(shared: &Arc<Shared>, listener: TcpListener, security: Security) -> io::Result<()> {
+fn take_queued(shared: &Arc<Shared>, listener: TcpListener, whom: For) -> io::Result<()> {
     // Whether there are any the kernel alone knows: the runtime may not have heard of them yet.
     let listener = listener.into_std()?;
     // As many as there can be, and not those who go on coming meanwhile.
@@ -110,15 +121,16 @@ fn take_queued(shared: &Arc<Shared>, listener: TcpListener, security: Security) 
             Err(error) => return Err(error),
         };
         stream.set_nonblocking(true)?;
-        take_tcp(shared, TcpStream::from_std(stream)?, peer.ip(), security);
+        take_tcp(shared, TcpStream::from_std(stream)?, peer.ip(), whom);
     }
     Ok(())
 }
 
 /// Lets a connection in, whoever has passed it on.
-fn take_tcp(shared: &Arc<Shared>, stream: TcpStream, peer: IpAddr, security: Security) {
+fn take_tcp(shared: &Arc<Shared>, stream: TcpStream, peer: IpAddr, whom: For) {
     // Small frames must not wait for each other; without it the connection merely is slower.
     let _ = stream.set_nodelay(true);
+    let For::Devices(security) = whom else { return components::take(shared, Socket::Tcp(stream)) };
     if shared.proxies.has(peer) {
         take_proxied(shared, stream, peer, security);
     } else {

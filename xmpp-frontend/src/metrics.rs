@@ -32,11 +32,32 @@ struct OfRequest {
     code: i32,
 }
 
+/// What is counted of one channel that others serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfChannel {
+    pub(crate) channel: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedOnChannel {
+    channel: u32,
+    condition: &'static str,
+}
+
 pub(crate) struct Metrics {
     streams_ended: Family<Ended, Counter>,
     limits: Family<OfLimit, Counter>,
     logins: Family<LoginLabels, Counter>,
     requests: Family<OfRequest, Counter>,
+    channel_refused: Family<RefusedOnChannel, Counter>,
+    /// 1 while a channel's service is here.
+    pub(crate) channel_services: Family<OfChannel, Gauge>,
+    /// Connections that have a channel of others open, or are opening it.
+    pub(crate) channel_members: Family<OfChannel, Gauge>,
+    /// What waits to be written to a channel's service.
+    pub(crate) channel_waiting_bytes: Family<OfChannel, Gauge>,
+    pub(crate) channel_payloads_up: Family<OfChannel, Counter>,
+    pub(crate) channel_payloads_down: Family<OfChannel, Counter>,
     /// Byte streams, logged in or not.
     pub(crate) connections: Gauge,
     /// Bound resources, those waiting for resumption included.
@@ -77,6 +98,30 @@ impl Metrics {
         registry.register("logins", "SASL exchanges by mechanism and result", logins.clone());
         let requests = Family::default();
         registry.register("requests", "Requests to the middle tier by kind and result code", requests.clone());
+        let channel_refused = Family::default();
+        registry.register(
+            "channel_refused",
+            "What devices and services were refused on channels of others, by channel and condition",
+            channel_refused.clone(),
+        );
+        let mut of_channels = |name: &str, help: &str| {
+            let gauges: Family<OfChannel, Gauge> = Family::default();
+            registry.register(name, help, gauges.clone());
+            gauges
+        };
+        let channel_services = of_channels("channel_services", "1 while the service of a channel is connected");
+        let channel_members =
+            of_channels("channel_members", "Connections with a channel of others open or being opened");
+        let channel_waiting_bytes =
+            of_channels("channel_waiting_bytes", "Bytes that wait to be written to the service of a channel");
+        let mut counted = |name: &str, help: &str| {
+            let counters: Family<OfChannel, Counter> = Family::default();
+            registry.register(name, help, counters.clone());
+            counters
+        };
+        let channel_payloads_up = counted("channel_payloads_up", "Payloads put into the queue of a channel's service");
+        let channel_payloads_down =
+            counted("channel_payloads_down", "Payloads of a channel's service put into outboxes of connections");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -98,6 +143,12 @@ impl Metrics {
             limits,
             logins,
             requests,
+            channel_refused,
+            channel_services,
+            channel_members,
+            channel_waiting_bytes,
+            channel_payloads_up,
+            channel_payloads_down,
             connections,
             lines,
             resumable,
@@ -137,6 +188,8 @@ impl Metrics {
             Reason::WriteTime => "write_time_max",
             Reason::Idle => "idle_time_max",
             Reason::MiddleBusy => "channel_retry_time_max",
+            Reason::ComponentLoginTime => "component_login_time_max",
+            Reason::ComponentConnections => "component_connections_max",
             _ => return,
         };
         self.limit(limit);
@@ -152,5 +205,10 @@ impl Metrics {
 
     pub(crate) fn request(&self, request: &'static str, code: i32) {
         self.requests.get_or_create(&OfRequest { request, code }).inc();
+    }
+
+    /// A stanza on a channel of others was refused with that condition.
+    pub(crate) fn refused_on(&self, channel: u32, condition: &'static str) {
+        self.channel_refused.get_or_create(&RefusedOnChannel { channel, condition }).inc();
     }
 }

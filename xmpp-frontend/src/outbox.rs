@@ -67,6 +67,11 @@ impl Outbox {
         Ok(())
     }
 
+    /// True if at most as much room is left as is taken.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.bytes >= self.bytes_max / 2
+    }
+
     /// True if nothing waits to be written.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()

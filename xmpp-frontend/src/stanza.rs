@@ -87,6 +87,22 @@ impl Trouble {
         Self { kind, condition, text: text.into() }
     }
 
+    /// The defined condition (RFC 6120 §8.3.3).
+    pub(crate) const fn condition(&self) -> &'static str {
+        self.condition
+    }
+
+    /// The `<error/>` in a stanza of that type.
+    pub(crate) fn element(&self) -> String {
+        let Self { kind, condition, text } = self;
+        let text = if text.is_empty() {
+            String::new()
+        } else {
+            format!("<text xmlns='{NS_STANZAS}' xml:lang='en'>{}</text>", escape_attribute(text))
+        };
+        format!("<error type='{kind}'><{condition} xmlns='{NS_STANZAS}'/>{text}</error>")
+    }
+
     fn unavailable() -> Self {
         Self::new("cancel", "service-unavailable", "")
     }
@@ -243,17 +259,27 @@ fn result(element: &Element, speaker: &Speaker<'_>, child: &str) -> String {
 
 /// The error that answers a stanza.
 pub(crate) fn error(element: &Element, speaker: Option<&Speaker<'_>>, trouble: &Trouble) -> String {
-    let kind = match element.name() {
-        "iq" => Kind::Iq,
-        "message" => Kind::Message,
-        _ => Kind::Presence,
-    };
-    ReplyTo::new(element, kind).error(speaker.map(Speaker::full).as_deref(), trouble)
+    ReplyTo::of(element).error(speaker.map(Speaker::full).as_deref(), trouble)
 }
 
 impl ReplyTo {
     fn new(element: &Element, kind: Kind) -> Self {
         Self { kind, id: element.attr("id").map(Into::into), to: element.attr("to").map(Into::into) }
+    }
+
+    /// Where the answer to a stanza of any kind goes.
+    pub(crate) fn of(element: &Element) -> Self {
+        let kind = match element.name() {
+            "iq" => Kind::Iq,
+            "message" => Kind::Message,
+            _ => Kind::Presence,
+        };
+        Self::new(element, kind)
+    }
+
+    /// The stanza's id.
+    pub(crate) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
     }
 
     /// The result of an IQ, to that full JID. `child` is written as it is.
@@ -270,16 +296,7 @@ impl ReplyTo {
             Kind::Presence => "presence",
         };
         let attributes = self.attributes(to);
-        let Trouble { kind, condition, text } = trouble;
-        let text = if text.is_empty() {
-            String::new()
-        } else {
-            format!("<text xmlns='{NS_STANZAS}' xml:lang='en'>{}</text>", escape_attribute(text))
-        };
-        format!(
-            "<{name} type='error'{attributes}>\
-             <error type='{kind}'><{condition} xmlns='{NS_STANZAS}'/>{text}</error></{name}>"
-        )
+        format!("<{name} type='error'{attributes}>{}</{name}>", trouble.element())
     }
 
     fn attributes(&self, to: Option<&str>) -> String {

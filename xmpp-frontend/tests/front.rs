@@ -1,6 +1,7 @@
 //! A front with a middle tier of the tests' own, on the in-process bus.
 
 mod binding;
+mod components;
 mod harness;
 mod hub;
 mod limits;

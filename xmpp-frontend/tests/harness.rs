@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use campanile_xmpp_frontend::{Acceptor, Addresses, Config, Dependencies, Front, Limits, Security};
+use campanile_xmpp_frontend::{Acceptor, Addresses, Config, Dependencies, Front, Limits, Security, ServedChannel};
 use idl::bus::{Bus, FrontEvent, InProcess, Incoming, Limits as BusLimits, Reply, Request};
 use idl::channel::Payload;
 use idl::clock::{Clock, SharedClock, SystemEntropy};
@@ -18,6 +18,7 @@ use idl::token::KeyRing;
 use idl::xml::{Event, Limits as XmlLimits, StreamReader};
 use minidom::Element;
 use prometheus_client::registry::Registry;
+use ring::digest;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -31,6 +32,9 @@ pub(crate) const DOMAIN: &str = "example.org";
 pub(crate) const NOW_MS: u64 = 1_700_000_000_000;
 /// The app of the tests' broadcasts.
 pub(crate) const APP: &str = "com.example.demo";
+/// The service of channel 7, and what it proves to know.
+pub(crate) const SERVICE: &str = "rooms.example.org";
+pub(crate) const SERVICE_SECRET: &str = "a secret of the rooms";
 /// No answer of a front takes this long.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -76,7 +80,8 @@ impl World {
     }
 
     pub(crate) async fn with(limits: Limits) -> Self {
-        let config = Config { domain: DOMAIN.to_owned(), limits, ..Config::default() };
+        let rooms = ServedChannel { number: 7, name: SERVICE.to_owned(), secret: SERVICE_SECRET.to_owned() };
+        let config = Config { domain: DOMAIN.to_owned(), channels: vec![rooms], limits, ..Config::default() };
         Self::build(config, crate::tls::server_config()).await
     }
 
@@ -110,6 +115,24 @@ impl World {
         let (ours, theirs) = tokio::io::duplex(16 * 1024);
         self.acceptor.accept(theirs, IpAddr::V4(Ipv4Addr::LOCALHOST), security).await;
         Client::new(ours)
+    }
+
+    /// A byte stream to the front, of a channel's service.
+    pub(crate) async fn connect_component(&self) -> Client<DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(16 * 1024);
+        self.acceptor.accept_component(theirs).await;
+        Client::new(ours)
+    }
+
+    /// The service of channel 7.
+    pub(crate) async fn service(&self) -> Client<DuplexStream> {
+        let mut service = self.connect_component().await;
+        service.send(COMPONENT_HEADER).await;
+        let Some(Event::Opened(header)) = service.next().await else { panic!("a header") };
+        let proof = handshake(&header.id.expect("an id"), SERVICE_SECRET);
+        service.send(&format!("<handshake>{proof}</handshake>")).await;
+        assert_eq!(service.element().await.name(), "handshake");
+        service
     }
 
     /// A client that is logged in with a bound resource.
@@ -433,6 +456,16 @@ const XML_LIMITS: XmlLimits = XmlLimits { stanza_bytes_max: 1 << 20, depth_max: 
 /// The header that clients send.
 pub(crate) const HEADER: &str = "<?xml version='1.0'?><stream:stream xmlns='jabber:client' \
                                  xmlns:stream='http://etherx.jabber.org/streams' to='example.org' version='1.0'>";
+
+/// The header that services of channel 7 send.
+pub(crate) const COMPONENT_HEADER: &str = "<stream:stream xmlns='jabber:component:accept' \
+                                           xmlns:stream='http://etherx.jabber.org/streams' to='rooms.example.org'>";
+
+/// What proves a service's secret (XEP-0114 §3).
+pub(crate) fn handshake(id: &str, secret: &str) -> String {
+    let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, format!("{id}{secret}").as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) fn new(stream: S) -> Self {

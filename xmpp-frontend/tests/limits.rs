@@ -162,15 +162,14 @@ async fn an_account_that_is_gone_can_not_bind() {
 
 #[tokio::test]
 async fn a_plain_listener_must_be_on_loopback_unless_that_is_allowed() {
-    let bind = async |plain: &str, allow_plain_remote| {
+    let bind = async |listener: Config| {
         let bus = std::sync::Arc::new(idl::bus::InProcess::new(
             idl::bus::Limits::default(),
             std::sync::Arc::new(idl::clock::SystemClock),
             std::sync::Arc::new(idl::clock::SystemEntropy),
         ));
         let front = idl::ids::FrontId(1);
-        let plain = Some(plain.parse().expect("an address"));
-        let config = Config { domain: DOMAIN.to_owned(), plain, allow_plain_remote, ..Config::default() };
+        let config = Config { domain: DOMAIN.to_owned(), ..listener };
         let dependencies = Dependencies {
             inbox: bus.attach_front(front),
             bus,
@@ -183,10 +182,19 @@ async fn a_plain_listener_must_be_on_loopback_unless_that_is_allowed() {
         let mut registry = prometheus_client::registry::Registry::default();
         Front::build(config, dependencies, &mut registry).bind().await.map(|bound| bound.addresses())
     };
-    let error = bind("0.0.0.0:0", false).await.expect_err("not on loopback");
-    assert!(error.to_string().contains("allow_plain_remote"), "{error}");
-    assert!(bind("0.0.0.0:0", true).await.is_ok());
-    let addresses = bind("127.0.0.1:0", false).await.expect("a free port");
-    assert!(addresses.plain.is_some_and(|plain| plain.port() != 0));
+    let at = |address: &str| Some(address.parse().expect("an address"));
+    for remote in [
+        Config { plain: at("0.0.0.0:0"), ..Config::default() },
+        Config { component: at("0.0.0.0:0"), ..Config::default() },
+    ] {
+        let error = bind(remote.clone()).await.expect_err("not on loopback");
+        assert!(error.to_string().contains("allow_plain_remote"), "{error}");
+        assert!(bind(Config { allow_plain_remote: true, ..remote }).await.is_ok());
+    }
+    let local = Config { plain: at("127.0.0.1:0"), component: at("127.0.0.1:0"), ..Config::default() };
+    let addresses = bind(local).await.expect("free ports");
+    for address in [addresses.plain, addresses.component] {
+        assert!(address.is_some_and(|address| address.port() != 0));
+    }
     assert_eq!(addresses.tls, None);
 }

@@ -13,9 +13,10 @@
 //! | `S: <xml/>` | the server says exactly this: same names, attributes, texts and children, in this order |
 //! | `S: <stream:stream>`, `S: </stream:stream>` | the server opens, or closes, its stream |
 //! | `S: end` | the server closes the connection |
+//! | `X: …`, `F: …` | the same as `C:` and `S:` for the service of channel 7 and the front on its connection |
 //! | `M: revoke`, `M: push <text>` | the middle tier revokes the account's tokens, or sends a payload |
 //!
-//! `C2:` and `S2:` are a second connection, and so on. `{name}` in a server's line matches any text the first time and the
+//! `C2:` and `S2:` are a second connection, `X2:` and `F2:` a second one of the service, and so on. `{name}` in a server's line matches any text the first time and the
 //! same text ever after; in a client's line it stands for that text. Some are known from the start: see [`Script::new`].
 //! `{authentication}` in a server's line stands for elements that are the same everywhere: see [`ELEMENTS`].
 
@@ -34,7 +35,9 @@ use ring::{digest, hmac, pbkdf2};
 use tokio::io::DuplexStream;
 use tokio::time::Instant;
 
-use crate::harness::{Client, DOMAIN, HEADER, NOW_MS, World, account, item, token};
+use crate::harness::{
+    COMPONENT_HEADER, Client, DOMAIN, HEADER, NOW_MS, SERVICE_SECRET, World, account, handshake, item, settled, token,
+};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts");
 const SCRAM_FIRST: &str = "r=fyko+d2lbbFgONRv9qkxdawL";
@@ -81,6 +84,13 @@ macro_rules! transcripts {
 }
 
 transcripts! {
+    a_component_of_an_unknown_name_is_refused
+    a_component_that_does_not_know_its_secret_is_refused
+    a_component_that_says_something_else_is_refused
+    a_newer_connection_of_a_component_takes_over
+    a_service_says_nothing_for_others
+    a_service_that_comes_back_hears_who_is_there
+    a_service_that_is_away_is_said_to_be
     acks_are_counted
     an_oversized_stanza_after_login_ends_the_stream
     an_oversized_stanza_before_login_ends_the_stream
@@ -92,6 +102,7 @@ transcripts! {
     a_stream_must_be_to_our_domain
     a_stream_must_be_xmpp_1
     a_token_for_coming_back_takes_one_round_trip
+    channels_of_others_carry_payloads_both_ways
     channels_open_and_carry_payloads
     comments_end_the_stream
     disco_says_what_is_here
@@ -162,6 +173,7 @@ struct Script {
     world: World,
     security: Security,
     clients: BTreeMap<String, Client<DuplexStream>>,
+    services: BTreeMap<String, Client<DuplexStream>>,
     values: HashMap<String, String>,
 }
 
@@ -172,6 +184,8 @@ impl Script {
         let base64 = |text: String| STANDARD.encode(text);
         let values = [
             ("header", HEADER.to_owned()),
+            ("component-header", COMPONENT_HEADER.to_owned()),
+            ("component-header-of-nobody", COMPONENT_HEADER.replace("rooms.", "games.")),
             ("header-from-another", HEADER.replace(" to=", &format!(" from='{stranger}@{DOMAIN}' to="))),
             ("account", one.to_string()),
             ("plain", base64(format!("\0{one}\0{token}"))),
@@ -187,7 +201,7 @@ impl Script {
             ("fill-9000", "x".repeat(9000)),
         ];
         let values = values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Self { world, security: Security::Trusted, clients: BTreeMap::new(), values }
+        Self { world, security: Security::Trusted, clients: BTreeMap::new(), services: BTreeMap::new(), values }
     }
 
     async fn step(&mut self, line: &Line) {
@@ -221,6 +235,22 @@ impl Script {
                 let said = client.next().await;
                 self.compare(place, text, said);
             }
+            (Some("X"), _) => {
+                let text = self.fill(place, text);
+                let service = self.service(&who[1..]).await;
+                match text.as_str() {
+                    "cut" => {
+                        self.services.remove(&who[1..]);
+                        // The front notices before anything else happens.
+                        settled().await;
+                    }
+                    text => service.send(text).await,
+                }
+            }
+            (Some("F"), _) => {
+                let said = self.service(&who[1..]).await.next().await;
+                self.compare_to_component(place, text, said);
+            }
             _ => panic!("{place}: {who} is not known"),
         }
     }
@@ -231,6 +261,14 @@ impl Script {
             self.clients.insert(name.to_owned(), client);
         }
         self.clients.get_mut(name).expect("it is there")
+    }
+
+    async fn service(&mut self, name: &str) -> &mut Client<DuplexStream> {
+        if !self.services.contains_key(name) {
+            let service = self.world.connect_component().await;
+            self.services.insert(name.to_owned(), service);
+        }
+        self.services.get_mut(name).expect("it is there")
     }
 
     async fn middle(&self, place: &str, text: &str) {
@@ -282,6 +320,28 @@ impl Script {
         let (message, answer) = ht(account(1), &self.values["fast-token"], &[]);
         self.values.insert("ht-answer".to_owned(), answer);
         message
+    }
+
+    /// What the front says to the service of a channel. The stream's id is what the next handshake is over.
+    fn compare_to_component(&mut self, place: &str, expected: &str, said: Option<Event>) {
+        match (expected, said) {
+            ("<stream:stream>", Some(Event::Opened(header))) => {
+                assert_eq!(header.version, None, "{place}");
+                let id = header.id.unwrap_or_else(|| panic!("{place}: no id"));
+                for (name, secret) in [("handshake", SERVICE_SECRET), ("handshake-wrong", "another secret")] {
+                    self.values.insert(name.to_owned(), handshake(&id, secret));
+                }
+                self.values.insert("component-from".to_owned(), header.from.unwrap_or_default());
+            }
+            (expected, Some(Event::Element(said))) if expected.starts_with('<') && !expected.starts_with("</") => {
+                let text = format!("{COMPONENT_HEADER}{expected}");
+                let pattern = parse_behind(&text).unwrap_or_else(|| panic!("{place}: {expected:?} is no element"));
+                if let Err(difference) = self.matches(&pattern, &said) {
+                    panic!("{place}: {difference}\nexpected {expected}\nsaid     {}", String::from(&said));
+                }
+            }
+            (expected, said) => self.compare(place, expected, said),
+        }
     }
 
     fn compare(&mut self, place: &str, expected: &str, said: Option<Event>) {
@@ -386,8 +446,12 @@ fn placeholder(text: &str) -> Option<(&str, &str, &str)> {
 }
 
 fn parse(text: &str) -> Option<Element> {
+    parse_behind(&format!("{HEADER}{text}"))
+}
+
+/// The one element behind a header.
+fn parse_behind(stream: &str) -> Option<Element> {
     let mut reader = StreamReader::new(XmlLimits { stanza_bytes_max: 1 << 20, depth_max: 32 });
-    let stream = format!("{HEADER}{text}");
     let mut unread = stream.as_bytes();
     reader.read(&mut unread).ok()??;
     match reader.read(&mut unread).ok()?? {
