@@ -3,6 +3,7 @@
 //! This is the one place that reads the environment. A key that does not exist is an error naming the nearest one that
 //! does, wherever it was written; `docs/configuration.md` is generated from the table and held by a test.
 
+mod channels;
 mod engines;
 mod keys;
 mod rules;
@@ -20,6 +21,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::callbacks::{Callbacks, Network};
 
+pub use self::channels::Channel;
 pub use self::engines::{Gateway, Hbase, Mysql, Redis};
 pub use self::keys::{KEYS, Key, reference};
 pub use self::urls::{MysqlUrl, RedisUrl, Secret};
@@ -99,6 +101,10 @@ pub struct Xmpp {
     pub reuse_port: bool,
     /// Load balancers that say whose connections they pass on (PROXY protocol, version 2).
     pub proxy_from: Vec<Network>,
+    /// Services of channels (XEP-0114).
+    pub component: Listener,
+    /// Channels that they serve.
+    pub channels: Vec<Channel>,
     /// Host name that devices are told to connect to; the domain when empty.
     pub advertised_host: String,
     /// Where devices are told to connect; this process's own listeners when empty.
@@ -113,6 +119,8 @@ impl Default for Xmpp {
             plain: Listener(None),
             reuse_port: false,
             proxy_from: Vec::new(),
+            component: Listener(None),
+            channels: Vec::new(),
             advertised_host: String::new(),
             endpoints: Vec::new(),
         }
@@ -295,6 +303,7 @@ impl Config {
             (front, "xmpp.starttls", self.xmpp.starttls),
             (front, "xmpp.tls", self.xmpp.tls),
             (front, "xmpp.plain", self.xmpp.plain),
+            (front, "xmpp.component", self.xmpp.component),
             (http, "http.https", self.http.https),
             (http, "http.plain", self.http.plain),
             (true, "telemetry.listen", self.telemetry.listen),

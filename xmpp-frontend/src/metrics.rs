@@ -104,24 +104,27 @@ impl Metrics {
             "What devices and services were refused on channels of others, by channel and condition",
             channel_refused.clone(),
         );
-        let mut of_channels = |name: &str, help: &str| {
+        let mut channel_gauge = |name: &str, help: &str| {
             let gauges: Family<OfChannel, Gauge> = Family::default();
             registry.register(name, help, gauges.clone());
             gauges
         };
-        let channel_services = of_channels("channel_services", "1 while the service of a channel is connected");
+        let channel_services = channel_gauge("channel_services", "1 while the service of a channel is connected");
         let channel_members =
-            of_channels("channel_members", "Connections with a channel of others open or being opened");
+            channel_gauge("channel_members", "Connections with a channel of others open or being opened");
         let channel_waiting_bytes =
-            of_channels("channel_waiting_bytes", "Bytes that wait to be written to the service of a channel");
-        let mut counted = |name: &str, help: &str| {
+            channel_gauge("channel_waiting_bytes", "Bytes that wait to be written to the service of a channel");
+        let mut channel_counter = |name: &str, help: &str| {
             let counters: Family<OfChannel, Counter> = Family::default();
             registry.register(name, help, counters.clone());
             counters
         };
-        let channel_payloads_up = counted("channel_payloads_up", "Payloads put into the queue of a channel's service");
-        let channel_payloads_down =
-            counted("channel_payloads_down", "Payloads of a channel's service put into outboxes of connections");
+        let channel_payloads_up =
+            channel_counter("channel_payloads_up", "Payloads put into the queue of a channel's service");
+        let channel_payloads_down = channel_counter(
+            "channel_payloads_down",
+            "Payloads of a channel's service put into outboxes of connections",
+        );
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());

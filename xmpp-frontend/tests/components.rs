@@ -322,6 +322,30 @@ async fn a_service_that_comes_back_is_told_of_a_few_devices_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_device_that_opens_anew_while_the_service_is_told_again_gets_an_answer_of_its_own() {
+    let world = World::new().await;
+    let mut service = world.service().await;
+    let mut device = world.login(account(1), "r").await;
+    join(&mut device, &mut service).await;
+    drop(service);
+    settled().await;
+    let mut service = world.service().await;
+    let again = service.element().await;
+    device.send(OPEN).await;
+    let anew = service.element().await;
+    for asked in [again, anew] {
+        device.nothing_more().await;
+        let id = asked.attr("id").expect("an id");
+        service.send(&format!("<iq type='result' id='{id}' from='rooms.example.org'/>")).await;
+        settled().await;
+    }
+    assert_eq!(device.element().await.attr("id"), Some("o7"));
+    device.send(HI).await;
+    assert_eq!(service.element().await.attr("id"), Some("hi"));
+    device.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_in_the_queue_of_a_service_counts_as_handled() {
     let world = World::new().await;
     let mut service = world.service().await;

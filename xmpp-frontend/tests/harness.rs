@@ -464,7 +464,7 @@ pub(crate) const COMPONENT_HEADER: &str = "<stream:stream xmlns='jabber:componen
 /// What proves a service's secret (XEP-0114 §3).
 pub(crate) fn handshake(id: &str, secret: &str) -> String {
     let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, format!("{id}{secret}").as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.as_ref().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {

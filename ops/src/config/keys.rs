@@ -126,7 +126,7 @@ keys! {
         "Which tiers this process runs: `front` holds device connections, `middle` decides, `http` serves the HTTPS API, \
          `all` is all of them. Processes of single roles share nothing but Redis, HBase and MySQL.";
     "allow_plain_remote" => allow_plain_remote,
-        "Lets `xmpp.plain` and `http.plain` bind to addresses other than loopback. Whoever can see the traffic then sees \
+        "Lets `xmpp.plain`, `xmpp.component` and `http.plain` bind to addresses other than loopback. Whoever can see the traffic then sees \
          tokens and secrets.";
     "xmpp.starttls" => xmpp.starttls,
         "Listener for devices that upgrade to TLS (STARTTLS, RFC 6120).";
@@ -141,6 +141,11 @@ keys! {
         "Networks of load balancers in front of these listeners. What comes from there must begin with a header of the PROXY \
          protocol, version 2, before XML or TLS; the address in it is the one that limits count. Who is elsewhere may send none. \
          Keep it as small as can be: who is in it can claim any address.";
+    "xmpp.component" => xmpp.component,
+        "Listener for the services of `xmpp.channels`, which are XMPP components (XEP-0114), usually at port 5347. Without TLS. \
+         With several fronts a service connects to each.";
+    "xmpp.channels" => xmpp.channels,
+        "Channels that others serve, beside push: whichever component proves the secret is the service of the number.";
     "xmpp.advertised_host" => xmpp.advertised_host,
         "Host name that devices are told to connect to, when it is not the domain.";
     "xmpp.endpoints" => xmpp.endpoints,
@@ -269,7 +274,26 @@ keys! {
     "limits.xmpp_paced_slots_max" => limits.xmpp.paced_slots_max,
         "Connections that wait for their moments in all of these, at 8 to 16 bytes each.";
     "limits.xmpp_announcements_max" => limits.xmpp.announcements_max,
-        "Connections announced at one time after the middle tier lost its memory.";
+        "Connections announced at one time after the middle tier lost its memory, and to the service of a channel that comes \
+         anew.";
+    "limits.xmpp_component_connections_max" => limits.xmpp.component_connections_max,
+        "Connections of channel services, logged in or not.";
+    "limits.xmpp_component_login_ms_max" => limits.xmpp.component_login_time_max,
+        "From the first byte of a channel's service to its proof of the secret.";
+    "limits.xmpp_component_queue_max" => limits.xmpp.component_queue_max,
+        "Stanzas that wait to be written to one service. Over it devices are told to wait.";
+    "limits.xmpp_component_queue_bytes_max" => limits.xmpp.component_queue_bytes_max,
+        "Bytes of these.";
+    "limits.xmpp_component_queue_per_device_max" => limits.xmpp.component_queue_per_device_max,
+        "Of these, how many may be one connection's.";
+    "limits.xmpp_component_opens_max" => limits.xmpp.component_opens_max,
+        "Openings of a channel that one service has not answered.";
+    "limits.xmpp_component_open_bytes_max" => limits.xmpp.component_open_bytes_max,
+        "What a channel of others is opened with; kept for as long as it is open.";
+    "limits.xmpp_component_answer_ms_max" => limits.xmpp.component_answer_time_max,
+        "How long a service may take to answer an opening.";
+    "limits.xmpp_component_idle_ms_max" => limits.xmpp.component_idle_time_max,
+        "Silence after which a service is asked for a sign of life, which may take `xmpp_probe_ms_max`.";
     "limits.xmpp_reconnect_spread_ms" => limits.xmpp.reconnect_spread,
         "Draining ends the connections in waves over this time.";
     "limits.http_body_bytes_max" => limits.http.body_bytes_max,

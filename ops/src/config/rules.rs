@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{BusKind, CatalogKind, Config, Role, StoreKind};
+use super::{BusKind, CatalogKind, Config, Role, StoreKind, channels};
 
 impl Config {
     /// Refuses settings that don't go together, with what would be right.
@@ -13,6 +13,7 @@ impl Config {
                 "tls.certificate and tls.key go together; set both, or neither for the instance's own CA".to_owned()
             );
         }
+        channels::check(&self.xmpp.channels, self.xmpp.component.0.is_some(), &self.domain)?;
         self.mysql.check()?;
         self.redis.check()?;
         self.check_reuse_port()?;
@@ -22,7 +23,8 @@ impl Config {
 
     fn check_listeners(&self) -> Result<(), String> {
         for (key, address) in self.listeners() {
-            if ["xmpp.plain", "http.plain"].contains(&key) && !address.ip().is_loopback() && !self.allow_plain_remote {
+            let is_plain = ["xmpp.plain", "xmpp.component", "http.plain"].contains(&key);
+            if is_plain && !address.ip().is_loopback() && !self.allow_plain_remote {
                 return Err(format!(
                     "{key} = \"{address}\" would serve without TLS to other machines; bind it to 127.0.0.1, or set \
                      allow_plain_remote = true"

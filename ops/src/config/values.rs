@@ -189,12 +189,14 @@ impl Setting for PathBuf {
 }
 
 /// What a list can be of.
-trait Listed: Sized {
+pub(super) trait Listed: Sized {
     /// What the list must be, in words.
     const EXPECTED: &'static str;
 
+    /// From one entry.
     fn parse(text: &str) -> Option<Self>;
 
+    /// As an entry.
     fn text(&self) -> String;
 }
 

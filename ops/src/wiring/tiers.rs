@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use http_frontend::{BoundHttp, Endpoint, EndpointTls, Http};
 use idl::bus::{Bus, Ownership};
 use idl::clock::{SharedClock, SharedEntropy};
@@ -17,7 +17,7 @@ use xmpp_frontend::{BoundFront, Front};
 use super::Place;
 use super::engines::{Carrier, Stores};
 use crate::callbacks::{CallbackClient, Network};
-use crate::config::Config;
+use crate::config::{Channel, Config};
 use crate::identity::{LiveCertificate, ServerKeys, TicketKeys, Tickets};
 
 /// The middle tier on its stores, and which partitions of the work are its own.
@@ -66,12 +66,15 @@ pub(super) async fn front(
 ) -> Result<BoundFront> {
     let config = place.config;
     let front = front_id(&place.clock, &place.entropy);
+    let channels = config.xmpp.channels.iter().map(Channel::read).collect::<Result<_, _>>().map_err(Error::msg)?;
     let built = Front::build(
         xmpp_frontend::Config {
             domain: config.domain.0.clone(),
             starttls: config.xmpp.starttls.0,
             tls: config.xmpp.tls.0,
             plain: config.xmpp.plain.0,
+            component: config.xmpp.component.0,
+            channels,
             allow_plain_remote: config.allow_plain_remote,
             reuse_port: config.xmpp.reuse_port,
             proxy_from: config.xmpp.proxy_from.iter().map(|network| network_of(*network)).collect(),
@@ -89,7 +92,7 @@ pub(super) async fn front(
         },
         registry,
     );
-    built.bind().await.map_err(|error| unbound(&error, "xmpp.starttls, xmpp.tls or xmpp.plain"))
+    built.bind().await.map_err(|error| unbound(&error, "xmpp.starttls, xmpp.tls, xmpp.plain or xmpp.component"))
 }
 
 /// The public API, bound.
@@ -156,6 +159,7 @@ pub(super) fn listeners(
         ("xmpp.starttls", xmpp.starttls),
         ("xmpp.tls", xmpp.tls),
         ("xmpp.plain", xmpp.plain),
+        ("xmpp.component", xmpp.component),
         ("http.https", http.and_then(|http| http.https)),
         ("http.plain", http.and_then(|http| http.plain)),
         ("telemetry.listen", telemetry),

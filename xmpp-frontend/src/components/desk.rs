@@ -47,6 +47,7 @@ pub(super) struct Desk {
     leaving: VecDeque<Name>,
 }
 
+#[expect(clippy::struct_field_names, reason = "limits end in what they are")]
 struct DeskLimits {
     queue_max: usize,
     queue_bytes_max: usize,
@@ -72,6 +73,8 @@ struct Member {
     /// What the channel was opened with.
     payload: Vec<u8>,
     stage: Stage,
+    /// The newest opening; answers to others before it don't count.
+    opening: u64,
     /// Its stanzas in the queue.
     waiting: usize,
 }
@@ -220,9 +223,9 @@ impl Desk {
         if self.asked.len() >= self.limits.opens_max {
             return Err(Refusal::Limit("component_opens_max"));
         }
-        self.ask(&name, line, &payload, Some(reply), now)?;
+        let opening = self.ask(&name, line, &payload, Some(reply), now)?;
         let waiting = self.members.get(&name).map_or(0, |member| member.waiting);
-        let member = Member { line: Arc::clone(line), payload, stage: Stage::Opening, waiting: waiting + 1 };
+        let member = Member { line: Arc::clone(line), payload, stage: Stage::Opening, opening, waiting: waiting + 1 };
         self.members.insert(name, member);
         Ok(())
     }
@@ -266,7 +269,7 @@ impl Desk {
             return Vec::new();
         }
         let Some(asked) = self.asked.remove(&id) else { return Vec::new() };
-        let told = self.settle(asked, answer, false);
+        let told = self.settle(id, asked, answer, false);
         self.catch_up(now);
         told.into_iter().collect()
     }
@@ -280,19 +283,19 @@ impl Desk {
         while let Some((_, id)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now) {
             let Some(asked) = self.asked.remove(&id) else { continue };
             let text = format!("the service of channel {} does not answer", self.number);
-            told.extend(self.settle(asked, Err(Trouble::new("wait", "remote-server-timeout", text)), true));
+            told.extend(self.settle(id, asked, Err(Trouble::new("wait", "remote-server-timeout", text)), true));
         }
         self.catch_up(now);
         told
     }
 
     /// What comes of an opening. A service that answers too late may think that somebody is here: it is told the contrary.
-    fn settle(&mut self, asked: Asked, answer: Result<(), Trouble>, late: bool) -> Option<(Arc<Line>, Told)> {
+    fn settle(&mut self, id: u64, asked: Asked, answer: Result<(), Trouble>, late: bool) -> Option<(Arc<Line>, Told)> {
         let Asked { name, line, reply } = asked;
         self.returning_now -= usize::from(reply.is_none());
         let member = self.members.get_mut(&name)?;
-        if !Arc::ptr_eq(&member.line, &line) || !matches!(member.stage, Stage::Opening | Stage::Returning) {
-            // It has ended, or been opened by a newer connection, since.
+        if member.opening != id || member.stage == Stage::Leaving {
+            // The connection has ended, or the channel been opened anew, since.
             return None;
         }
         let told = match (answer, reply) {
@@ -319,16 +322,13 @@ impl Desk {
         }
         let is_open = |member: &&Member| matches!(member.stage, Stage::Open | Stage::Returning);
         let line = |member: &Member| Arc::clone(&member.line);
-        match &to.resource {
-            Some(resource) => {
-                self.members.get(&(to.account, resource.clone())).filter(is_open).map(line).into_iter().collect()
-            }
-            None => {
-                let members = self.members.range((to.account, Box::from(""))..);
-                let members = members.take_while(|((account, _), _)| *account == to.account).map(|(_, member)| member);
-                members.filter(is_open).map(line).collect()
-            }
+        if let Some(resource) = &to.resource {
+            let member = self.members.get(&(to.account, resource.clone()));
+            return member.filter(is_open).map(line).into_iter().collect();
         }
+        let members = self.members.range((to.account, Box::from(""))..);
+        let members = members.take_while(|((account, _), _)| *account == to.account).map(|(_, member)| member);
+        members.filter(is_open).map(line).collect()
     }
 
     /// Puts an answer to the service into its queue. One that has no room is dropped: the service does not read.
@@ -383,13 +383,14 @@ impl Desk {
             let Some(name) = self.returning.pop_front() else { return };
             let Some(member) = self.members.get(&name).filter(|member| member.stage == Stage::Away) else { continue };
             let (line, payload) = (Arc::clone(&member.line), member.payload.clone());
-            if self.ask(&name, &line, &payload, None, now).is_err() {
+            let Ok(opening) = self.ask(&name, &line, &payload, None, now) else {
                 self.returning.push_front(name);
                 return;
-            }
+            };
             self.returning_now += 1;
             if let Some(member) = self.members.get_mut(&name) {
                 member.stage = Stage::Returning;
+                member.opening = opening;
                 member.waiting += 1;
             }
         }
@@ -402,14 +403,14 @@ impl Desk {
         payload: &[u8],
         reply: Option<ReplyTo>,
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<u64, Refusal> {
         let id = self.ids + 1;
         let stanza = spoken::open(id, &self.jid(name), &self.service, self.number, payload);
         self.put(stanza, Some(name))?;
         self.ids = id;
         self.asked.insert(id, Asked { name: name.clone(), line: Arc::clone(line), reply });
         self.deadlines.push_back((now + self.limits.answer_time_max, id));
-        Ok(())
+        Ok(id)
     }
 
     fn put(&mut self, stanza: String, of: Option<&Name>) -> Result<(), Refusal> {

@@ -1,5 +1,7 @@
 //! What is said between a front and the service of a channel (XEP-0114). Pure functions.
 
+use std::fmt::Write as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use idl::channel::{NS, Payload};
@@ -102,7 +104,7 @@ impl Service<'_> {
             };
         }
         match element.name() {
-            "iq" if answered => self.answer(element),
+            "iq" if answered => answer(element),
             "iq" => self.iq(element),
             _ => self.message(element, answered),
         }
@@ -111,16 +113,6 @@ impl Service<'_> {
     fn is_own(&self, from: &str) -> bool {
         let bare = from.split_once('/').map_or(from, |(bare, _)| bare);
         bare.split_once('@').map_or(bare, |(_, domain)| domain).eq_ignore_ascii_case(self.name)
-    }
-
-    fn answer(&self, element: &Element) -> Said {
-        // Others than openings are answers to pings.
-        let id = element.attr("id").and_then(|id| id.strip_prefix("open-")).and_then(|id| id.parse().ok());
-        match (id, element.attr("type")) {
-            (Some(id), Some("result")) => Said::Answer(id, Ok(())),
-            (Some(id), _) => Said::Answer(id, Err(trouble(element))),
-            (None, _) => Said::Nothing,
-        }
     }
 
     fn iq(&self, element: &Element) -> Said {
@@ -155,6 +147,16 @@ impl Service<'_> {
         let (account, domain) = bare.split_once('@')?;
         let ours = domain.eq_ignore_ascii_case(self.domain);
         Some(Recipient { account: account.parse().ok().filter(|_| ours)?, resource: resource.map(Into::into) })
+    }
+}
+
+fn answer(element: &Element) -> Said {
+    // Others than openings are answers to pings.
+    let id = element.attr("id").and_then(|id| id.strip_prefix("open-")).and_then(|id| id.parse().ok());
+    match (id, element.attr("type")) {
+        (Some(id), Some("result")) => Said::Answer(id, Ok(())),
+        (Some(id), _) => Said::Answer(id, Err(trouble(element))),
+        (None, _) => Said::Nothing,
     }
 }
 
@@ -218,6 +220,62 @@ pub(super) fn header(from: &str, id: &str) -> String {
 pub(super) fn proves(handshake: &str, id: &str, secret: &str) -> bool {
     // SHA-1 is what the protocol has; it is no worse here than a secret in the clear, which loopback would bear.
     let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, format!("{id}{secret}").as_bytes());
-    let expected: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut expected = String::new();
+    for byte in digest.as_ref() {
+        // Writing to a string can't fail.
+        let _ = write!(expected, "{byte:02x}");
+    }
     bool::from(expected.as_bytes().ct_eq(handshake.trim().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handshake_is_the_digest_of_id_and_secret_and_of_nothing_else() {
+        // Computed with coreutils: printf %s 3BF96D32test | sha1sum
+        let digest = "aaee83c26aeeafcbabeabfcbcd50df997e0a2a1e";
+        assert!(proves(digest, "3BF96D32", "test"));
+        assert!(proves(&format!("\n{digest}\n"), "3BF96D32", "test"));
+        for (digest, id, secret) in [
+            (digest, "3BF96D32", "tests"),
+            (digest, "3BF96D33", "test"),
+            ("", "3BF96D32", "test"),
+            (&digest[1..], "3BF96D32", "test"),
+        ] {
+            assert!(!proves(digest, id, secret), "{digest} {id} {secret}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_only_ends_like_the_service_is_not_its_own() {
+        let service = Service { name: "rooms.example.org", number: 7, domain: "example.org" };
+        for own in ["rooms.example.org", "rooms.example.org/x@y", "lobby@rooms.example.org/a", "Rooms.Example.org"] {
+            assert!(service.is_own(own), "{own}");
+        }
+        for other in [
+            "",
+            "example.org",
+            "xrooms.example.org",
+            "rooms.example.org@example.org",
+            "a@example.org/rooms.example.org",
+        ] {
+            assert!(!service.is_own(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_no_standard_knows_is_told_as_one_that_it_does() {
+        let said = |error: &str| {
+            let text = format!("<iq xmlns='{NS_COMPONENT}' type='error' id='open-1' from='s'>{error}</iq>");
+            answer(&text.parse().expect("an element"))
+        };
+        let undefined = Said::Answer(1, Err(Trouble::new("cancel", "undefined-condition", "")));
+        assert_eq!(said(""), undefined);
+        assert_eq!(said("<error type='x'><y xmlns='z'/></error>"), undefined);
+        let long = format!("<text xmlns='{NS_STANZAS}'>{}</text>", "ü".repeat(1000));
+        let known = said(&format!("<error type='auth'>{long}<forbidden xmlns='{NS_STANZAS}'/></error>"));
+        assert_eq!(known, Said::Answer(1, Err(Trouble::new("auth", "forbidden", "ü".repeat(TEXT_CHARS_MAX)))));
+    }
 }
