@@ -350,6 +350,9 @@ mod tests {
         let temp = tempfile::tempdir().expect("a folder");
         let clock: SharedClock = Arc::new(SystemClock);
         let [folder, elsewhere] = ["one", "two"].map(|name| DataFolder::at(&temp.path().join(name)));
+        for folder in [&folder, &elsewhere] {
+            folder.create().expect("a folder");
+        }
         let (one, _) = live(&Config::default(), &folder, &clock);
         let (other, _) = live(&Config::default(), &elsewhere, &clock);
         let client = client(&folder, &[&TLS13], &[]);
