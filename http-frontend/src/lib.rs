@@ -32,6 +32,7 @@ mod statistics;
 mod stop;
 mod topics;
 mod vocabulary;
+mod websocket;
 
 use std::io;
 use std::net::SocketAddr;
@@ -51,6 +52,7 @@ use crate::rate::AddressRate;
 use crate::reply::Traces;
 use crate::routes::Routes;
 pub use crate::server::{Addresses, BoundHttp};
+pub use crate::websocket::{Received, WebSocket, WebSockets};
 
 /// How the tier is set up.
 #[derive(Debug, Clone)]
@@ -149,6 +151,8 @@ pub struct Dependencies {
     pub tls: Arc<rustls::ServerConfig>,
     /// Wall time.
     pub clock: SharedClock,
+    /// Who takes XMPP over WebSocket; `None` where no device connections are held.
+    pub websockets: Option<Arc<dyn WebSockets>>,
 }
 
 /// The tier, built but not yet bound.
@@ -161,7 +165,7 @@ pub struct Http {
 impl Http {
     /// Builds the tier and registers its metrics, named `campanile_http_…`.
     pub fn build(config: Config, dependencies: Dependencies, registry: &mut Registry) -> Self {
-        let Dependencies { bus, tls, clock } = dependencies;
+        let Dependencies { bus, tls, clock, websockets } = dependencies;
         let limits = config.limits.clone();
         let metrics = Metrics::register(registry);
         let shared = Shared {
@@ -169,6 +173,7 @@ impl Http {
             routes: Routes::new(),
             quotas: Quotas::default(),
             documents: OnceLock::new(),
+            websockets,
             bus,
             clock,
             domain: config.domain.clone(),
@@ -215,6 +220,7 @@ struct Shared {
     routes: Routes,
     /// Made when somebody first asks for them.
     documents: OnceLock<Documents>,
+    websockets: Option<Arc<dyn WebSockets>>,
 }
 
 impl Shared {

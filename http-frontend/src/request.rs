@@ -23,7 +23,7 @@ use crate::metrics::{Held, Limit};
 use crate::params::{BodyFormat, Params, unwrapped};
 use crate::reply::{Manner, Outcome, Refusal, envelope};
 use crate::routes::{Route, What, Whose};
-use crate::{Shared, devices, docs};
+use crate::{Shared, devices, docs, websocket};
 
 /// How much of a body that is too long is read after the limit, so that its sender gets to read the answer.
 const DISCARDED_BYTES_MAX: usize = 16 << 20;
@@ -39,8 +39,12 @@ pub(crate) async fn respond(shared: Arc<Shared>, request: Request) -> Response {
     if is_head { without_body(response) } else { response }
 }
 
-async fn serve(shared: &Shared, request: Request) -> Response {
+async fn serve(shared: &Shared, mut request: Request) -> Response {
     let started = Instant::now();
+    if let Some((path, response)) = websocket::answer(shared.websockets.as_ref(), &mut request) {
+        shared.metrics.answered(path, 0, started.elapsed());
+        return response;
+    }
     let trace_id = shared.traces.next();
     let (parts, body) = request.into_parts();
     let path = parts.uri.path();

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::metrics::{HandshakeResult, Held, Limit};
 use crate::rate::Neighbourhood;
 use crate::request::{Peer, respond};
-use crate::{Config, Endpoint, Shared};
+use crate::{Config, Endpoint, Shared, websocket};
 
 /// Requests that one HTTP/2 connection may have under way.
 const STREAMS_MAX: u32 = 256;
@@ -171,7 +171,7 @@ impl Server {
         // Replies are small and written at once: waiting for more to send only delays them.
         let _ = stream.set_nodelay(true);
         if !tls {
-            return self.http(stream, peer).await;
+            return self.http(stream, peer, false).await;
         }
         let handshake = async {
             if self.handshakes.available_permits() == 0 {
@@ -189,7 +189,7 @@ impl Server {
         match result {
             Ok(Ok(stream)) => {
                 self.shared.metrics.handshake(HandshakeResult::ok);
-                self.http(stream, peer).await;
+                self.http(stream, peer, true).await;
             }
             Ok(Err(error)) => {
                 self.shared.metrics.handshake(HandshakeResult::failed);
@@ -199,15 +199,20 @@ impl Server {
         }
     }
 
-    async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, peer: SocketAddr) {
+    async fn http<S>(&self, stream: S, peer: SocketAddr, is_secure: bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let limits = &self.shared.limits;
         let activity = Arc::new(Activity::new());
         let service = {
             let (shared, activity) = (Arc::clone(&self.shared), Arc::clone(&activity));
+            let connection = websocket::Connection { is_secure, tasks: self.tasks.clone() };
             service_fn(move |request: Request<Incoming>| {
                 let (shared, begun) = (Arc::clone(&shared), Begun::new(&activity));
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Peer(peer));
+                request.extensions_mut().insert(connection.clone());
                 async move {
                     let response = respond(shared, request).await;
                     drop(begun);
@@ -226,7 +231,7 @@ impl Server {
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
             .max_header_list_size(HEADER_BYTES_MAX);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let mut deadline = activity.idle_deadline(limits.header_time_max);
         let mut closing = None;
         loop {

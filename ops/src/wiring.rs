@@ -5,6 +5,7 @@ mod engines;
 pub mod migration;
 mod tiers;
 mod waiting;
+mod websocket;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -118,7 +119,8 @@ pub async fn serve(config: Config, orders: Orders, announce: impl FnOnce(&Ready)
     };
     let http = match &certificate {
         Some(certificate) if role.has_http() => {
-            Some(tiers::http(&place, carrier.bus(), keys.as_ref(), certificate, &mut registry).await?)
+            let front = front.as_ref().map(BoundFront::acceptor);
+            Some(tiers::http(&place, carrier.bus(), front, keys.as_ref(), certificate, &mut registry).await?)
         }
         _ => None,
     };

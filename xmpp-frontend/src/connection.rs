@@ -39,7 +39,8 @@ pub(crate) async fn serve(
         Security::Plain => Protection::Clear,
         Security::DirectTls | Security::Trusted => Protection::Secured,
     };
-    let (mut stream, mut negotiator) = (Stream::new(socket, admission), negotiator(&shared, protection));
+    let mut stream = Stream::new(socket, admission);
+    let mut negotiator = negotiator(&shared, protection, stream.may_be_slim());
     if security == Security::DirectTls
         && let Err(reason) = secure(&shared, &mut stream, &mut negotiator, deadline).await
     {
@@ -347,12 +348,11 @@ impl<'a> Ear<'a> {
             Heard::ResumeTooLate => self.say(Frame::other(sm_failed("unexpected-request"))),
             Heard::AckRequest => self.say(Frame::Ack(line.handled())),
             Heard::Ack(handled) => line.acknowledge(handled).map_err(|_| Reason::AckTooHigh)?,
-            Heard::Slim => {
-                // In slim already it is refused where it is written.
-                let next = if line.form() == Form::Xml { Next::Slim } else { Next::Same };
+            Heard::Slim if line.may_switch() => {
                 self.say(Frame::Switch);
-                return Ok(next);
+                return Ok(Next::Slim);
             }
+            Heard::Slim => self.say(Frame::other(slim::FAILURE)),
             Heard::End(reason) => return Err(reason),
         }
         Ok(Next::Same)

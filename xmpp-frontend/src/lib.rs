@@ -40,6 +40,7 @@ mod stanza;
 mod stream;
 mod tls;
 mod walk;
+mod websocket;
 mod wheel;
 mod xmpp_io;
 
@@ -69,6 +70,8 @@ use crate::middle::Middle;
 use crate::proxy::Proxies;
 use crate::socket::Socket;
 use crate::tls::Tls;
+use crate::websocket::Translator;
+pub use crate::websocket::{Message, Messages};
 
 /// What a front needs, by name.
 pub struct Dependencies {
@@ -297,11 +300,7 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut phase = self.shared.phase.subscribe();
-        let serving = phase.wait_for(|phase| *phase != Phase::NotServing).await;
-        if serving.is_ok_and(|phase| *phase != Phase::Ended) && !self.shared.draining.is_cancelled() {
-            listener::take(&self.shared, Socket::Other(Box::new(stream)), peer, security);
-        }
+        self.hand_over(|shared| listener::take(shared, Socket::Other(Box::new(stream)), peer, security)).await;
     }
 
     /// Hands the byte stream of a channel's service to the front, as [`Acceptor::accept`] does with a device's.
@@ -309,11 +308,32 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.hand_over(|shared| components::take(shared, Socket::Other(Box::new(stream)))).await;
+    }
+
+    /// Hands an established WebSocket with the subprotocol `xmpp` (RFC 7395) to the front, as [`Acceptor::accept`] does with
+    /// byte streams. `security` is [`Security::Trusted`] where TLS is below it, and else [`Security::Plain`].
+    pub async fn accept_websocket(&self, messages: impl Messages, peer: IpAddr, security: Security) {
+        let limits = login::stanza_limits(&self.shared, true);
+        let translator = Translator::new(messages, limits, self.shared.config.limits.outbox_bytes_max);
+        self.hand_over(|shared| {
+            listener::take(shared, Socket::Xml(Box::new(translator)), peer, security);
+        })
+        .await;
+    }
+
+    /// Waits until the front serves; once it drains or has ended nothing is done.
+    async fn hand_over(&self, take: impl FnOnce(&Arc<Shared>)) {
         let mut phase = self.shared.phase.subscribe();
         let serving = phase.wait_for(|phase| *phase != Phase::NotServing).await;
         if serving.is_ok_and(|phase| *phase != Phase::Ended) && !self.shared.draining.is_cancelled() {
-            components::take(&self.shared, Socket::Other(Box::new(stream)));
+            take(&self.shared);
         }
+    }
+
+    /// The longest message that a WebSocket may carry to the front.
+    pub fn message_bytes_max(&self) -> usize {
+        self.shared.config.limits.stanza_bytes_max
     }
 
     /// True while the front serves, does not drain, and the middle tier answers it.

@@ -359,6 +359,13 @@ impl Line {
         lock(&self.state).outbox.form()
     }
 
+    /// True if the stream is in XML and may go on in slim.
+    pub(crate) fn may_switch(&self) -> bool {
+        let state = lock(&self.state);
+        let may_be_slim = matches!(&state.hold, Hold::Stream(stream) if stream.may_be_slim());
+        state.outbox.form() == Form::Xml && may_be_slim
+    }
+
     /// The line waits to be resumed from now on, unless a newer stream has it already. Given back if it is closing.
     pub(crate) fn park(&self, attachment: Attachment, parked: Parked) -> Result<(), Parked> {
         let mut state = lock(&self.state);

@@ -41,13 +41,14 @@ enum Agreed {
 }
 
 /// The negotiation of a new connection.
-pub(crate) fn negotiator(shared: &Shared, protection: Protection) -> Negotiator {
+pub(crate) fn negotiator(shared: &Shared, protection: Protection, may_be_slim: bool) -> Negotiator {
     Negotiator::new(
         Arc::clone(&shared.domain),
         Arc::clone(&shared.credentials),
         Arc::clone(&shared.entropy),
         protection,
         &shared.config.limits,
+        may_be_slim,
     )
 }
 

@@ -188,6 +188,7 @@ impl Negotiator {
         entropy: SharedEntropy,
         protection: Protection,
         limits: &Limits,
+        may_be_slim: bool,
     ) -> Self {
         Self {
             domain,
@@ -195,7 +196,7 @@ impl Negotiator {
             entropy,
             protection,
             exporter: None,
-            announced: Announced::of(limits),
+            announced: Announced::of(limits, may_be_slim),
             attempts_left: limits.login_attempts_max.max(1),
             header_written: false,
             from: None,
@@ -276,10 +277,10 @@ impl Negotiator {
         self.from = header.from;
         let features = match (self.protection, &self.stage) {
             (Protection::MustStartTls, _) => format!("<starttls xmlns='{NS_TLS}'><required/></starttls>"),
-            (_, Stage::LoggedIn(_)) => features::unbound() + features::always(),
+            (_, Stage::LoggedIn(_)) => features::unbound(),
             _ => self.offer().features(),
         };
-        let limits = self.announced.feature(self.is_logged_in());
+        let limits = self.announced.features(self.is_logged_in());
         out.extend_from_slice(features::write(&format!("{features}{limits}")).as_bytes());
         Step::Read
     }
@@ -429,7 +430,7 @@ impl Negotiator {
             token: token.transpose()?,
             bind: bind.map(|wish| (wish.resource(login.account, client, &self.entropy), wish)),
             not_resumed: false,
-            limits: self.announced.feature(true),
+            limits: self.announced.features(true),
         });
         self.stage = Stage::LoggedIn(login);
         Ok(match resume {

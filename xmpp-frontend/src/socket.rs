@@ -18,13 +18,15 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
     /// One that was handed in, such as a pipe within the process.
     Other(Box<dyn Duplex>),
+    /// One that carries the XML of a stream and no other form, such as a WebSocket.
+    Xml(Box<dyn Duplex>),
 }
 
 macro_rules! forward {
     ($self:ident, $method:ident($($argument:expr),*)) => {
         match $self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).$method($($argument),*),
-            Self::Other(stream) => Pin::new(stream).$method($($argument),*),
+            Self::Other(stream) | Self::Xml(stream) => Pin::new(stream).$method($($argument),*),
         }
     };
 }
@@ -45,7 +47,7 @@ impl AsyncWrite for Socket {
                     written => return Poll::Ready(written),
                 }
             },
-            Self::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Other(stream) | Self::Xml(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 

@@ -91,6 +91,11 @@ impl Stream {
         Ok(agreed.exporter)
     }
 
+    /// True if it carries other forms than XML.
+    pub(crate) fn may_be_slim(&self) -> bool {
+        !matches!(self.socket, Socket::Xml(_))
+    }
+
     /// The connection is logged in: its handshake is over.
     pub(crate) fn logged_in(&mut self) {
         self.admission.logged_in();
@@ -227,7 +232,7 @@ impl Stream {
             while let Poll::Ready(written) = Pin::new(&mut self.socket).poll_write(cx, bytes) {
                 let count = written.map_err(|_| Reason::Lost)?;
                 self.took_bytes = true;
-                self.unflushed = matches!(self.socket, Socket::Other(_));
+                self.unflushed = !matches!(self.socket, Socket::Tcp(_));
                 bytes = bytes.get(count..).unwrap_or_default();
                 if bytes.is_empty() {
                     return Ok(());
@@ -250,7 +255,7 @@ impl Stream {
                 }
                 underway.sent += count;
                 self.took_bytes = true;
-                self.unflushed = matches!(self.socket, Socket::Other(_));
+                self.unflushed = !matches!(self.socket, Socket::Tcp(_));
             }
             underway.unsent = Vec::new();
             underway.sent = 0;

@@ -11,3 +11,4 @@ mod paced;
 mod slim;
 mod tls;
 mod transcripts;
+mod websocket;

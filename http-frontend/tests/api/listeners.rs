@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use campanile_http_frontend::{Addresses, Config, Endpoint, EndpointTls, Limits};
+use campanile_http_frontend::{Addresses, Config, Endpoint, EndpointTls, Limits, WebSockets};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prometheus_client::registry::Registry;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -17,10 +17,10 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::middle::{accept, build, config, metrics, request, self_signed};
+use crate::middle::{accept, build, build_with, config, metrics, request, self_signed};
 
 /// A tier that serves on loopback.
-struct Running {
+pub(crate) struct Running {
     addresses: Addresses,
     certificate: CertificateDer<'static>,
     registry: Registry,
@@ -29,9 +29,18 @@ struct Running {
 }
 
 impl Running {
-    async fn start(limits: Limits) -> Self {
+    pub(crate) async fn start(limits: Limits) -> Self {
+        Self::build(limits, None).await
+    }
+
+    /// With somebody who takes WebSockets.
+    pub(crate) async fn with_websockets(websockets: Arc<dyn WebSockets>) -> Self {
+        Self::build(Limits::default(), Some(websockets)).await
+    }
+
+    async fn build(limits: Limits, websockets: Option<Arc<dyn WebSockets>>) -> Self {
         let (tls, certificate) = self_signed();
-        let (http, registry, _) = build(config(limits), tls, |request| Some(Ok(accept(request))));
+        let (http, registry, _) = build_with(config(limits), tls, websockets, |request| Some(Ok(accept(request))));
         let bound = http.bind().await.expect("binds");
         let endpoints = [("a.example", 1, EndpointTls::StartTls), ("b.example", 2, EndpointTls::Direct)];
         bound.set_endpoints(endpoints.map(|(host, port, tls)| Endpoint { host: host.into(), port, tls }).to_vec());
@@ -40,11 +49,11 @@ impl Running {
         Self { addresses, certificate, registry, drain, tasks }
     }
 
-    async fn plain(&self) -> TcpStream {
+    pub(crate) async fn plain(&self) -> TcpStream {
         TcpStream::connect(self.addresses.plain.expect("plain")).await.expect("connects")
     }
 
-    async fn tls(&self, protocol: &[u8]) -> TlsStream<TcpStream> {
+    pub(crate) async fn tls(&self, protocol: &[u8]) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.certificate.clone()).expect("a root");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -61,7 +70,7 @@ impl Running {
         stream
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.drain.cancel();
         self.tasks.close();
         self.tasks.wait().await;

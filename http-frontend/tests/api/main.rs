@@ -15,3 +15,4 @@ mod repeats;
 mod send;
 mod stopping;
 mod topics;
+mod websocket;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request as HttpRequest, StatusCode};
-use campanile_http_frontend::{Config, Dependencies, Endpoint, EndpointTls, Http, Limits};
+use campanile_http_frontend::{Config, Dependencies, Endpoint, EndpointTls, Http, Limits, WebSockets};
 use idl::bus::{Bus, Call, FrontEvent, InProcess, Reply, Request};
 use idl::clock::{Clock, SystemEntropy};
 use idl::contract::bus as wire;
@@ -193,6 +193,15 @@ pub(crate) fn build(
     tls: Arc<rustls::ServerConfig>,
     script: impl Fn(&Request) -> Option<Result<Reply, Failure>> + Send + Sync + 'static,
 ) -> (Http, Registry, Asked) {
+    build_with(config, tls, None, script)
+}
+
+pub(crate) fn build_with(
+    config: Config,
+    tls: Arc<rustls::ServerConfig>,
+    websockets: Option<Arc<dyn WebSockets>>,
+    script: impl Fn(&Request) -> Option<Result<Reply, Failure>> + Send + Sync + 'static,
+) -> (Http, Registry, Asked) {
     let clock = Arc::new(Stopped);
     let bus = InProcess::new(idl::bus::Limits::default(), clock.clone(), Arc::new(SystemEntropy));
     let mut inbox = bus.attach_middle();
@@ -208,7 +217,7 @@ pub(crate) fn build(
     let asked = Asked::default();
     let bus = Arc::new(Watched { bus, asked: Arc::clone(&asked) });
     let mut registry = Registry::default();
-    (Http::build(config, Dependencies { bus, tls, clock }, &mut registry), registry, asked)
+    (Http::build(config, Dependencies { bus, tls, clock, websockets }, &mut registry), registry, asked)
 }
 
 /// The digest of the secret `s3cret`.

@@ -12,10 +12,11 @@ use idl::clock::{SharedClock, SharedEntropy};
 use idl::ids::FrontId;
 use middle_tier::Middle;
 use prometheus_client::registry::Registry;
-use xmpp_frontend::{BoundFront, Front};
+use xmpp_frontend::{Acceptor, BoundFront, Front};
 
 use super::Place;
 use super::engines::{Carrier, Stores};
+use super::websocket::ToFront;
 use crate::callbacks::{CallbackClient, Network};
 use crate::config::{Channel, Config};
 use crate::identity::{LiveCertificate, ServerKeys, TicketKeys, Tickets};
@@ -95,10 +96,11 @@ pub(super) async fn front(
     built.bind().await.map_err(|error| unbound(&error, "xmpp.starttls, xmpp.tls, xmpp.plain or xmpp.component"))
 }
 
-/// The public API, bound.
+/// The public API, bound. Where there is a front in this process, WebSockets lead to it.
 pub(super) async fn http(
     place: &Place<'_>,
     bus: Arc<dyn Bus>,
+    front: Option<Acceptor>,
     keys: Option<&ServerKeys>,
     certificate: &LiveCertificate,
     registry: &mut Registry,
@@ -117,6 +119,7 @@ pub(super) async fn http(
             bus,
             tls: certificate.tls(&[], tickets(place, keys))?,
             clock: Arc::clone(&place.clock),
+            websockets: front.map(|front| Arc::new(ToFront(front)) as _),
         },
         registry,
     );

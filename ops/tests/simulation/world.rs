@@ -158,7 +158,12 @@ impl World {
                 domain: "localhost".into(),
                 limits: http_frontend::Limits::default(),
             },
-            http_frontend::Dependencies { bus: Arc::clone(&faulty), tls: Arc::clone(&tls), clock: Arc::clone(&clock) },
+            http_frontend::Dependencies {
+                bus: Arc::clone(&faulty),
+                tls: Arc::clone(&tls),
+                clock: Arc::clone(&clock),
+                websockets: None,
+            },
             &mut Registry::default(),
         );
         let mut world = Self {

@@ -1,5 +1,7 @@
 //! What a stream is offered (RFC 6120 §4.3.2).
 
+use idl::slim;
+
 use super::{NS_BIND, NS_SM, Protection, sasl2};
 use crate::config::Limits;
 use crate::fast;
@@ -15,25 +17,29 @@ const NS_CHANNEL_BINDING: &str = "urn:xmpp:sasl-cb:0";
 const WITH_BIND: &[&str] = &[NS_SM];
 
 /// Limits that a client is told of (XEP-0478): how many bytes a stanza may have, and after how many seconds of silence we do
-/// something about it. Before login that is the end of the connection, after it a probe.
+/// something about it. Before login that is the end of the connection, after it a probe. And whether it may go on in slim.
 #[derive(Clone, Copy)]
 pub(super) struct Announced {
     before_login: (usize, u64),
     after_login: (usize, u64),
+    may_be_slim: bool,
 }
 
 impl Announced {
-    pub(super) fn of(limits: &Limits) -> Self {
+    pub(super) fn of(limits: &Limits, may_be_slim: bool) -> Self {
         Self {
+            may_be_slim,
             before_login: (limits.stanza_bytes_max_before_login, limits.login_time_max.as_secs()),
             after_login: (limits.stanza_bytes_max, limits.idle_time_max.as_secs()),
         }
     }
 
-    pub(super) fn feature(self, logged_in: bool) -> String {
+    /// What every stream has, and once it is logged in.
+    pub(super) fn features(self, logged_in: bool) -> String {
         let (bytes, seconds) = if logged_in { self.after_login } else { self.before_login };
+        let slim = if logged_in && self.may_be_slim { slim::SWITCH } else { "" };
         format!(
-            "<limits xmlns='{NS_LIMITS}'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
+            "{slim}<limits xmlns='{NS_LIMITS}'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
         )
     }
 }
@@ -109,11 +115,6 @@ fn elements(mechanisms: impl Iterator<Item = Mechanism>) -> String {
 /// What can be done on a stream that is logged in and not bound.
 pub(super) fn unbound() -> String {
     format!("<bind xmlns='{NS_BIND}'/>{}", unmanaged())
-}
-
-/// What every stream has once it is logged in.
-pub(super) fn always() -> &'static str {
-    idl::slim::SWITCH
 }
 
 /// What can be done where stream management is not on.

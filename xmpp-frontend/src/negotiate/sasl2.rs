@@ -138,7 +138,7 @@ impl Success {
             "<success xmlns='{NS_SASL2}'>{data}<authorization-identifier>{}</authorization-identifier>\
              {failed}{outcome}{token}</success>{}",
             escape_attribute(&jid),
-            features::write(&format!("{features}{}{}", features::always(), self.limits))
+            features::write(&format!("{features}{}", self.limits))
         )
     }
 }

@@ -47,7 +47,7 @@ impl Front {
     fn negotiator(&self, protection: Protection, attempts: u32) -> Negotiator {
         let limits = Limits { login_attempts_max: attempts, ..Limits::default() };
         let credentials = Arc::clone(&self.credentials);
-        Negotiator::new("example.org".into(), credentials, Arc::new(SystemEntropy), protection, &limits)
+        Negotiator::new("example.org".into(), credentials, Arc::new(SystemEntropy), protection, &limits, true)
     }
 
     /// A stream whose features have been written.
