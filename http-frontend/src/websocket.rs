@@ -154,7 +154,7 @@ pub(crate) struct Connection {
 /// Answers a request to one of the paths of this file, which are counted by the names that are returned; `None` for others.
 pub(crate) fn answer(sockets: Option<&Arc<dyn WebSockets>>, request: &mut Request) -> Option<(&'static str, Response)> {
     match (request.uri().path(), sockets) {
-        (PATH, Some(sockets)) => Some((PATH, upgrade(sockets, request).unwrap_or_else(|refusal| refusal))),
+        (PATH, Some(sockets)) => Some((PATH, upgrade(sockets, request).unwrap_or_else(|refusal| *refusal))),
         (PATH, None) => Some((PATH, plain(StatusCode::NOT_FOUND, "no device connections are held here"))),
         (HOST_META, sockets) => {
             let link = sockets.and_then(|_| link(request));
@@ -204,12 +204,12 @@ fn is_secure(request: &Request) -> bool {
 }
 
 /// Does the handshake and has the WebSocket taken once it is done.
-fn upgrade(sockets: &Arc<dyn WebSockets>, request: &mut Request) -> Result<Response, Response> {
+fn upgrade(sockets: &Arc<dyn WebSockets>, request: &mut Request) -> Result<Response, Box<Response>> {
     let accept = accept(request)?;
     let (Some(upgrade), Some(Connection { is_secure, tasks })) =
         (request.extensions_mut().remove::<OnUpgrade>(), request.extensions().get::<Connection>().cloned())
     else {
-        return Err(plain(StatusCode::UPGRADE_REQUIRED, "this connection can't become a WebSocket"));
+        return Err(Box::new(plain(StatusCode::UPGRADE_REQUIRED, "this connection can't become a WebSocket")));
     };
     let peer = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
     let sockets = Arc::clone(sockets);
@@ -231,32 +231,32 @@ fn upgrade(sockets: &Arc<dyn WebSockets>, request: &mut Request) -> Result<Respo
 }
 
 /// Looks at a client's handshake (RFC 6455 §4.2.1) and returns the value of `Sec-WebSocket-Accept`.
-fn accept(request: &Request) -> Result<HeaderValue, Response> {
+fn accept(request: &Request) -> Result<HeaderValue, Box<Response>> {
     let headers = request.headers();
     if request.method() != Method::GET {
-        return Err(with(plain(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET"), ALLOW, "GET"));
+        return Err(Box::new(with(plain(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET"), ALLOW, "GET")));
     }
     let asks = has_word(headers, &CONNECTION, "upgrade") && has_word(headers, &UPGRADE, "websocket");
     if request.version() != Version::HTTP_11 || !asks {
         let refusal = plain(StatusCode::UPGRADE_REQUIRED, "here is nothing but WebSockets, over HTTP/1.1");
-        return Err(with(refusal, UPGRADE, "websocket"));
+        return Err(Box::new(with(refusal, UPGRADE, "websocket")));
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         let refusal = plain(StatusCode::UPGRADE_REQUIRED, "the WebSocket's version must be 13");
-        return Err(with(refusal, SEC_WEBSOCKET_VERSION, "13"));
+        return Err(Box::new(with(refusal, SEC_WEBSOCKET_VERSION, "13")));
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| STANDARD.decode(key).is_ok_and(|key| key.len() == 16));
     let Some(key) = key else {
-        return Err(plain(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64"));
+        return Err(Box::new(plain(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")));
     };
     if !has_word(headers, &SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
-        return Err(plain(StatusCode::BAD_REQUEST, "the subprotocol must be xmpp (RFC 7395)"));
+        return Err(Box::new(plain(StatusCode::BAD_REQUEST, "the subprotocol must be xmpp (RFC 7395)")));
     }
     let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     hash.update(key.as_bytes());
     hash.update(ACCEPT_SALT);
     HeaderValue::try_from(STANDARD.encode(hash.finish()))
-        .map_err(|_| plain(StatusCode::INTERNAL_SERVER_ERROR, "the handshake can't be answered"))
+        .map_err(|_| Box::new(plain(StatusCode::INTERNAL_SERVER_ERROR, "the handshake can't be answered")))
 }
 
 /// True if a word is in a header's list, in whatever case.

@@ -51,8 +51,8 @@ fn open(header: &Header) -> String {
     let attributes = [("to", to), ("from", from), ("id", id), ("version", version)];
     let attributes =
         attributes.into_iter().filter_map(|(name, value)| Some((name, escape_attribute(value.as_deref()?))));
-    let attributes: String = attributes.map(|(name, value)| format!(" {name}='{value}'")).collect();
-    format!("<open xmlns='{NS_FRAMING}'{attributes}/>")
+    let attributes: Vec<_> = attributes.map(|(name, value)| format!(" {name}='{value}'")).collect();
+    format!("<open xmlns='{NS_FRAMING}'{}/>", attributes.concat())
 }
 
 /// An element that was written inside a stream, so that it means the same outside. The prefix stays as it is: many a client
