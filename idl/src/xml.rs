@@ -65,6 +65,9 @@ pub enum XmlError {
     /// A DTD, an entity, a comment or a processing instruction.
     #[error("XML that XMPP forbids: {0}")]
     Restricted(String),
+    /// Not in UTF-8, by its own declaration.
+    #[error("the stream must be in UTF-8")]
+    Encoding,
     /// Not well-formed.
     #[error("the XML is not well-formed: {0}")]
     NotWellFormed(String),
@@ -98,6 +101,7 @@ impl XmlError {
         match self {
             Self::TooLarge { .. } | Self::TooDeep { .. } => "policy-violation",
             Self::Restricted(_) => "restricted-xml",
+            Self::Encoding => "unsupported-encoding",
             Self::NotWellFormed(_) => "not-well-formed",
             Self::NotAStream { .. } => "invalid-namespace",
             Self::StrayText => "bad-format",
@@ -330,6 +334,7 @@ fn header(attributes: &AttrMap) -> Header {
 
 fn xml_error(error: rxml::Error) -> XmlError {
     match error {
+        rxml::Error::RestrictedXml(what) if what.contains("encoding") => XmlError::Encoding,
         rxml::Error::RestrictedXml(_) | rxml::Error::UndeclaredEntity => XmlError::Restricted(error.to_string()),
         // `<!` that begins neither a comment nor CDATA begins a DTD, which rxml doesn't know at all.
         rxml::Error::InvalidSyntax(what) if what.contains("cdata or comment") => {
@@ -422,6 +427,8 @@ mod tests {
         assert_eq!(error_of("<!-- comment -->").condition(), "restricted-xml");
         let dtd = "<?xml version='1.0'?><!DOCTYPE a [<!ENTITY b 'c'>]>";
         assert_eq!(read_all(&[dtd.as_bytes()]).expect_err("a DTD").condition(), "restricted-xml");
+        let utf16 = "<?xml version='1.0' encoding='UTF-16'?>";
+        assert_eq!(read_all(&[utf16.as_bytes()]).expect_err("an encoding"), XmlError::Encoding);
         assert_eq!(error_of("<a></b>").condition(), "not-well-formed");
         assert_eq!(error_of("text<a/>").condition(), "bad-format");
         assert_eq!(read_all(&[b"<a/>"]).expect_err("no stream").condition(), "invalid-namespace");

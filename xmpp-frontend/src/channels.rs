@@ -24,6 +24,7 @@ use crate::hub::{Applied, read_changes};
 use crate::line::{Line, Ticket};
 use crate::lock;
 use crate::middle::{ChannelReply, Patience};
+use crate::routing::full_jid;
 use crate::stanza::{ReplyTo, Request, Trouble};
 
 /// How often a channel is opened again at once because the ring of broadcasts wrapped; then it waits longer each time.
@@ -376,9 +377,4 @@ fn trouble(failure: &Failure) -> Trouble {
 pub(crate) fn answer_error(shared: &Shared, line: &Arc<Line>, reply: &ReplyTo, trouble: &Trouble) {
     // A line that takes no more is closing: its client comes back and asks anew.
     let _ = line.say(Frame::stanza(reply.error(Some(&full_jid(shared, line)), trouble)));
-}
-
-/// The address of a connection.
-pub(crate) fn full_jid(shared: &Shared, line: &Line) -> String {
-    format!("{}@{}/{}", line.account(), shared.config.domain, line.resource)
 }

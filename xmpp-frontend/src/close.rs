@@ -80,8 +80,11 @@ reasons! {
         "comments, processing instructions, DTDs and entities are forbidden";
     /// Not XML.
     NotWellFormed: "not_well_formed", Some("not-well-formed"), No, "the XML is not well-formed";
-    /// The root is no stream.
-    InvalidNamespace: "invalid_namespace", Some("invalid-namespace"), No, "a stream must begin with <stream:stream/>";
+    /// The root is no stream, or its content is none between a client and a server.
+    InvalidNamespace: "invalid_namespace", Some("invalid-namespace"), No,
+        "a stream must begin with <stream:stream/>, and its content be in jabber:client";
+    /// XML in anything but UTF-8 (RFC 6120 §11.6).
+    UnsupportedEncoding: "unsupported_encoding", Some("unsupported-encoding"), No, "the stream must be in UTF-8";
     /// Text between stanzas.
     BadFormat: "bad_format", Some("bad-format"), No, "there is text between the elements of the stream";
     /// Bytes that are no slim frame.
@@ -96,6 +99,8 @@ reasons! {
     /// An element that is neither a stanza nor anything that was offered.
     UnsupportedStanzaType: "unsupported_stanza_type", Some("unsupported-stanza-type"), No,
         "this element is not understood here";
+    /// A stanza that says it is from another (RFC 6120 §8.1.2.1).
+    InvalidFrom: "invalid_from", Some("invalid-from"), No, "a stanza's 'from' must be the sender's own address";
     /// A stanza before login (RFC 6120 §4.9.3.12).
     NotLoggedIn: "not_logged_in", Some("not-authorized"), No, "log in and bind a resource before sending stanzas";
 
@@ -184,6 +189,7 @@ impl From<&XmlError> for Reason {
             XmlError::TooLarge { .. } | XmlError::TooDeep { .. } => Self::StanzaTooLarge,
             XmlError::Restricted(_) => Self::RestrictedXml,
             XmlError::NotWellFormed(_) => Self::NotWellFormed,
+            XmlError::Encoding => Self::UnsupportedEncoding,
             XmlError::NotAStream { .. } => Self::InvalidNamespace,
             XmlError::StrayText => Self::BadFormat,
         }
@@ -222,6 +228,7 @@ mod tests {
             XmlError::TooDeep { limit: 1 },
             XmlError::Restricted(String::new()),
             XmlError::NotWellFormed(String::new()),
+            XmlError::Encoding,
             XmlError::NotAStream { name: String::new(), namespace: String::new() },
             XmlError::StrayText,
         ];

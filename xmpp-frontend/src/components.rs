@@ -22,11 +22,12 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::connection::take;
 use self::desk::{Desk, Link, Refusal, Tell, Told};
-use crate::channels::{answer_error, full_jid};
+use crate::channels::answer_error;
 use crate::config::{Config, ServedChannel};
 use crate::form::Frame;
 use crate::line::Line;
 use crate::metrics::{Metrics, OfChannel};
+use crate::routing::full_jid;
 use crate::stanza::{Request, Trouble};
 use crate::{Shared, lock};
 

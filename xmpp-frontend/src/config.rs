@@ -98,6 +98,9 @@ pub struct Limits {
     /// Bytes that wait to be written to one connection, or, with XEP-0198, to be acknowledged by it. Over it the
     /// connection ends: whatever had to reach it is stored and comes again.
     pub outbox_bytes_max: usize,
+    /// Stanzas a second that one connection may have delivered to others; each receiver counts. Over it they are refused with
+    /// `resource-constraint`.
+    pub stanzas_per_second_max: usize,
     /// Channel requests of one connection that wait for the middle tier. Over it: `policy-violation`.
     pub channel_queue_max: usize,
     /// Bytes of payload in those requests. Over it: `policy-violation`.
@@ -173,6 +176,7 @@ impl Default for Limits {
             stanza_bytes_max: 64 * 1024,
             stanza_depth_max: 32,
             outbox_bytes_max: 4 * 1024 * 1024,
+            stanzas_per_second_max: 100,
             channel_queue_max: 128,
             channel_queue_bytes_max: 512 * 1024,
             bus_time_max: Duration::from_secs(5),

@@ -21,10 +21,10 @@ use crate::login::{Outcome, Talk, negotiator, stanza_limits};
 use crate::negotiate::{Negotiator, Protection, enabled, random_hex, sm_failed};
 use crate::scratch::{self, Scratch};
 use crate::socket::Socket;
-use crate::stanza::{self, Heard, Request, Speaker};
+use crate::stanza::{self, Heard, ReplyTo, Request, Speaker, Trouble};
 use crate::stream::Stream;
 use crate::wheel::TICK;
-use crate::{Security, Shared, channels};
+use crate::{Security, Shared, channels, presence, routing};
 
 /// Negotiates a connection that was let in, until `deadline`, and has it served once a resource is bound.
 pub(crate) async fn serve(
@@ -224,6 +224,7 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
 fn forget(shared: &Arc<Shared>, line: &Arc<Line>, reason: Reason) {
     shared.hubs.with(line).detach(line);
     shared.components.left(line);
+    presence::gone(shared, line);
     // Whoever took the route over has it; else it is given back.
     if reason != Reason::Conflict {
         channels::disconnect(shared, line);
@@ -342,6 +343,15 @@ impl<'a> Ear<'a> {
         match heard {
             Heard::Nothing => {}
             Heard::Answer(answer) => self.say(Frame::stanza(answer)),
+            Heard::Route(to) => {
+                let reply = ReplyTo::of(&element);
+                self.refuse(&reply, routing::route(shared, line, element, &to));
+            }
+            Heard::Presence(addressee) => {
+                let reply = ReplyTo::of(&element);
+                self.refuse(&reply, presence::hear(shared, line, element, &addressee));
+            }
+            Heard::ClientState { active } => line.set_active(active),
             Heard::Open(request) => channels::open(shared, line, request).map_err(|_| Reason::ChannelQueueFull)?,
             Heard::Up(request) => channels::up(shared, line, request).map_err(|_| Reason::ChannelQueueFull)?,
             Heard::Enable { resume } => self.enable(resume),
@@ -356,6 +366,13 @@ impl<'a> Ear<'a> {
             Heard::End(reason) => return Err(reason),
         }
         Ok(Next::Same)
+    }
+
+    fn refuse(&self, reply: &ReplyTo, outcome: Result<(), Trouble>) {
+        if let Err(trouble) = outcome {
+            let me = routing::full_jid(self.shared, self.line);
+            self.say(Frame::stanza(reply.error(Some(&me), &trouble)));
+        }
     }
 
     fn enable(&self, resume: bool) {

@@ -154,6 +154,11 @@ impl Hub {
         lock(&self.state).slots.iter().flatten().map(|slot| Arc::clone(&slot.line)).collect()
     }
 
+    /// The connections of an account.
+    pub(crate) fn lines_of(&self, account: AccountId) -> Vec<Arc<Line>> {
+        lock(&self.state).of_account(account).cloned().collect()
+    }
+
     /// Ends the connections of an account whose token was issued before that time.
     pub(crate) fn revoke(&self, account: AccountId, issued_before_ms: u64) {
         let state = lock(&self.state);

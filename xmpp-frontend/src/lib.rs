@@ -3,10 +3,13 @@
 //! A connection is admitted (`listener`), negotiated (`negotiate`, driven by `login`) and becomes a *line* (`line`): a
 //! bound resource that `connection` serves for as long as its stream lives, and that waits for resumption afterwards.
 //! A `hub` knows a share of the lines, the index over them and the recent broadcasts; `channels` hands on what clients say: to
-//! the middle tier, which is reached over the bus alone, or to `components`, where others serve a channel.
+//! the middle tier, which is reached over the bus alone, or to `components`, where others serve a channel. What clients say to each
+//! other goes through `routing` and `presence`.
 
 mod announce;
+mod caps;
 mod channels;
+mod client_state;
 mod close;
 mod components;
 mod config;
@@ -27,9 +30,11 @@ mod middle;
 mod negotiate;
 mod outbox;
 mod paced;
+mod presence;
 mod proxy;
 mod revoked;
 mod ring;
+mod routing;
 mod sasl;
 mod scram;
 mod scratch;

@@ -13,12 +13,15 @@ use idl::ids::{AccountId, Epoch, Partition, Shard};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::channels::Work;
+use crate::client_state::Haste;
 use crate::close::Reason;
 use crate::form::{Form, Frame};
 use crate::listener::Resumable;
 use crate::lock;
 use crate::middle::Place;
 use crate::outbox::{AckTooHigh, Outbox};
+use crate::presence::Presence;
+use crate::routing::Dealings;
 use crate::sasl::Login;
 use crate::scratch::{self, Scratch};
 use crate::stream::Stream;
@@ -50,6 +53,8 @@ struct State {
     waker: Option<Waker>,
     resume_id: Option<Arc<str>>,
     received: Received,
+    /// `None` while its client deals with nobody but us.
+    dealings: Option<Box<Dealings>>,
     /// When the client said something last.
     heard_at: Tick,
     /// When it was asked for a sign of life since.
@@ -122,6 +127,15 @@ pub(crate) enum Due {
     Expired,
 }
 
+/// Why a stanza from another connection was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotTaken {
+    /// The line is closing.
+    Closing,
+    /// What others may take of the outbox is full.
+    Busy,
+}
+
 /// Why a frame was not taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -151,6 +165,7 @@ impl Line {
             waker: None,
             resume_id: None,
             received: Received::default(),
+            dealings: None,
             heard_at: wheel.now(),
             probed_at: None,
             stalled_at: None,
@@ -198,6 +213,9 @@ impl Line {
         if state.closing.is_some() {
             return Err(Refused::Closing);
         }
+        if frame.is_stanza() {
+            state.release();
+        }
         if state.outbox.push(frame).is_err() {
             self.close_now(&mut state, Reason::OutboxFull);
             return Err(Refused::Full);
@@ -224,13 +242,63 @@ impl Line {
         Ok(())
     }
 
-    /// Puts a frame into the outbox and flushes it, unless that would fill more than half of it: what is not stored, and so
-    /// does not come again, must not end a line.
+    /// Puts a frame into the outbox and flushes it, unless it is too full for what others say: what is not stored, and so does
+    /// not come again, must not end a line.
     pub(crate) fn offer(self: &Arc<Self>, frame: Frame) -> Result<(), Refused> {
-        if lock(&self.state).outbox.is_half_full() {
+        if !lock(&self.state).outbox.has_room_for_others(&frame, 0) {
             return Err(Refused::Full);
         }
         self.say(frame)
+    }
+
+    /// Puts a stanza of another connection into the outbox, to be written at the next flush, or holds it back while the
+    /// client is inactive. Such stanzas never fill the outbox.
+    pub(crate) fn deliver(&self, frame: Frame, haste: Haste) -> Result<(), NotTaken> {
+        let state = &mut *lock(&self.state);
+        if state.closing.is_some() {
+            return Err(NotTaken::Closing);
+        }
+        let held_bytes = state.dealings.as_ref().map_or(0, |dealings| dealings.client_state.held_bytes());
+        if !state.outbox.has_room_for_others(&frame, held_bytes) {
+            return Err(NotTaken::Busy);
+        }
+        let frame = match &mut state.dealings {
+            Some(dealings) => dealings.client_state.hold(frame, haste),
+            None => Some(frame),
+        };
+        if let Some(frame) = frame {
+            state.release();
+            state.outbox.push(frame).map_err(|_| NotTaken::Busy)?;
+        }
+        Ok(())
+    }
+
+    /// Acts on what the line has in its dealings with others.
+    pub(crate) fn with_dealings<T>(&self, act: impl FnOnce(&mut Dealings) -> T) -> T {
+        act(lock(&self.state).dealings.get_or_insert_default())
+    }
+
+    /// The presence of a line that is available and not closing.
+    pub(crate) fn presence(&self) -> Option<Presence> {
+        let state = lock(&self.state);
+        let presence = state.dealings.as_ref().and_then(|dealings| dealings.presence.clone());
+        presence.filter(|_| state.closing.is_none())
+    }
+
+    /// The line is not available any more. Returns what it was.
+    pub(crate) fn take_presence(&self) -> Option<Presence> {
+        lock(&self.state).dealings.as_mut()?.presence.take()
+    }
+
+    /// Somebody looks at the device, or not (XEP-0352).
+    pub(crate) fn set_active(&self, active: bool) {
+        let mut state = lock(&self.state);
+        if !active {
+            state.dealings.get_or_insert_default().client_state.inactive = true;
+        } else if let Some(dealings) = &mut state.dealings {
+            dealings.client_state.inactive = false;
+            state.release();
+        }
     }
 
     /// Asks for the end of the line, after what waits has been written. The first reason stays.
@@ -494,6 +562,11 @@ impl Line {
         state.issued_at_ms = login.issued_at_ms;
         state.attachment.0 = state.attachment.0.wrapping_add(1);
         state.failed = None;
+        if let Some(dealings) = &mut state.dealings {
+            // A stream begins active, a resumed one too (XEP-0352 §4.2).
+            dealings.client_state.inactive = false;
+            state.release();
+        }
         let older = match state.rest_as(Hold::Coming) {
             Hold::Stream(stream) => Some((stream, form)),
             _ => None,
@@ -530,6 +603,18 @@ impl State {
             Poll::Ready(_) => None,
         };
         written
+    }
+
+    /// What was held back goes into the outbox. None of it is worth the end of the line, so what has no room is dropped.
+    fn release(&mut self) {
+        let Some(dealings) = &mut self.dealings else { return };
+        if dealings.client_state.held_bytes() > 0 {
+            for frame in dealings.client_state.release() {
+                if self.outbox.has_room_for_others(&frame, 0) {
+                    let _ = self.outbox.push(frame);
+                }
+            }
+        }
     }
 
     /// The stream is beyond help: its owner ends it.

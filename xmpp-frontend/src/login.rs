@@ -125,7 +125,7 @@ impl Talk {
 
     async fn bind(&mut self, bind: Bind) -> Result<Agreed, Reason> {
         let shared = &self.shared;
-        let Bind { login, ref resource, enable, .. } = bind;
+        let Bind { login, ref resource, enable, inactive, .. } = bind;
         // Each try claims the route with a newer epoch; the last one counts.
         let patience = Patience::For(shared.config.limits.channel_retry_time_max);
         let connected = shared.middle.connect(login.account, resource, None, patience).await;
@@ -141,6 +141,9 @@ impl Talk {
         match &managed {
             Some((_, id)) => _ = line.enable(&answer, id.clone()),
             None => line.put(Frame::other(answer)).map_err(|_| Reason::OutboxFull)?,
+        }
+        if inactive {
+            line.set_active(false);
         }
         shared.hubs.with(&line).attach(&line)?;
         if let Some((_, Some(id))) = managed {

@@ -25,7 +25,7 @@ use crate::sasl::{self, Failure, Login, Mechanism, Plain, Profile, Username};
 use crate::scram::{Binding, Check, Exchange, Exporter};
 use crate::stanza;
 use features::{Announced, Offer};
-use sasl2::{Request, Success};
+use sasl2::{Request, Success, Wish};
 
 /// Namespace of STARTTLS.
 const NS_TLS: &str = "urn:ietf:params:xml:ns:xmpp-tls";
@@ -75,6 +75,8 @@ pub(crate) struct Bind {
     pub(crate) resource: String,
     /// Stream management is to be turned on at once: whether the client wants to be able to resume.
     pub(crate) enable: Option<bool>,
+    /// Nobody looks at the device (XEP-0352).
+    pub(crate) inactive: bool,
     answer: Answer,
 }
 
@@ -444,7 +446,8 @@ impl Negotiator {
     /// Goes on with what a login asked for besides resuming.
     fn answer(&mut self, login: Login, mut success: Box<Success>, out: &mut Vec<u8>) -> Step {
         if let Some((resource, wish)) = success.bind.take() {
-            return Step::Bind(Bind { login, resource, enable: wish.enable, answer: Answer::Success(success) });
+            let Wish { enable, inactive, .. } = wish;
+            return Step::Bind(Bind { login, resource, enable, inactive, answer: Answer::Success(success) });
         }
         out.extend_from_slice(success.unbound(&self.domain).as_bytes());
         Step::LoggedIn
@@ -500,7 +503,7 @@ impl Negotiator {
                 return Step::Read;
             }
         };
-        Step::Bind(Bind { login, resource, enable: None, answer: Answer::Iq(iq.to_owned()) })
+        Step::Bind(Bind { login, resource, enable: None, inactive: false, answer: Answer::Iq(iq.to_owned()) })
     }
 
     fn write_header(&mut self, out: &mut Vec<u8>) {

@@ -67,9 +67,10 @@ impl Outbox {
         Ok(())
     }
 
-    /// True if at most as much room is left as is taken.
-    pub(crate) fn is_half_full(&self) -> bool {
-        self.bytes >= self.bytes_max / 2
+    /// True if a frame of another connection's has room, with `held_bytes` that wait elsewhere: such frames take no more
+    /// than half of the outbox, so that nobody fills it for the others.
+    pub(crate) fn has_room_for_others(&self, frame: &Frame, held_bytes: usize) -> bool {
+        self.bytes + held_bytes + cost(frame) <= self.bytes_max / 2
     }
 
     /// True if nothing waits to be written.

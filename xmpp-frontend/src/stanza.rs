@@ -1,19 +1,19 @@
-//! What a client may say after login and what we answer ourselves: pings, discovery, errors. Pure functions.
+//! What a client may say after login, whom it is to, and what we answer ourselves: pings, discovery, errors. Pure
+//! functions.
 
 use idl::channel::{self, Payload};
 use idl::slim;
 use idl::xml::{NS_CLIENT, escape_attribute};
 use minidom::Element;
 
+use crate::caps::{self, NS_DISCO_INFO, NS_DISCO_ITEMS, NS_PING, NS_VERSION};
+use crate::client_state;
 use crate::close::Reason;
 use crate::negotiate::{NS_SM, wants_to_resume};
+use crate::routing::{Addressee, Recipient};
 
 /// Namespace of stanza error conditions (RFC 6120 §8.3).
 pub(crate) const NS_STANZAS: &str = "urn:ietf:params:xml:ns:xmpp-stanzas";
-const NS_PING: &str = "urn:xmpp:ping";
-const NS_DISCO_INFO: &str = "http://jabber.org/protocol/disco#info";
-const NS_DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
-const NS_VERSION: &str = "jabber:iq:version";
 const NS_SESSION: &str = "urn:ietf:params:xml:ns:xmpp-session";
 
 /// What an element from a client means.
@@ -23,6 +23,15 @@ pub(crate) enum Heard {
     Nothing,
     /// Answer with this stanza.
     Answer(String),
+    /// Hand the stanza on.
+    Route(Recipient),
+    /// It is the presence of its sender, or about it.
+    Presence(Addressee),
+    /// Somebody looks at the device, or not (XEP-0352).
+    ClientState {
+        /// Somebody does.
+        active: bool,
+    },
     /// Open a channel.
     Open(Request),
     /// Hand a payload up its channel.
@@ -103,7 +112,8 @@ impl Trouble {
         format!("<error type='{kind}'><{condition} xmlns='{NS_STANZAS}'/>{text}</error>")
     }
 
-    fn unavailable() -> Self {
+    /// Whoever the stanza is to is not there, or does not serve it.
+    pub(crate) fn unavailable() -> Self {
         Self::new("cancel", "service-unavailable", "")
     }
 }
@@ -117,29 +127,21 @@ pub(crate) struct Speaker<'a> {
 }
 
 impl Speaker<'_> {
-    /// Whom the stanza is to, as far as we serve it.
     fn addressee(&self, stanza: &Element) -> Addressee {
-        let Some(to) = stanza.attr("to") else { return Addressee::Account };
-        let (bare, resource) = to.split_once('/').map_or((to, None), |(bare, resource)| (bare, Some(resource)));
-        if to.eq_ignore_ascii_case(self.domain) {
-            Addressee::Domain
-        } else if bare.eq_ignore_ascii_case(self.bare) && resource.is_none_or(|resource| resource == self.resource) {
-            Addressee::Account
-        } else {
-            Addressee::Other
-        }
+        Addressee::read(stanza.attr("to"), self.domain, self.bare, self.resource)
+    }
+
+    /// True if a stanza does not say that it is from another (RFC 6120 §8.1.2.1).
+    fn is_speaking(&self, stanza: &Element) -> bool {
+        stanza.attr("from").is_none_or(|from| {
+            let from = Addressee::read(Some(from), self.domain, self.bare, self.resource);
+            matches!(from, Addressee::Account | Addressee::Myself)
+        })
     }
 
     fn full(&self) -> String {
         format!("{}/{}", self.bare, self.resource)
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Addressee {
-    Domain,
-    Account,
-    Other,
 }
 
 /// True for what XEP-0198 counts.
@@ -149,13 +151,19 @@ pub(crate) fn is_stanza(element: &Element) -> bool {
 
 /// What an element means, coming from this speaker.
 pub(crate) fn hear(element: &Element, speaker: &Speaker<'_>) -> Heard {
-    if element.has_ns(NS_CLIENT) {
-        match element.name() {
-            "iq" => return iq(element, speaker),
-            "message" => return message(element, speaker),
-            "presence" => return Heard::Nothing,
-            _ => {}
+    if matches!(element.name(), "iq" | "message" | "presence") {
+        if !element.has_ns(NS_CLIENT) {
+            // The content of some other kind of stream (RFC 6120 §4.8.3).
+            return Heard::End(Reason::InvalidNamespace);
         }
+        if !speaker.is_speaking(element) {
+            return Heard::End(Reason::InvalidFrom);
+        }
+        return match element.name() {
+            "iq" => iq(element, speaker),
+            "message" => message(element, speaker),
+            _ => Heard::Presence(speaker.addressee(element)),
+        };
     }
     if element.has_ns(NS_SM) {
         return match element.name() {
@@ -172,7 +180,30 @@ pub(crate) fn hear(element: &Element, speaker: &Speaker<'_>) -> Heard {
     if element.is("slim", slim::NS) {
         return Heard::Slim;
     }
+    if element.has_ns(client_state::NS) && matches!(element.name(), "active" | "inactive") {
+        return Heard::ClientState { active: element.name() == "active" };
+    }
     Heard::End(Reason::UnsupportedStanzaType)
+}
+
+/// Hands a stanza on, unless it could be taken for one of ours: what is in the namespace of channels comes from the server.
+fn route(element: &Element, speaker: &Speaker<'_>, to: Recipient) -> Heard {
+    if element.children().any(|child| child.has_ns(channel::NS)) {
+        return match element.attr("type") {
+            Some("error" | "result") => Heard::Nothing,
+            _ => Heard::Answer(error(element, Some(speaker), &Trouble::unavailable())),
+        };
+    }
+    Heard::Route(to)
+}
+
+/// The error that answers whom a stanza can't be to.
+fn unknown(addressee: &Addressee) -> Option<Trouble> {
+    match addressee {
+        Addressee::Elsewhere => Some(Trouble::new("cancel", "remote-server-not-found", "")),
+        Addressee::Malformed => Some(Trouble::new("modify", "jid-malformed", "'to' must be a JID")),
+        _ => None,
+    }
 }
 
 fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
@@ -180,8 +211,15 @@ fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
     let set = match element.attr("type") {
         Some("get") => false,
         Some("set") => true,
-        // Answers to our own pings, or to nothing.
-        Some("result" | "error") => return Heard::Nothing,
+        Some("result" | "error") => {
+            return match speaker.addressee(element) {
+                Addressee::Other(to) if to.resource.is_some() && element.attr("id").is_some() => {
+                    route(element, speaker, to)
+                }
+                // Answers to our own pings, or to nothing.
+                _ => Heard::Nothing,
+            };
+        }
         _ => return refuse(&Trouble::new("modify", "bad-request", "an IQ's type is get, set, result or error")),
     };
     if element.attr("id").is_none() {
@@ -192,8 +230,12 @@ fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
         return refuse(&Trouble::new("modify", "bad-request", "an IQ of type get or set has exactly one child"));
     };
     let addressee = speaker.addressee(element);
-    if addressee == Addressee::Other {
-        return refuse(&Trouble::unavailable());
+    if let Some(trouble) = unknown(&addressee) {
+        return refuse(&trouble);
+    }
+    if let Addressee::Other(to) = addressee {
+        // What is asked of another account the server would have to answer, and knows nothing to say (RFC 6121 §8.5.2.1.3).
+        return if to.resource.is_some() { route(element, speaker, to) } else { refuse(&Trouble::unavailable()) };
     }
     if set && child.is("session", NS_SESSION) {
         return Heard::Answer(result(element, speaker, ""));
@@ -202,7 +244,7 @@ fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
         return Heard::Answer(result(element, speaker, ""));
     }
     if !set && (child.is("query", NS_DISCO_INFO) || child.is("query", NS_DISCO_ITEMS)) {
-        return match discover(child, addressee) {
+        return match discover(child, &addressee) {
             Ok(answer) => Heard::Answer(result(element, speaker, &answer)),
             Err(trouble) => refuse(&trouble),
         };
@@ -219,37 +261,44 @@ fn iq(element: &Element, speaker: &Speaker<'_>) -> Heard {
     }
 }
 
-fn discover(query: &Element, addressee: Addressee) -> Result<String, Trouble> {
-    if query.attr("node").is_some_and(|node| !node.is_empty()) {
-        return Err(Trouble::new("cancel", "item-not-found", ""));
-    }
-    if query.has_ns(NS_DISCO_ITEMS) {
-        return Ok(format!("<query xmlns='{NS_DISCO_ITEMS}'/>"));
-    }
-    let (identity, features): (_, &[&str]) = match addressee {
-        Addressee::Domain => (
-            "<identity category='server' type='im' name='Campanile'/>",
-            &[NS_DISCO_INFO, NS_DISCO_ITEMS, NS_PING, NS_VERSION, channel::NS],
-        ),
-        _ => ("<identity category='account' type='registered'/>", &[NS_DISCO_INFO, NS_DISCO_ITEMS]),
+fn discover(query: &Element, addressee: &Addressee) -> Result<String, Trouble> {
+    let node = query.attr("node");
+    let answer = match (query.has_ns(NS_DISCO_ITEMS), addressee) {
+        (true, _) => node.is_none_or(str::is_empty).then(|| format!("<query xmlns='{NS_DISCO_ITEMS}'/>")),
+        (false, Addressee::Domain) => caps::server_info(node),
+        (false, _) => caps::account_info(node),
     };
-    let features: Vec<_> = features.iter().map(|feature| format!("<feature var='{feature}'/>")).collect();
-    Ok(format!("<query xmlns='{NS_DISCO_INFO}'>{identity}{}</query>", features.concat()))
+    answer.ok_or_else(|| Trouble::new("cancel", "item-not-found", ""))
 }
 
 fn message(element: &Element, speaker: &Speaker<'_>) -> Heard {
+    let is_error = element.attr("type") == Some("error");
     // An error must not be answered by an error (RFC 6120 §8.3.1).
-    if element.attr("type") == Some("error") {
-        return Heard::Nothing;
+    let refuse = |trouble: &Trouble| {
+        if is_error { Heard::Nothing } else { Heard::Answer(error(element, Some(speaker), trouble)) }
+    };
+    let addressee = speaker.addressee(element);
+    if let Addressee::Other(to) = addressee {
+        return route(element, speaker, to);
     }
-    let payload = Payload::from_message(element).filter(|_| speaker.addressee(element) != Addressee::Other);
-    match payload {
-        Some(Ok(payload)) => Heard::Up(Request { payload, reply: ReplyTo::new(element, Kind::Message) }),
-        Some(Err(invalid)) => {
-            let trouble = Trouble::new("modify", "bad-request", invalid.to_string());
-            Heard::Answer(error(element, Some(speaker), &trouble))
+    if let Some(trouble) = unknown(&addressee) {
+        return refuse(&trouble);
+    }
+    if !is_error {
+        match Payload::from_message(element) {
+            Some(Ok(payload)) => {
+                return Heard::Up(Request { payload, reply: ReplyTo::new(element, Kind::Message) });
+            }
+            Some(Err(invalid)) => return refuse(&Trouble::new("modify", "bad-request", invalid.to_string())),
+            None => {}
         }
-        None => Heard::Answer(error(element, Some(speaker), &Trouble::unavailable())),
+    }
+    let account = speaker.bare.split_once('@').and_then(|(account, _)| account.parse().ok());
+    match addressee {
+        // To whom it is from (RFC 6120 §10.3.1, RFC 6121 §8.5.2).
+        Addressee::Account => route(element, speaker, Recipient { account, resource: None }),
+        Addressee::Myself => route(element, speaker, Recipient { account, resource: Some(speaker.resource.into()) }),
+        _ => refuse(&Trouble::unavailable()),
     }
 }
 
@@ -263,18 +312,18 @@ pub(crate) fn error(element: &Element, speaker: Option<&Speaker<'_>>, trouble: &
 }
 
 impl ReplyTo {
-    fn new(element: &Element, kind: Kind) -> Self {
-        Self { kind, id: element.attr("id").map(Into::into), to: element.attr("to").map(Into::into) }
-    }
-
-    /// Where the answer to a stanza of any kind goes.
-    pub(crate) fn of(element: &Element) -> Self {
-        let kind = match element.name() {
+    /// Where the answer to that stanza goes.
+    pub(crate) fn of(stanza: &Element) -> Self {
+        let kind = match stanza.name() {
             "iq" => Kind::Iq,
             "message" => Kind::Message,
             _ => Kind::Presence,
         };
-        Self::new(element, kind)
+        Self::new(stanza, kind)
+    }
+
+    fn new(element: &Element, kind: Kind) -> Self {
+        Self { kind, id: element.attr("id").map(Into::into), to: element.attr("to").map(Into::into) }
     }
 
     /// The stanza's id.
@@ -347,13 +396,22 @@ mod tests {
     }
 
     #[test]
-    fn messages_to_others_are_refused_and_errors_are_not_answered() {
-        assert_eq!(condition("<message to='you@example.org'><body>hi</body></message>"), "service-unavailable");
-        assert_eq!(heard("<message type='error' to='you@example.org'></message>"), Heard::Nothing);
-        assert_eq!(heard("<presence></presence>"), Heard::Nothing);
+    fn messages_to_others_are_handed_on_but_payloads_are_not_and_errors_are_not_answered() {
+        assert_eq!(condition("<message to='example.org'><body>hi</body></message>"), "service-unavailable");
+        let nobody = || Recipient { account: None, resource: None };
+        assert_eq!(heard("<message to='you@example.org'><body>hi</body></message>"), Heard::Route(nobody()));
+        assert_eq!(heard("<message type='error' to='you@example.org'></message>"), Heard::Route(nobody()));
+        assert_eq!(condition("<message to='you@example.com'></message>"), "remote-server-not-found");
+        assert_eq!(condition("<message to='@'></message>"), "jid-malformed");
+        assert_eq!(heard("<message type='error' to='@'></message>"), Heard::Nothing);
+        assert_eq!(heard("<presence></presence>"), Heard::Presence(Addressee::Account));
         let channel = "<channel xmlns='urn:campanile:channel:1' number='5'>AAE=</channel>";
         let refused = format!("<message to='you@example.org'>{channel}</message>");
         assert_eq!(condition(&refused), "service-unavailable");
+        let error = format!("<message type='error' to='you@example.org'>{channel}</message>");
+        assert_eq!(heard(&error), Heard::Nothing);
+        let result = format!("<iq type='result' id='1' to='you@example.org/r'>{channel}</iq>");
+        assert_eq!(heard(&result), Heard::Nothing);
         let Heard::Up(request) = heard(&format!("<message id='7'>{channel}</message>")) else { panic!("a payload") };
         assert_eq!(request.payload, Payload { number: 5, bytes: vec![0, 1] });
     }
@@ -365,6 +423,19 @@ mod tests {
         assert_eq!(answer.attr("id"), Some("a'b"));
         assert_eq!(answer.attr("from"), Some("example.org"));
         assert_eq!(answer.attr("to"), Some("me@example.org/r"));
+    }
+
+    #[test]
+    fn a_stanza_is_from_whom_it_is_from() {
+        for from in ["me@example.org", "ME@EXAMPLE.org/r"] {
+            assert_eq!(heard(&format!("<presence from='{from}'></presence>")), Heard::Presence(Addressee::Account));
+        }
+        for from in ["", "you@example.org", "me@example.org/other", "example.org", "me@example.com"] {
+            let heard = heard(&format!("<presence from='{from}'></presence>"));
+            assert_eq!(heard, Heard::End(Reason::InvalidFrom), "{from:?}");
+        }
+        let element: Element = "<message xmlns='jabber:server'/>".parse().expect("an element");
+        assert_eq!(hear(&element, &SPEAKER), Heard::End(Reason::InvalidNamespace));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod limits;
 mod listening;
 mod lives;
 mod paced;
+mod routing;
 mod slim;
 mod tls;
 mod transcripts;

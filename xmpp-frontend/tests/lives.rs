@@ -147,7 +147,7 @@ async fn a_payload_counts_as_handled_when_the_middle_has_it_and_not_before() {
     let id = client.enable().await;
     world.middle.hold("ChannelUp");
     client.up(b"abc").await;
-    client.send("<presence/><r xmlns='urn:xmpp:sm:3'/>").await;
+    client.send("<presence type='error'/><r xmlns='urn:xmpp:sm:3'/>").await;
     assert_eq!(client.element().await.attr("h"), Some("0"));
     world.middle.let_go("ChannelUp");
     assert_eq!(client.payload().await, b"cba");

@@ -8,6 +8,7 @@
 //! | `limit: <name> <number>` | a limit of the front, before anything else |
 //! | `include: <file>` | the lines of another file |
 //! | `C: <xml/>` | the client sends this |
+//! | `C: login <number>/<resource>` | the client opens a connection and logs in, as that account |
 //! | `C: cut` | the client's connection breaks |
 //! | `C: restart` | the client begins a new stream with what it sends next |
 //! | `S: <xml/>` | the server says exactly this: same names, attributes, texts and children, in this order |
@@ -18,7 +19,7 @@
 //!
 //! `C2:` and `S2:` are a second connection, `X2:` and `F2:` a second one of the service, and so on. `{name}` in a server's line matches any text the first time and the
 //! same text ever after; in a client's line it stands for that text. Some are known from the start: see [`Script::new`].
-//! `{authentication}` in a server's line stands for elements that are the same everywhere: see [`ELEMENTS`].
+//! `{authentication}` and `{logged-in}` in a server's line stand for elements that are the same everywhere: see [`ELEMENTS`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -42,19 +43,27 @@ use crate::harness::{
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts");
 const SCRAM_FIRST: &str = "r=fyko+d2lbbFgONRv9qkxdawL";
 
-/// What `what_is_offered_before_login.txt` writes out, and the others do not.
-const ELEMENTS: [(&str, &str); 2] = [
+/// What `what_is_offered_before_login.txt` and `what_is_offered_after_login.txt` write out, and the others do not.
+const ELEMENTS: [(&str, &str); 3] = [
+    (
+        "{logged-in}",
+        "<csi xmlns='urn:xmpp:csi:0'/>\
+         <c xmlns='http://jabber.org/protocol/caps' hash='sha-1' node='urn:campanile:server' ver='{caps}'/>\
+         <slim xmlns='urn:campanile:slim:1'/>",
+    ),
     (
         "{authentication}",
         "<authentication xmlns='urn:xmpp:sasl:2'><mechanism>SCRAM-SHA-256</mechanism><mechanism>PLAIN</mechanism>\
-         <inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/></inline></bind>\
+         <inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/>\
+         <feature var='urn:xmpp:csi:0'/></inline></bind>\
          <sm xmlns='urn:xmpp:sm:3'/><fast xmlns='urn:xmpp:fast:0'><mechanism>HT-SHA-256-NONE</mechanism></fast>\
          </inline></authentication>",
     ),
     (
         "{authentication-in-the-clear}",
         "<authentication xmlns='urn:xmpp:sasl:2'><mechanism>SCRAM-SHA-256</mechanism>\
-         <inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/></inline></bind>\
+         <inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:sm:3'/>\
+         <feature var='urn:xmpp:csi:0'/></inline></bind>\
          <sm xmlns='urn:xmpp:sm:3'/></inline></authentication>",
     ),
 ];
@@ -105,28 +114,40 @@ transcripts! {
     channels_of_others_carry_payloads_both_ways
     channels_open_and_carry_payloads
     comments_end_the_stream
+    content_of_another_kind_ends_the_stream
+    devices_that_nobody_looks_at_get_only_what_is_urgent
     disco_says_what_is_here
     document_types_end_the_stream
     entities_end_the_stream
     limits_are_announced_as_they_are_set
     elements_that_are_no_stanzas_end_the_stream
+    encodings_other_than_utf_8_end_the_stream
     failures_of_the_newer_profile_say_what_was_wrong
+    iqs_are_answered_by_the_resource_that_they_are_to
     login_with_a_wrong_token_fails_a_bounded_number_of_times
     login_with_plain
     login_with_plain_in_the_clear_is_refused
     login_with_scram
     login_with_scram_and_a_wrong_token_or_account
+    messages_to_an_account_reach_its_most_available_resources
+    messages_to_a_resource_reach_it
     one_request_logs_in_and_binds
     pings_are_answered
+    presence_is_told_to_the_resources_of_one_account
     processing_instructions_end_the_stream
     resources_are_chosen_or_made
     resuming_what_is_not_there_fails_at_once
     sasl_failures_say_what_was_wrong
     stanzas_before_login_end_the_stream
+    stanzas_from_another_end_the_stream
     starttls_comes_before_anything_else
+    subscriptions_are_refused
     the_server_tells_its_version_and_an_account_has_none
     unknown_stanzas_are_answered_with_service_unavailable
+    what_is_for_nobody_is_refused_or_dropped
+    what_is_offered_after_login
     what_is_offered_before_login
+    who_says_too_much_is_refused
 }
 
 async fn play(name: &str) {
@@ -137,6 +158,7 @@ async fn play(name: &str) {
             let (name, number) = limit.split_once(' ').expect("a limit and a number");
             match name {
                 "stanza_bytes_max" => limits.stanza_bytes_max = number.parse().expect("a number"),
+                "stanzas_per_second_max" => limits.stanzas_per_second_max = number.parse().expect("a number"),
                 "login_attempts_max" => limits.login_attempts_max = number.parse().expect("a number"),
                 other => panic!("{}: limit {other} is not known to transcripts", line.place),
             }
@@ -188,6 +210,7 @@ impl Script {
             ("component-header-of-nobody", COMPONENT_HEADER.replace("rooms.", "games.")),
             ("header-from-another", HEADER.replace(" to=", &format!(" from='{stranger}@{DOMAIN}' to="))),
             ("account", one.to_string()),
+            ("friend", account(2).to_string()),
             ("plain", base64(format!("\0{one}\0{token}"))),
             ("plain-jid", base64(format!("{one}@{DOMAIN}\0{one}@{DOMAIN}\0{token}"))),
             ("plain-wrong", base64(format!("\0{one}\0{token}x"))),
@@ -224,6 +247,10 @@ impl Script {
                 let client = self.client(&who[1..]).await;
                 match text.as_str() {
                     "restart" => client.restart(),
+                    text if text.starts_with("login ") => {
+                        let (number, resource) = text["login ".len()..].split_once('/').expect("a resource");
+                        client.log_in(account(number.parse().expect("a number")), resource).await;
+                    }
                     "cut" => {
                         self.clients.remove(&who[1..]);
                     }

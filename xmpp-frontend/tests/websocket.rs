@@ -182,7 +182,7 @@ async fn what_is_no_message_of_this_protocol_ends_the_stream_with_an_error_that_
         (text("<!-- -->"), "restricted-xml", 1008),
         (text(&large), "policy-violation", 1009),
         (text("<a/>"), "unsupported-stanza-type", 1000),
-        (text("<message><body>in no namespace</body></message>"), "unsupported-stanza-type", 1000),
+        (text("<message><body>in no namespace</body></message>"), "invalid-namespace", 1000),
         (Message::Binary, "bad-format", 1003),
         (Message::NotUtf8, "not-well-formed", 1007),
         (Message::TooLarge, "policy-violation", 1009),

@@ -240,6 +240,8 @@ keys! {
         "Elements inside each other in one stanza.";
     "limits.xmpp_outbox_bytes_max" => limits.xmpp.outbox_bytes_max,
         "What waits to be written to one connection. Over it the connection ends; what is stored comes again.";
+    "limits.xmpp_stanzas_per_second_max" => limits.xmpp.stanzas_per_second_max,
+        "Stanzas a second that one connection may have delivered to others, counted by receivers.";
     "limits.xmpp_channel_queue_max" => limits.xmpp.channel_queue_max,
         "Channel requests of one connection that wait for the middle tier.";
     "limits.xmpp_channel_queue_bytes_max" => limits.xmpp.channel_queue_bytes_max,

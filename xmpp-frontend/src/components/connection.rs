@@ -14,12 +14,12 @@ use super::desk::Link;
 use super::spoken::{self, NS_COMPONENT, Recipient, Said, Service};
 use super::{Component, Components};
 use crate::Shared;
-use crate::channels::full_jid;
 use crate::close::Reason;
 use crate::form::Frame;
 use crate::line::Line;
 use crate::login::stanza_limits;
 use crate::negotiate::random_hex;
+use crate::routing::full_jid;
 use crate::socket::Socket;
 use crate::stanza::Trouble;
 

@@ -4,9 +4,9 @@ use idl::slim;
 
 use super::{NS_BIND, NS_SM, Protection, sasl2};
 use crate::config::Limits;
-use crate::fast;
 use crate::sasl::{Failure, Mechanism, NS, NS_SASL2, Profile};
 use crate::scram::{self, Exporter};
+use crate::{caps, client_state, fast};
 
 /// Namespace of announced limits (XEP-0478).
 const NS_LIMITS: &str = "urn:xmpp:stream-limits:0";
@@ -14,7 +14,7 @@ const NS_LIMITS: &str = "urn:xmpp:stream-limits:0";
 const NS_CHANNEL_BINDING: &str = "urn:xmpp:sasl-cb:0";
 
 /// What can be asked for together with a resource (XEP-0386 §3.1).
-const WITH_BIND: &[&str] = &[NS_SM];
+const WITH_BIND: &[&str] = &[NS_SM, client_state::NS];
 
 /// Limits that a client is told of (XEP-0478): how many bytes a stanza may have, and after how many seconds of silence we do
 /// something about it. Before login that is the end of the connection, after it a probe. And whether it may go on in slim.
@@ -34,12 +34,17 @@ impl Announced {
         }
     }
 
-    /// What every stream has, and once it is logged in.
+    fn after_login_always(self) -> String {
+        let slim = if self.may_be_slim { slim::SWITCH } else { "" };
+        format!("<csi xmlns='{}'/>{}{slim}", client_state::NS, caps::stream_feature())
+    }
+
+    /// What every stream has, and what it has once it is logged in.
     pub(super) fn features(self, logged_in: bool) -> String {
         let (bytes, seconds) = if logged_in { self.after_login } else { self.before_login };
-        let slim = if logged_in && self.may_be_slim { slim::SWITCH } else { "" };
+        let always = if logged_in { self.after_login_always() } else { String::new() };
         format!(
-            "{slim}<limits xmlns='{NS_LIMITS}'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
+            "{always}<limits xmlns='{NS_LIMITS}'><max-bytes>{bytes}</max-bytes><idle-seconds>{seconds}</idle-seconds></limits>"
         )
     }
 }

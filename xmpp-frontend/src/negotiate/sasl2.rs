@@ -12,6 +12,7 @@ use ring::digest;
 
 use super::features::{self, Offer};
 use super::{NS_SM, Previous, random_hex, sm_failed, wants_to_resume};
+use crate::client_state;
 use crate::fast::{self, Token};
 use crate::sasl::NS_SASL2;
 
@@ -40,6 +41,8 @@ pub(super) struct Wish {
     tag: Option<String>,
     /// Stream management is to be on from the start, and whether the stream should be resumable.
     pub(super) enable: Option<bool>,
+    /// The client begins in that state (XEP-0352).
+    pub(super) inactive: bool,
 }
 
 /// What is said of the token that a login is by.
@@ -70,7 +73,8 @@ impl Wish {
     // What else may be asked for together with a resource is read here, and offered in `features.rs`.
     fn read(bind: &Element) -> Self {
         let tag = bind.get_child("tag", NS_BIND).map(Element::text).filter(|tag| !tag.is_empty());
-        Self { tag, enable: bind.get_child("enable", NS_SM).map(wants_to_resume) }
+        let enable = bind.get_child("enable", NS_SM).map(wants_to_resume);
+        Self { tag, enable, inactive: bind.has_child("inactive", client_state::NS) }
     }
 
     /// The resource (XEP-0386 §3.2.1): the tag, where it can stand in one, and what is always the same for one client, so

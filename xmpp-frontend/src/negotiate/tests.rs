@@ -301,11 +301,10 @@ fn one_request_logs_in_and_binds_with_stream_management_on() {
     let bind = bind_of(stream.authenticate("PLAIN", &plain(), &format!("{AGENT}{BIND}")));
     assert_eq!(stream.said, "", "the answer waits for the resource");
     assert!(stream.negotiator.is_logged_in());
-    assert_eq!((bind.login, bind.enable), (LOGIN, Some(true)));
+    assert_eq!((bind.login, bind.enable, bind.inactive), (LOGIN, Some(true), false));
     let own = bind.resource.strip_prefix("app/").expect("the tag goes before");
     assert!(own.len() == 16 && !own.contains('/'), "{own}");
-    let always = "<slim xmlns='urn:campanile:slim:1'/><limits xmlns='urn:xmpp:stream-limits:0'><max-bytes>65536</max-bytes>\
-                  <idle-seconds>900</idle-seconds></limits>";
+    let always = features::Announced::of(&Limits::default(), true).features(true);
     assert_eq!(
         bind.answer("example.org", Some("<enabled xmlns='urn:xmpp:sm:3'/>")),
         format!(

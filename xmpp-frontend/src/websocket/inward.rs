@@ -61,7 +61,7 @@ impl From<XmlError> for Fault {
         match error {
             XmlError::TooLarge { .. } | XmlError::TooDeep { .. } => Self::TooLarge,
             XmlError::Restricted(_) => Self::Restricted,
-            XmlError::NotWellFormed(_) | XmlError::NotAStream { .. } => Self::NotWellFormed,
+            XmlError::NotWellFormed(_) | XmlError::NotAStream { .. } | XmlError::Encoding => Self::NotWellFormed,
             XmlError::StrayText => Self::BadFormat,
         }
     }
