@@ -238,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn every_condition_has_a_transcript() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transcripts");
+        let files = std::fs::read_dir(folder).expect("transcripts").map(|file| file.expect("a file").path());
+        let transcripts: String = files.map(|file| std::fs::read_to_string(file).expect("text")).collect();
+        for condition in Reason::ALL.iter().filter_map(|reason| reason.condition()) {
+            assert!(transcripts.contains(&format!(": <stream:error><{condition} xmlns")), "{condition} has none");
+        }
+    }
+
+    #[test]
     fn the_last_words_are_well_formed() {
         for reason in Reason::ALL {
             let mut bytes = Vec::new();

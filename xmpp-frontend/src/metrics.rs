@@ -165,7 +165,7 @@ impl Metrics {
             stanzas_routed: counter("stanzas_routed", "Messages and IQs handed from one connection to others"),
             stanzas_refused: counter(
                 "stanzas_refused",
-                "Of these, those not taken because the receivers had too much to be written already",
+                "Messages and IQs not taken because their receivers had too much to be written already",
             ),
             payloads_down: counter("payloads_down", "Channel payloads that the middle tier handed to connections"),
             items_gone: counter("items_gone", "Items of batches whose connection was not here"),

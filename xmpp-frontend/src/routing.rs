@@ -21,8 +21,9 @@ use crate::line::{Line, NotTaken};
 use crate::presence::Presence;
 use crate::stanza::Trouble;
 
-/// What an address adds to a stanza at most.
-const ADDRESS_BYTES_MAX: usize = 4 * 1024;
+/// What a client may be sent (`docs/protocol.md`, section 11), less what slim puts around it. Else somebody could end the
+/// streams of others.
+const SAID_BYTES_MAX: usize = 64 * 1024 - 16;
 
 /// Someone of our domain that a stanza is to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -241,7 +242,7 @@ fn absent(kind: Option<Kind>) -> Result<(), Trouble> {
 /// The stanza as it goes to others: whoever it says it is from, it is from that full JID (RFC 6120 §8.1.2.1).
 pub(crate) fn stamp(shared: &Shared, mut stanza: Element, from: &str) -> Result<Frame, Trouble> {
     set(&mut stanza, "from", from);
-    write(&stanza, shared.config.limits.stanza_bytes_max + ADDRESS_BYTES_MAX)
+    write(&stanza, shared.config.limits.stanza_bytes_max.min(SAID_BYTES_MAX))
 }
 
 /// Sets an attribute of that plain name.
@@ -254,7 +255,8 @@ pub(crate) fn set(stanza: &mut Element, attribute: &'static str, value: &str) {
 fn write(stanza: &Element, bytes_max: usize) -> Result<Frame, Trouble> {
     let mut out = Bounded { bytes: Vec::new(), bytes_max };
     if stanza.write_to(&mut out).is_err() {
-        let text = "the stanza becomes too large when its namespaces are declared where they are used";
+        let text =
+            "the stanza is too large once its sender is in it and its namespaces are declared where they are used";
         return Err(Trouble::new("modify", "policy-violation", text));
     }
     // As all that we say, within a stream that declares it.

@@ -44,6 +44,49 @@ async fn who_floods_a_receiver_is_refused_and_the_receiver_loses_no_push() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_newer_login_on_a_resource_takes_its_presence_over() {
+    let world = World::new().await;
+    let mut witness = world.login(account(1), "witness").await;
+    witness.send("<presence/>").await;
+    assert_eq!(witness.element().await.name(), "presence");
+    let mut heard = Vec::new();
+    let mut phones = Vec::new();
+    for _ in 0..2 {
+        let mut phone = world.login(account(1), "phone").await;
+        phone.send("<presence/>").await;
+        settled().await;
+        phones.push(phone);
+    }
+    witness.send("<iq type='get' id='fence'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+    loop {
+        let said = witness.element().await;
+        match said.name() {
+            "presence" => heard.push(said.attr("type").map(str::to_owned)),
+            _ => break,
+        }
+    }
+    assert_eq!(heard, [None, Some("unavailable".to_owned()), None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stanza_that_no_client_has_to_take_is_refused() {
+    let world = World::new().await;
+    let mut receiver = world.login(account(2), "r").await;
+    let mut stranger = world.login(account(1), "r").await;
+    let to = format!("{}@example.org/r", account(2));
+    // Short as it was sent: each of its elements declares the namespace when it is written.
+    let namespace = "n".repeat(500);
+    let many = "<p:x/>".repeat(1000);
+    stranger.send(&format!("<message to='{to}' xmlns:p='{namespace}'>{many}</message>")).await;
+    assert_eq!(condition(&stranger.element().await), "modify policy-violation");
+    let head = format!("<message to='{to}'><body>");
+    let large = "x".repeat(64 * 1024 - head.len() - "</body></message>".len());
+    stranger.send(&format!("{head}{large}</body></message>")).await;
+    assert_eq!(condition(&stranger.element().await), "modify policy-violation");
+    receiver.nothing_more().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_receiver_whose_stream_is_lost_gets_its_messages_when_it_resumes() {
     let world = World::new().await;
     let mut receiver = world.login(account(2), "r").await;

@@ -202,3 +202,21 @@ async fn nobody_goes_slim_before_a_resource_is_bound() {
     client.bind("r").await;
     client.nothing_more().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn stanzas_of_others_come_as_frames_and_go_as_frames() {
+    let world = World::new().await;
+    let mut slim = SlimClient::switch(world.login(account(1), "r").await).await;
+    let mut other = world.login(account(2), "r").await;
+    let [slim_jid, other_jid] = [1, 2].map(|number| format!("{}@example.org/r", account(number)));
+    other.send(&format!("<message to='{slim_jid}' id='1'><body>&lt;</body></message>")).await;
+    let heard = slim.hear_element().await;
+    assert_eq!((heard.attr("from"), heard.attr("id")), (Some(other_jid.as_str()), Some("1")));
+    assert_eq!(heard.get_child("body", "jabber:client").expect("a body").text(), "<");
+    slim.say_stanza(&format!("<message to='{other_jid}' id='2'/>")).await;
+    let heard = other.element().await;
+    assert_eq!((heard.attr("from"), heard.attr("id")), (Some(slim_jid.as_str()), Some("2")));
+    slim.say_stanza("<inactive xmlns='urn:xmpp:csi:0'/>").await;
+    slim.say(Frame::Ping).await;
+    assert_eq!(slim.hear().await, Some(Frame::Pong));
+}

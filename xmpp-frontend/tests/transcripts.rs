@@ -16,6 +16,8 @@
 //! | `S: end` | the server closes the connection |
 //! | `X: …`, `F: …` | the same as `C:` and `S:` for the service of channel 7 and the front on its connection |
 //! | `M: revoke`, `M: push <text>` | the middle tier revokes the account's tokens, or sends a payload |
+//! | `M: fail to connect`, `M: say nothing` | the middle tier refuses the next login as no client would expect; or answers none |
+//! | `M: drain` | the front drains |
 //!
 //! `C2:` and `S2:` are a second connection, `X2:` and `F2:` a second one of the service, and so on. `{name}` in a server's line matches any text the first time and the
 //! same text ever after; in a client's line it stands for that text. Some are known from the start: see [`Script::new`].
@@ -29,6 +31,7 @@ use base64::engine::general_purpose::STANDARD;
 use campanile_xmpp_frontend::{Limits, Security};
 use idl::bus::{Bus as _, FrontEvent};
 use idl::contract::bus::TokenRevoked;
+use idl::error::Code;
 use idl::ids::AccountId;
 use idl::xml::{Event, Limits as XmlLimits, StreamReader};
 use minidom::{Element, Node};
@@ -101,9 +104,12 @@ transcripts! {
     a_service_that_comes_back_hears_who_is_there
     a_service_that_is_away_is_said_to_be
     acks_are_counted
+    a_busy_service_ends_the_stream
     an_oversized_stanza_after_login_ends_the_stream
     an_oversized_stanza_before_login_ends_the_stream
     a_login_without_a_resource_binds_as_of_old
+    a_front_that_drains_ends_its_streams
+    a_login_that_takes_too_long_ends_the_stream
     a_lost_stream_is_resumed
     a_lost_stream_is_resumed_with_the_login
     a_newer_login_ends_the_older_stream_with_conflict
@@ -142,12 +148,15 @@ transcripts! {
     stanzas_from_another_end_the_stream
     starttls_comes_before_anything_else
     subscriptions_are_refused
+    text_between_stanzas_ends_the_stream
+    trouble_of_the_server_s_own_ends_the_stream
     the_server_tells_its_version_and_an_account_has_none
     unknown_stanzas_are_answered_with_service_unavailable
     what_is_for_nobody_is_refused_or_dropped
     what_is_offered_after_login
     what_is_offered_before_login
     who_says_too_much_is_refused
+    xml_that_is_not_well_formed_ends_the_stream
 }
 
 async fn play(name: &str) {
@@ -299,7 +308,13 @@ impl Script {
     }
 
     async fn middle(&self, place: &str, text: &str) {
-        if text == "revoke" {
+        if text == "drain" {
+            self.world.drain.cancel();
+        } else if text == "fail to connect" {
+            self.world.middle.fail("Connect", Code::Illegal);
+        } else if text == "say nothing" {
+            self.world.middle.hold("Connect");
+        } else if text == "revoke" {
             let issued_before_ms = i64::try_from(NOW_MS + 1).expect("a time");
             let revoked = TokenRevoked { account: account(1).to_string(), issued_before_ms };
             self.world.middle.set_revoked(vec![revoked.clone()]);

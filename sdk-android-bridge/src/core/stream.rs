@@ -237,7 +237,7 @@ impl Core {
         match element.name() {
             "iq" => self.iq(element),
             // An error is a stanza of ours that came back: what it carries is not from the server.
-            "message" if element.attr("type") == Some("error") => Ok(()),
+            "message" if element.attr("type") == Some("error") || is_from_another_client(element) => Ok(()),
             "message" => match Payload::from_message(element) {
                 Some(Ok(payload)) if payload.number == PUSH => self.payload(&payload.bytes),
                 Some(Err(error)) => Err(ProtocolFault::Channel(error).into()),
@@ -287,6 +287,7 @@ impl Core {
 
     fn iq(&mut self, iq: &Element) -> Result<(), OfflineReason> {
         match iq.attr("type") {
+            Some("result" | "error") if is_from_another_client(iq) => Ok(()),
             Some("result") if iq.attr("id") == Some(OPEN_ID) && matches!(self.phase, Phase::Opening) => {
                 self.open();
                 Ok(())
@@ -339,4 +340,9 @@ impl Core {
             _ => Err(ProtocolFault::NotOne.into()),
         }
     }
+}
+
+/// True if the server only hands a stanza on: it then says whom it is from, by a full JID, which the server itself has not.
+fn is_from_another_client(stanza: &Element) -> bool {
+    stanza.attr("from").is_some_and(|from| from.contains('/'))
 }

@@ -102,6 +102,18 @@ fn what_a_later_server_may_say_is_passed_over() {
 }
 
 #[test]
+fn what_another_client_says_is_not_taken_for_the_servers() {
+    let mut world = World::new();
+    world.server.manners.stranger = Some("someone@push.example.org/r");
+    world.start();
+    assert_eq!(world.ready().len(), 1);
+    world.down(
+        b"<message from='someone@push.example.org/r'><channel xmlns='urn:campanile:channel:1' number='5'>?</channel></message>",
+    );
+    assert_eq!(world.offline(), []);
+}
+
+#[test]
 fn the_server_is_told_what_it_did() {
     let mut world = World::online();
     world.server.manners.deaf = true;

@@ -82,6 +82,8 @@ pub(crate) struct Manners {
     pub(crate) slim: Slim,
     /// The stanza condition to refuse the channel with.
     pub(crate) channel_failure: Option<&'static str>,
+    /// Another client, which answers the opening of the channel with an error before the server does.
+    pub(crate) stranger: Option<&'static str>,
     /// Takes commands and says nothing.
     pub(crate) mute: bool,
     /// Codes to answer the next commands with.
@@ -99,6 +101,7 @@ impl Default for Manners {
             resumable: true,
             slim: Slim::NotOffered,
             channel_failure: None,
+            stranger: None,
             mute: false,
             codes: Vec::new(),
             deaf: false,
@@ -384,6 +387,9 @@ impl Server {
         if let Some(open) = iq.children().find_map(Payload::from_open) {
             let open = open.expect("a payload");
             self.hellos.push(wire::decode_device(&open.bytes).expect("a Hello"));
+            if let Some(stranger) = self.manners.stranger {
+                self.stanza(Stanza::Text(format!("<iq type='error' id='{id}' from='{stranger}'/>")), out);
+            }
             let answer = if let Some(condition) = self.manners.channel_failure {
                 let condition = format!("<{condition} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/>");
                 format!("<iq type='error' id='{id}'><error type='cancel'>{condition}</error></iq>")
