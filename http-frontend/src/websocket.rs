@@ -26,6 +26,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use ring::digest;
 use serde_json::json;
+use tokio::io::AsyncWrite as _;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
@@ -128,11 +129,16 @@ impl WebSocket {
             let close = Message::Close(Some(CloseFrame { code: code.into(), reason: "".into() }));
             match Pin::new(&mut self.stream).start_send(close) {
                 // The other side was first.
-                Err(Error::ConnectionClosed | Error::AlreadyClosed) => return Poll::Ready(Ok(())),
+                Err(Error::ConnectionClosed | Error::AlreadyClosed) => {}
                 sent => sent.map_err(lost)?,
             }
         }
-        self.poll_flush(cx)
+        match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
+            Err(Error::ConnectionClosed | Error::AlreadyClosed) => {}
+            flushed => flushed.map_err(lost)?,
+        }
+        // The end of TLS too, without which some take the end of the bytes for an attack.
+        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
     }
 }
 
