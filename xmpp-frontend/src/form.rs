@@ -108,8 +108,8 @@ impl Frame {
                 out.extend_from_slice(slim::SWITCH.as_bytes());
                 *form = Form::Slim;
             }
-            // Frames alone ask for it; a stream that was resumed since is not in slim yet.
-            (Form::Xml, Self::Pong | Self::Ping) => {}
+            // Frames alone ask for a pong, and a stream that was resumed since is not in slim yet; nor does one switch twice.
+            (Form::Xml, Self::Pong | Self::Ping) | (Form::Slim, Self::Switch) => {}
             (Form::Slim, Self::Stanza(text) | Self::Other(text) | Self::Enabled(text)) => {
                 slim::write_stanza(out, &**text);
             }
@@ -120,7 +120,6 @@ impl Frame {
             (Form::Slim, Self::AckRequest) => out.extend_from_slice(&slim::ACK_REQUEST),
             (Form::Slim, Self::Pong) => out.extend_from_slice(&slim::PONG),
             (Form::Slim, Self::Ping) => out.extend_from_slice(&slim::PING),
-            (Form::Slim, Self::Switch) => {}
         }
     }
 }
