@@ -9,7 +9,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::StreamExt as _;
 use tokio_xmpp::connect::DnsConfig;
 use tokio_xmpp::jid::Jid;
-use tokio_xmpp::minidom::{Element, rxml::xml_ncname};
+use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::iq::Iq;
 use tokio_xmpp::parsers::message::{Message, MessageType};
 use tokio_xmpp::parsers::presence::Type as PresenceType;
@@ -95,7 +95,7 @@ impl Rooms<'_> {
         let everyone = self.members.iter().filter(|(_, other)| *other == room).map(|(member, _)| member);
         let message = |member: &Jid| {
             let channel = Element::builder("channel", NS_CHANNEL)
-                .attr(xml_ncname!("number").into(), self.channel)
+                .attr("number".try_into().expect("a name"), self.channel)
                 .append(text.as_str());
             let mut message = Message::normal(member.clone()).with_payloads(vec![channel.build()]);
             message.from = service.cloned();
