@@ -266,7 +266,7 @@ keys! {
         "Derived SCRAM keys that are remembered.";
     "limits.xmpp_recent_broadcasts_max" => limits.xmpp.recent_broadcasts_max,
         "Broadcasts remembered for connections whose channel is being opened.";
-    "limits.xmpp_hubs" => limits.xmpp.hubs,
+    "limits.xmpp_hubs" => limits.xmpp.hubs or 0,
         "Parts that connections are divided into by account, each with a lock, a timer and a walk over its broadcasts of its own; \
          0: one for each core.";
     "limits.xmpp_broadcast_chunk_max" => limits.xmpp.broadcast_chunk_max,
