@@ -293,6 +293,26 @@ async fn the_end_of_an_older_connection_takes_nothing_from_the_newer_one_of_its_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_older_connection_that_ends_late_takes_nothing_either() {
+    let world = World::new().await;
+    let mut service = world.service().await;
+    let mut older = world.login(account(1), "r").await;
+    join(&mut older, &mut service).await;
+    // It reads no more, so it can't be told that it has to end.
+    let epoch = world.middle.epoch(account(1), "r");
+    assert_eq!(world.deliver(vec![item(account(1), epoch, &[&[b'x'; 60_000]])]).await, []);
+    let mut newer = world.login(account(1), "r").await;
+    join(&mut newer, &mut service).await;
+    assert_eq!(world.metric("campanile_front_connections"), 2);
+    drop(older);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.metric("campanile_front_connections"), 1);
+    nothing_to_hear(&mut service).await;
+    newer.send(HI).await;
+    assert_eq!(service.element().await.attr("id"), Some("hi"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_comes_back_is_told_of_a_few_devices_at_a_time() {
     let world = World::with(Limits { announcements_max: 2, ..Limits::default() }).await;
     let mut service = world.service().await;
@@ -333,10 +353,11 @@ async fn a_device_that_opens_anew_while_the_service_is_told_again_gets_an_answer
     let again = service.element().await;
     device.send(OPEN).await;
     let anew = service.element().await;
-    for asked in [again, anew] {
+    // What it says to the opening before says nothing about this one.
+    for (asked, kind) in [(again, "error"), (anew, "result")] {
         device.nothing_more().await;
         let id = asked.attr("id").expect("an id");
-        service.send(&format!("<iq type='result' id='{id}' from='rooms.example.org'/>")).await;
+        service.send(&format!("<iq type='{kind}' id='{id}' from='rooms.example.org'/>")).await;
         settled().await;
     }
     assert_eq!(device.element().await.attr("id"), Some("o7"));
