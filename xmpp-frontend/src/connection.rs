@@ -276,6 +276,7 @@ pub(crate) async fn keep_time(shared: Arc<Shared>, hub: Arc<Hub>) {
                         Due::Expired => expire(&shared, &line),
                     }
                 }
+                hub.wheel.tend_leaving();
             }
             () = hub.wheel.orphaned.notified() => {
                 for line in hub.wheel.take_orphans() {

@@ -100,8 +100,7 @@ impl Hub {
                 return Err(Reason::Conflict);
             }
             other.close(Reason::Conflict);
-            state.remove(&other);
-            self.metrics.lines.dec();
+            self.take_out(&mut state, &other);
         }
         let seat = Slot {
             line: Arc::clone(line),
@@ -272,11 +271,17 @@ impl Hub {
         true
     }
 
-    /// A line that takes no more frames takes no part any more; its owner does the rest.
-    fn evict(&self, state: &mut State, line: &Arc<Line>) -> Applied {
+    /// Takes a line out while its stream still has something to say.
+    fn take_out(&self, state: &mut State, line: &Arc<Line>) {
         if state.remove(line) {
             self.metrics.lines.dec();
+            self.wheel.see_off(Arc::clone(line));
         }
+    }
+
+    /// A line that takes no more frames takes no part any more; its owner does the rest.
+    fn evict(&self, state: &mut State, line: &Arc<Line>) -> Applied {
+        self.take_out(state, line);
         Applied::Gone
     }
 }

@@ -388,6 +388,13 @@ impl Line {
         due
     }
 
+    /// True while a stream serves the line, which is told if its time is up: for a line that the wheel can't come to any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let state = &mut *lock(&self.state);
+        state.due(&self.wheel, self.wheel.now());
+        matches!(state.hold, Hold::Stream(_) | Hold::Coming)
+    }
+
     /// Has the wheel come by when something is due, unless it comes before.
     fn arm(&self, state: &mut State) {
         let at = state.due_at(&self.wheel);

@@ -51,6 +51,8 @@ pub(crate) struct Wheel {
     buckets: Mutex<Vec<Vec<u32>>>,
     /// Lines that have to end and have no task to do it.
     orphans: Mutex<Vec<Arc<Line>>>,
+    /// Lines that have lost their slots while a stream may still serve them.
+    leaving: Mutex<Vec<Arc<Line>>>,
     pub(crate) orphaned: Notify,
 }
 
@@ -62,6 +64,7 @@ impl Wheel {
             now: AtomicU32::new(0),
             buckets: Mutex::new(vec![Vec::new(); BUCKETS]),
             orphans: Mutex::default(),
+            leaving: Mutex::default(),
             orphaned: Notify::new(),
         }
     }
@@ -93,6 +96,18 @@ impl Wheel {
     pub(crate) fn orphan(&self, line: Arc<Line>) {
         lock(&self.orphans).push(line);
         self.orphaned.notify_one();
+    }
+
+    /// Looks after a line that has lost its slot, for as long as a stream serves it.
+    pub(crate) fn see_off(&self, line: Arc<Line>) {
+        lock(&self.leaving).push(line);
+    }
+
+    /// Looks after those lines at this tick.
+    pub(crate) fn tend_leaving(&self) {
+        let mut leaving = std::mem::take(&mut *lock(&self.leaving));
+        leaving.retain(|line| line.is_leaving());
+        lock(&self.leaving).append(&mut leaving);
     }
 
     /// The lines to be ended.

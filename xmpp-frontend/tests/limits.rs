@@ -103,6 +103,28 @@ async fn a_client_that_takes_no_bytes_is_lost_after_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_takes_no_bytes_is_lost_after_a_while_also_when_its_place_is_another_s() {
+    let limits = Limits { outbox_bytes_max: 64 * 1024, ..Limits::default() };
+    let world = World::with(limits).await;
+    let _replaced = world.subscriber(account(1), &[]).await;
+    let _flooded = world.subscriber(account(2), &[]).await;
+    let stall = async |number| {
+        let epoch = world.middle.epoch(account(number), "r");
+        world.deliver(vec![item(account(number), epoch, &[&[b'x'; 30_000]])]).await
+    };
+    assert_eq!(stall(1).await, []);
+    let _newer = world.login(account(1), "r").await;
+    while stall(2).await.is_empty() {}
+    assert_eq!(world.metric("campanile_front_connections"), 3);
+    sleep(Duration::from_mins(2)).await;
+    assert_eq!(world.metric("campanile_front_connections"), 1);
+    let ended = |reason: &str, again: &str| {
+        world.metric(&format!("campanile_front_streams_ended_total{{reason=\"{reason}\",again=\"{again}\"}}"))
+    };
+    assert_eq!((ended("conflict", "no"), ended("outbox_full", "yes")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn too_many_payloads_at_once_end_the_stream() {
     let world = World::with(Limits { channel_queue_max: 3, ..Limits::default() }).await;
     let mut client = world.subscriber(account(1), &[]).await;

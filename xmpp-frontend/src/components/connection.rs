@@ -229,7 +229,7 @@ impl Talk<'_> {
             }
             Said::Down(to, payload) => {
                 let lines = self.receivers(&to);
-                let frame = Frame::stanza(payload.to_message());
+                let frame = Frame::payload(payload.number, payload.bytes);
                 let taken = lines.iter().filter(|line| line.offer(frame.clone()).is_ok()).count();
                 let metrics = &self.component.metrics;
                 metrics.channel_payloads_down.get_or_create(&self.component.label()).inc_by(taken as u64);
