@@ -131,6 +131,9 @@ pub struct Limits {
     pub hubs: usize,
     /// Connections written to in one go during a broadcast; after each go single sends take precedence.
     pub broadcast_chunk_max: usize,
+    /// Connections written to in a second during broadcasts, by all hubs together, so that devices that come to life by a
+    /// broadcast don't all do so at once. 0: no such limit.
+    pub broadcast_writes_per_second_max: usize,
     /// Broadcasts at one time that reach each of their audience at a moment of its own. One more is left to the middle's
     /// judgements, which are slower.
     pub paced_broadcasts_max: usize,
@@ -191,6 +194,7 @@ impl Default for Limits {
             recent_broadcasts_max: 1024,
             hubs: 0,
             broadcast_chunk_max: 256,
+            broadcast_writes_per_second_max: 0,
             paced_broadcasts_max: 64,
             paced_slots_max: 4_000_000,
             announcements_max: 64,

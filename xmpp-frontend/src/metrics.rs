@@ -65,6 +65,7 @@ pub(crate) struct Metrics {
     /// Lost streams that may be resumed.
     pub(crate) resumable: Gauge,
     /// Broadcasts on their slow way.
+    pub(crate) broadcast_slots: Gauge,
     pub(crate) paced_broadcasts: Gauge,
     /// Connections that wait for their moments in these.
     pub(crate) paced_slots: Gauge,
@@ -135,6 +136,8 @@ impl Metrics {
         let connections = gauge("connections", "Byte streams, logged in or not");
         let lines = gauge("lines", "Bound resources, those that may be resumed included");
         let resumable = gauge("resumable", "Lost streams that may be resumed");
+        let broadcast_slots =
+            gauge("broadcast_slots", "Connections still to be written to, of the broadcasts that are on their way");
         let paced_broadcasts =
             gauge("paced_broadcasts", "Broadcasts that somebody here waits for until a later moment");
         let paced_slots = gauge("paced_slots", "Connections that wait for their moments, of all those broadcasts");
@@ -157,6 +160,7 @@ impl Metrics {
             connections,
             lines,
             resumable,
+            broadcast_slots,
             paced_broadcasts,
             paced_slots,
             resumed: counter("resumed", "Streams that were resumed"),

@@ -9,9 +9,10 @@ use idl::bus::{FrontEvent, IncomingBatch};
 use idl::contract::bus::CancelBroadcast;
 use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::Shared;
+use crate::config::Limits;
 use crate::hub::Hub;
 use crate::hub::broadcasts::Received;
 use crate::ring::Recent;
@@ -86,6 +87,36 @@ pub(crate) enum Pacing {
     Behind,
 }
 
+/// How fast a hub may write broadcasts: connections in a second; 0 for as fast as can be.
+#[derive(Clone, Copy)]
+struct Rate(usize);
+
+impl Rate {
+    /// The share of one of so many hubs.
+    fn of(limits: &Limits, hubs: usize) -> Self {
+        Self(limits.broadcast_writes_per_second_max.div_ceil(hubs))
+    }
+
+    /// A chunk of up to that many, or what is written in a tenth of a second.
+    fn chunk(self, max: usize) -> usize {
+        if self.0 == 0 { max } else { max.min(self.0.div_ceil(10)) }
+    }
+
+    /// How long after the beginning of a chunk the next one begins.
+    fn pause(self, chunk: usize) -> Duration {
+        let (chunk, rate) = (u64::try_from(chunk).unwrap_or(u64::MAX), u64::try_from(self.0).unwrap_or(u64::MAX));
+        chunk.saturating_mul(1_000_000).checked_div(rate).map(Duration::from_micros).unwrap_or_default()
+    }
+
+    /// Waits until that moment, and in any case until others have had their turn.
+    async fn turn(self, at: Instant) {
+        tokio::task::yield_now().await;
+        if self.0 > 0 {
+            sleep_until(at).await;
+        }
+    }
+}
+
 /// Serves the batches of the middle tier, until the bus is gone.
 pub(crate) async fn serve_batches(shared: Arc<Shared>, mut batches: mpsc::Receiver<IncomingBatch>) {
     while let Some(incoming) = batches.recv().await {
@@ -135,12 +166,17 @@ pub(crate) async fn serve_events(shared: Arc<Shared>, mut events: mpsc::Receiver
 /// behind each walk, or every tick.
 async fn walk(shared: Arc<Shared>, hub: Arc<Hub>, mut news: mpsc::Receiver<News>) {
     let chunk_max = shared.config.limits.broadcast_chunk_max;
+    let rate = Rate::of(&shared.config.limits, shared.hubs.each().count());
     let mut walks: VecDeque<Walk> = VecDeque::new();
+    let mut next_at = Instant::now();
+    let mut told = 0;
     let mut pacing = Pacing::Done;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let waiting: usize = walks.iter().map(|walk| walk.parts.len()).sum();
+        let left = walks.iter().map(|walk| i64::try_from(walk.left).unwrap_or(i64::MAX)).sum();
+        shared.metrics.broadcast_slots.inc_by(left - std::mem::replace(&mut told, left));
         tokio::select! {
             biased;
             heard = news.recv(), if waiting < WALKS_MAX => match heard {
@@ -148,8 +184,10 @@ async fn walk(shared: Arc<Shared>, hub: Arc<Hub>, mut news: mpsc::Receiver<News>
                 Some(News::Cancelled(cancelled)) => hub.cancel(&cancelled, &mut walks),
                 None => return,
             },
-            () = tokio::task::yield_now(), if !walks.is_empty() => {
+            () = rate.turn(next_at), if !walks.is_empty() => {
                 let now_ms = shared.clock.now_ms();
+                let chunk_max = rate.chunk(chunk_max);
+                next_at = Instant::now() + rate.pause(chunk_max);
                 if walks.front_mut().is_some_and(|walk| !hub.walk(walk, chunk_max, now_ms)) {
                     walks.pop_front();
                     pacing = hub.pace(chunk_max, now_ms);

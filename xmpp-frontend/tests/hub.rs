@@ -498,3 +498,25 @@ async fn several_hubs_are_one_front_to_the_middle_tier() {
         client.nothing_more().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn broadcasts_go_out_at_a_configured_rate_and_their_progress_is_told() {
+    let world = World::with(Limits { broadcast_writes_per_second_max: 10, ..Limits::default() }).await;
+    let mut clients = Vec::new();
+    for number in 1..=8 {
+        clients.push(world.subscriber(account(number), &[]).await);
+    }
+    world.publish(broadcast(None, b"slowly", NOW_MS + 3_600_000)).await;
+    let mut seen = Vec::new();
+    for _ in 0..9 {
+        settled().await;
+        let written = world.metric("campanile_front_broadcast_deliveries_total");
+        seen.push((written, written + world.metric("campanile_front_broadcast_slots")));
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let expected: Vec<_> = (1..=8).chain([8]).map(|written| (written, 8)).collect();
+    assert_eq!(seen, expected, "one each tenth of a second");
+    for client in &mut clients {
+        assert_eq!(client.payload().await, b"slowly");
+    }
+}

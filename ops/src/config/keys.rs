@@ -271,6 +271,9 @@ keys! {
          0: one for each core.";
     "limits.xmpp_broadcast_chunk_max" => limits.xmpp.broadcast_chunk_max,
         "Connections written to in one go of a broadcast; single sends go between.";
+    "limits.xmpp_broadcast_writes_per_second_max" => limits.xmpp.broadcast_writes_per_second_max or 0,
+        "Connections that a front writes broadcasts to in a second, so that devices that a broadcast brings to life don't all come \
+         to yours at once; 0: no such limit.";
     "limits.xmpp_paced_broadcasts_max" => limits.xmpp.paced_broadcasts_max,
         "Broadcasts at one time that reach each device at a moment of its own; one more is left to slower ways.";
     "limits.xmpp_paced_slots_max" => limits.xmpp.paced_slots_max,
