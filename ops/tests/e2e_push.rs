@@ -279,8 +279,9 @@ async fn a_delivery_that_was_not_acknowledged_comes_again_and_the_app_is_called_
     device.configure(|_| {});
     device.connect().await;
     party.marked("after the kill").await;
-    let again = party.server.metric("campanile_middle_deliveries_total") - handed_off;
-    assert!(again >= 4.0, "two that were not acknowledged and two marks, not {again}");
+    // A device may have a delivery before the middle has heard of that, and counts it.
+    let again = || party.server.metric("campanile_middle_deliveries_total") - handed_off;
+    eventually("two that were not acknowledged and two marks are counted", || (again() >= 4.0).then_some(())).await;
     assert_eq!(party.got(0), ["single", "broadcast"]);
 }
 
