@@ -2,7 +2,7 @@
 //! two ends know, for channel binding (RFC 9266).
 //!
 //! rustls tells these to a key log alone, so each handshake has a key log of its own. The alternative, rustls' own state of
-//! the connection, would be kept for as long as that lives and takes ten times the memory.
+//! the connection, would be kept for as long as that lives, with all that it holds.
 
 use std::sync::{Mutex, PoisonError};
 
