@@ -755,6 +755,8 @@ struct BroadcastStopped {
 
 /** For every other middle: a front may have missed a broadcast, so its sessions are to be judged. */
 struct JudgeSoon {
+  /** A middle has vanished: whatever it stored and told nobody of is looked for, mailboxes too. Absent is false. */
+  1: optional bool mailboxes
 }
 
 /** For every other middle: what has it counted and not written yet? */

@@ -73,6 +73,7 @@ use schema::sorted::SortedStore;
 use schema::timeline::Timelines;
 use schema::topics::TopicMembers;
 use schema::traces::Traces;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -258,6 +259,8 @@ pub(crate) struct Shared {
     /// What could not be told to owners of accounts.
     pub(crate) pokes: pokes::Backlog,
     pub(crate) partitions: Partitions,
+    /// All sessions are to be compared with the store.
+    pub(crate) sweep_now: Notify,
     /// This life of this tier's memory: names what it counts.
     pub(crate) life: Generation,
     pub(crate) tasks: Tasks,
@@ -314,6 +317,7 @@ impl Middle {
             metrics: Metrics::register(registry),
             pokes: pokes::Backlog::default(),
             partitions,
+            sweep_now: Notify::new(),
             life: Generation(u128::from_be_bytes(life)),
             tasks: Tasks::default(),
             config,

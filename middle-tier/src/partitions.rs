@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::Shared;
+use crate::{Shared, sweep};
 
 /// How long requests that have begun are waited for when their partition is given away: as long as most callers wait.
 const FINISH: Duration = Duration::from_secs(10);
@@ -170,6 +170,9 @@ pub(crate) async fn run(shared: Arc<Shared>, drain: CancellationToken) {
         }
         if !changes.gained.is_empty() {
             gained(&shared, &changes.gained);
+        }
+        if changes.orphaned {
+            sweep::after_a_middle_vanished(&shared);
         }
         for partition in changes.leaving {
             let Some(term) = shared.partitions.held(partition) else { continue };

@@ -100,7 +100,7 @@ impl Publisher {
                         // They have sessions of the same fronts. One that is not told finds out by its sweep.
                         let others = Arc::clone(&shared);
                         shared.tasks.spawn(async move {
-                            others::ask(&others, Request::JudgeSoon(JudgeSoon {})).await;
+                            others::ask(&others, Request::JudgeSoon(JudgeSoon { mailboxes: None })).await;
                         });
                     }
                     continue;

@@ -15,6 +15,7 @@ use crate::metrics::RequestLabels;
 use crate::partitions::Begun;
 use crate::{
     Shared, accounts, app_calls, apps, commands, counts, pokes, publish, recall, routes, schedules, server_topics,
+    sweep,
 };
 
 /// The loop that takes requests.
@@ -103,7 +104,7 @@ async fn respond(
         Request::ReceiptsWait(request) => shared.receipts.poked(&request),
         Request::AppChanged(request) => apps::changed_elsewhere(shared, &request),
         Request::BroadcastStopped(request) => publish::stopped_elsewhere(shared, &request),
-        Request::JudgeSoon(_) => Ok(shared.broadcasts.judge_soon()),
+        Request::JudgeSoon(request) => Ok(sweep::asked(shared, &request)),
         Request::Unwritten(request) => Box::pin(counts::unwritten_here(shared, request)).await,
         Request::AskSettled(_) => Ok(shared.receipts.settled_here(shared)),
     }

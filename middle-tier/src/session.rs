@@ -497,6 +497,12 @@ impl Session {
         }
     }
 
+    /// Compare with the store at the next step, the youngest messages too: whoever stored them told nobody.
+    pub(crate) fn check_whole(&mut self) {
+        self.check();
+        self.judge_soon();
+    }
+
     /// Judge at the next step, without waiting for a check.
     pub(crate) fn judge_soon(&mut self) {
         for held in self.held.values_mut() {

@@ -42,6 +42,8 @@ struct View {
     holds: [Hold; Partition::COUNT],
     /// The term of each partition's owner, whoever that is, as far as it is known.
     terms: [Option<Term>; Partition::COUNT],
+    /// How often partitions came here whose owner had vanished.
+    orphaned: u64,
 }
 
 /// A middle's view of the partitions. Clones see the same; each remembers for itself what [`Ownership::changed`] has told.
@@ -50,6 +52,7 @@ pub struct Ownership {
     view: watch::Receiver<Arc<View>>,
     /// What `changed` has told.
     told: [Hold; Partition::COUNT],
+    told_orphaned: u64,
     left: Option<mpsc::UnboundedSender<Partition>>,
     /// Keeps the view of a middle that owns all for ever.
     whole: Option<Arc<watch::Sender<Arc<View>>>>,
@@ -67,6 +70,8 @@ pub struct Owner {
 pub struct Changes {
     /// New here, or here for another term than before.
     pub gained: Vec<Partition>,
+    /// Some of those had an owner that never gave them away: what it had begun and told nobody of is left undone.
+    pub orphaned: bool,
     /// To be given away: finish, then say [`Ownership::left`].
     pub leaving: Vec<Partition>,
     /// Gone. Also those that are here again for another term.
@@ -76,18 +81,21 @@ pub struct Changes {
 impl Ownership {
     /// Of a middle that owns everything, as long as it lives.
     pub fn whole(term: Term) -> Self {
-        let view = View { holds: [Hold::Owned(term); Partition::COUNT], terms: [Some(term); Partition::COUNT] };
+        let view =
+            View { holds: [Hold::Owned(term); Partition::COUNT], terms: [Some(term); Partition::COUNT], orphaned: 0 };
         let (sender, receiver) = watch::channel(Arc::new(view));
-        Self { view: receiver, told: [Hold::No; Partition::COUNT], left: None, whole: Some(Arc::new(sender)) }
+        let told = [Hold::No; Partition::COUNT];
+        Self { view: receiver, told, told_orphaned: 0, left: None, whole: Some(Arc::new(sender)) }
     }
 
     /// A view, and the end that changes it. Nothing is owned at first.
     pub fn shared() -> (Owner, Self) {
-        let view = View { holds: [Hold::No; Partition::COUNT], terms: [None; Partition::COUNT] };
+        let view = View { holds: [Hold::No; Partition::COUNT], terms: [None; Partition::COUNT], orphaned: 0 };
         let (sender, receiver) = watch::channel(Arc::new(view));
         // At most one entry for each partition and term.
         let (left, has_left) = mpsc::unbounded_channel();
-        let ownership = Self { view: receiver, told: [Hold::No; Partition::COUNT], left: Some(left), whole: None };
+        let told = [Hold::No; Partition::COUNT];
+        let ownership = Self { view: receiver, told, told_orphaned: 0, left: Some(left), whole: None };
         (Owner { view: sender, left: Mutex::new(has_left) }, ownership)
     }
 
@@ -115,8 +123,11 @@ impl Ownership {
     /// Waits until something has changed since this was asked last. Pends for ever once nothing can change any more.
     pub async fn changed(&mut self) -> Changes {
         loop {
-            let holds = self.view.borrow_and_update().holds;
-            let mut changes = Changes::default();
+            let (holds, orphaned) = {
+                let view = self.view.borrow_and_update();
+                (view.holds, view.orphaned)
+            };
+            let mut changes = Changes { orphaned: orphaned != self.told_orphaned, ..Changes::default() };
             for partition in Partition::all() {
                 let (before, now) = (self.told[partition.number()], holds[partition.number()]);
                 if before.term() != now.term() {
@@ -127,7 +138,7 @@ impl Ownership {
                     changes.leaving.push(partition);
                 }
             }
-            self.told = holds;
+            (self.told, self.told_orphaned) = (holds, orphaned);
             if changes != Changes::default() {
                 return changes;
             }
@@ -147,9 +158,10 @@ impl Ownership {
 }
 
 impl Owner {
-    /// Says what this middle has, and which terms the owners of all partitions have.
-    pub fn set(&self, holds: [Hold; Partition::COUNT], terms: [Option<Term>; Partition::COUNT]) {
-        let view = Arc::new(View { holds, terms });
+    /// Says what this middle has, which terms the owners of all partitions have, and how often until now it got partitions
+    /// whose owner had vanished.
+    pub fn set(&self, holds: [Hold; Partition::COUNT], terms: [Option<Term>; Partition::COUNT], orphaned: u64) {
+        let view = Arc::new(View { holds, terms, orphaned });
         self.view.send_if_modified(|before| {
             let changed = *before != view;
             if changed {
@@ -178,18 +190,21 @@ mod tests {
         let (owner, mut ownership) = Ownership::shared();
         let mut holds = [Hold::No; Partition::COUNT];
         holds[3] = Hold::Owned(Term(1));
-        owner.set(holds, [None; Partition::COUNT]);
+        owner.set(holds, [None; Partition::COUNT], 0);
         let gained = Changes { gained: vec![partition(3)], ..Changes::default() };
         assert_eq!(ownership.changed().await, gained);
         holds[3] = Hold::Leaving(Term(1));
-        owner.set(holds, [None; Partition::COUNT]);
+        owner.set(holds, [None; Partition::COUNT], 0);
         assert_eq!(ownership.changed().await, Changes { leaving: vec![partition(3)], ..Changes::default() });
         ownership.left(partition(3));
         assert_eq!(owner.left().await, Some(partition(3)));
         holds[3] = Hold::Owned(Term(2));
-        owner.set(holds, [None; Partition::COUNT]);
-        let again = Changes { gained: vec![partition(3)], lost: vec![partition(3)], leaving: vec![] };
+        owner.set(holds, [None; Partition::COUNT], 1);
+        let again = Changes { gained: vec![partition(3)], lost: vec![partition(3)], orphaned: true, leaving: vec![] };
         assert_eq!(ownership.changed().await, again);
+        holds[4] = Hold::Owned(Term(3));
+        owner.set(holds, [None; Partition::COUNT], 1);
+        assert!(!ownership.changed().await.orphaned);
         assert!(ownership.owns(Shard(3)) && ownership.owns(Shard(67)) && !ownership.owns(Shard(4)));
     }
 

@@ -8105,17 +8105,22 @@ impl TSerializable for BroadcastStopped {
 /// For every other middle: a front may have missed a broadcast, so its sessions are to be judged.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct JudgeSoon {
+  /// A middle has vanished: whatever it stored and told nobody of is looked for, mailboxes too. Absent is false.
+  pub mailboxes: Option<bool>,
 }
 
 impl JudgeSoon {
-  pub fn new() -> JudgeSoon {
-    JudgeSoon {}
+  pub fn new<F1>(mailboxes: F1) -> JudgeSoon where F1: Into<Option<bool>> {
+    JudgeSoon {
+      mailboxes: mailboxes.into(),
+    }
   }
 }
 
 impl TSerializable for JudgeSoon {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<JudgeSoon> {
     i_prot.read_struct_begin()?;
+    let mut f_1: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -8123,6 +8128,10 @@ impl TSerializable for JudgeSoon {
       }
       let field_id = field_id(&field_ident)?;
       match field_id {
+        1 => {
+          let val = i_prot.read_bool()?;
+          f_1 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -8130,12 +8139,19 @@ impl TSerializable for JudgeSoon {
       i_prot.read_field_end()?;
     }
     i_prot.read_struct_end()?;
-    let ret = JudgeSoon {};
+    let ret = JudgeSoon {
+      mailboxes: f_1,
+    };
     Ok(ret)
   }
   fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
     let struct_ident = TStructIdentifier::new("JudgeSoon");
     o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(fld_var) = self.mailboxes {
+      o_prot.write_field_begin(&TFieldIdentifier::new("mailboxes", TType::Bool, 1))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -8143,7 +8159,9 @@ impl TSerializable for JudgeSoon {
 
 impl Default for JudgeSoon {
   fn default() -> Self {
-    JudgeSoon{}
+    JudgeSoon{
+      mailboxes: Some(false),
+    }
   }
 }
 

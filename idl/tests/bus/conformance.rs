@@ -224,7 +224,7 @@ async fn a_full_queue_of_events_takes_more_once_there_is_place(world: World) {
 }
 
 async fn a_middle_that_is_alone_has_nobody_to_ask(world: World) {
-    let answers = world.at_middle.ask_others(Request::JudgeSoon(wire::JudgeSoon {}), later()).await;
+    let answers = world.at_middle.ask_others(Request::JudgeSoon(wire::JudgeSoon::default()), later()).await;
     assert_eq!(answers, []);
     let (_serving, _) = serve_all(world.middle);
     let high = Call::high(Shard(3), LONG, Request::ListApps(wire::ListApps {}));

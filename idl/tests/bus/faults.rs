@@ -170,7 +170,7 @@ async fn redis_is_killed_and_starts_again_and_meanwhile_requests_fail_at_once() 
         assert!(failure.code.retryable());
     }
     harmed.deliver().await.expect_err("Redis is away");
-    let judge = Request::JudgeSoon(wire::JudgeSoon {});
+    let judge = Request::JudgeSoon(wire::JudgeSoon::default());
     let others = harmed.middle.ask_others(judge, Instant::now() + PATIENCE).await;
     assert!(matches!(others.as_slice(), [Err(_)]), "who can't be asked is not taken for nobody: {others:?}");
     assert!(begun.elapsed() < PATIENCE / 2, "all that fails at once: {:?}", begun.elapsed());

@@ -114,6 +114,7 @@ async fn a_middle_that_detaches_gives_all_away_at_once_and_no_request_is_lost() 
     let begun = Instant::now();
     two_bus.detach().await;
     owns_all(&[&one_has]).await;
+    assert!(!one_has.clone().changed().await.orphaned, "all was given away in peace");
     assert!(begun.elapsed() < options.middle_lease / 2, "nobody waited for a lease to end: {:?}", begun.elapsed());
     let served = seen(&one_log).len();
     wait_for("the first serves on", || seen(&one_log).len() > served + 100).await;
@@ -147,6 +148,7 @@ async fn what_a_killed_middle_had_is_the_others_within_its_lease_and_keeps_its_i
     drop(two_bus);
     owns_all(&[&one_has]).await;
     let taken = killed_at.elapsed();
+    assert!(one_has.clone().changed().await.orphaned, "the other gave nothing away");
     for waiting in waiting {
         assert_eq!(waiting.await.expect("runs"), Ok(Reply::Done));
     }

@@ -187,6 +187,28 @@ async fn what_an_owner_could_not_be_told_is_told_again_and_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_vanished_middle_told_nobody_of_is_found_whoever_takes_its_work() {
+    let config = Config { check_interval: SECOND * 86_400, ..Config::default() };
+    for taker in [B, A] {
+        let mut several = Several::start_with(config.clone()).await;
+        let (a, b) = (several.device_at(A).await, several.device_at(B).await);
+        several.during(SECOND * 40).await;
+        several.shared.lose("Stored", true);
+        several.shared.lose("JudgeSoon", true);
+        let (single, _) = several.send(send_to(to_all(&[&a, &b]))).await.expect("accepted");
+        let (broadcast, _) = several.send(everyone()).await.expect("accepted");
+        let handed = several.handing(sleep(SECOND * 20)).await.1;
+        assert_eq!(firsts(&handed, &b), [], "nobody told it");
+        several.shared.lose("JudgeSoon", false);
+        let of_a: Vec<_> =
+            Partition::all().filter(|partition| several.shared.owner_of(*partition) == Some(A)).collect();
+        several.shared.give(&of_a, taker).await;
+        let handed = several.handing(sleep(SECOND * 2)).await.1;
+        assert_eq!(firsts(&handed, &b), [single, broadcast], "middle {taker} takes it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_app_server_changes_topics_whoever_has_the_registrations() {
     let mut several = Several::start().await;
     let (a, b) = (several.device_at(A).await, several.device_at(B).await);

@@ -43,6 +43,8 @@ struct State {
     terms: [Option<Term>; Partition::COUNT],
     detaching: bool,
     version: u64,
+    /// How often a partition was claimed that a vanished middle had not released.
+    orphaned: u64,
 }
 
 /// What is to be said of partitions with the next sign of life.
@@ -51,6 +53,8 @@ pub(super) struct Plan {
     pub(super) renew: Vec<(Partition, Term)>,
     pub(super) claim: Vec<(Partition, Term)>,
     pub(super) release: Vec<(Partition, Term)>,
+    /// Of what is claimed, so many had an owner who never released them: their leases ran out.
+    orphaned: u64,
 }
 
 /// What came of it.
@@ -83,6 +87,7 @@ impl Leases {
             terms: [None; Partition::COUNT],
             detaching: false,
             version: 0,
+            orphaned: 0,
         };
         Self {
             me,
@@ -148,6 +153,7 @@ impl Leases {
                 None => {
                     if !state.detaching && view.is_free(partition) && wanted(partition, &middles) == Some(self.me) {
                         plan.claim.push((partition, self.term()));
+                        plan.orphaned += u64::from(view.owner(partition).is_some());
                     }
                 }
             }
@@ -185,6 +191,9 @@ impl Leases {
         for claimed in plan.claim.iter().filter(|claimed| is_mine(claimed)) {
             state.mine[claimed.0.number()] = Some(Mine { term: claimed.1, safe_until, leaving: None });
             settled.gained += 1;
+        }
+        if settled.gained > 0 {
+            state.orphaned += plan.orphaned;
         }
         let (next, now) = (state.version + 1, Instant::now());
         let detaching = state.detaching;
@@ -287,7 +296,7 @@ impl Leases {
         });
         // The middle knows before a reader may act by it.
         if let Some(owner) = &state.owner {
-            owner.set(holds, state.terms);
+            owner.set(holds, state.terms, state.orphaned);
         }
         state.version += 1;
         self.changed.send_replace(state.version);

@@ -38,6 +38,8 @@ struct Holds {
     /// Who has which partition.
     of: Vec<[Hold; Partition::COUNT]>,
     terms: u128,
+    /// How often each middle got what another had not given away.
+    orphaned: Vec<u64>,
 }
 
 /// One middle's end of it.
@@ -62,7 +64,7 @@ impl SharedBus {
             last: Mutex::new(MessageId::MIN),
             middles: Mutex::default(),
             routes: watch::Sender::new([None; Partition::COUNT]),
-            holds: Mutex::new(Holds { of: Vec::new(), terms: 0 }),
+            holds: Mutex::new(Holds { of: Vec::new(), terms: 0, orphaned: Vec::new() }),
             lost: Mutex::default(),
         })
     }
@@ -79,6 +81,7 @@ impl SharedBus {
         let lanes = <[_; 3]>::try_from(lanes).expect("three lanes");
         middles.push(End { lanes, owner: Arc::new(tokio::sync::Mutex::new(owner)) });
         lock(&self.holds).of.push([Hold::No; Partition::COUNT]);
+        lock(&self.holds).orphaned.push(0);
         let inbox = MiddleInbox::new(<[_; 3]>::try_from(receivers).expect("three lanes"), ownership);
         (inbox, MiddleBus { bus: Arc::clone(self), number: middles.len() - 1 })
     }
@@ -90,6 +93,10 @@ impl SharedBus {
 
     /// Gives partitions to a middle at once: whoever had them has lost them.
     pub(crate) async fn give(&self, partitions: &[Partition], to: usize) {
+        let orphaned = partitions
+            .iter()
+            .any(|partition| lock(&self.holds).of.iter().any(|of| matches!(of[partition.number()], Hold::Owned(_))));
+        lock(&self.holds).orphaned[to] += u64::from(orphaned);
         for partition in partitions {
             self.hold(*partition, Some(to));
         }
@@ -157,17 +164,17 @@ impl SharedBus {
 
     /// Tells every middle what it has.
     async fn tell(&self) {
-        let (of, terms) = {
+        let (of, terms, orphaned) = {
             let holds = lock(&self.holds);
             let mut terms = [None; Partition::COUNT];
             for partition in Partition::all() {
                 terms[partition.number()] = holds.of.iter().find_map(|of| of[partition.number()].term());
             }
-            (holds.of.clone(), terms)
+            (holds.of.clone(), terms, holds.orphaned.clone())
         };
-        for (number, holds) in of.into_iter().enumerate() {
+        for (number, (holds, orphaned)) in of.into_iter().zip(orphaned).enumerate() {
             let owner = Arc::clone(&lock(&self.middles)[number].owner);
-            owner.lock().await.set(holds, terms);
+            owner.lock().await.set(holds, terms, orphaned);
         }
     }
 
