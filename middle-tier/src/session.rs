@@ -4,6 +4,7 @@
 //! one place where the order of deliveries is decided. Everything here is memory that may vanish: mailboxes, timelines and
 //! cursors are the truth.
 
+mod by_app;
 mod held;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use idl::message::{Handling, Message};
 use schema::registrations::{Progress, RECENT_MAX, RecentBroadcast, Registration};
 use tokio::time::Instant;
 
+use self::by_app::ByApp;
 use self::held::{Flight, Held, Judging, Queued, before, millis};
 use crate::Config;
 use crate::judge;
@@ -40,7 +42,7 @@ pub(crate) struct Session {
     order: u128,
     /// The request that made it: the front itself paces what was broadcast after it.
     opened: MessageId,
-    held: BTreeMap<AppId, Held>,
+    held: ByApp<Held>,
     /// Registrations that got a message before the session held them: while the channel was being opened.
     stored_unheld: BTreeSet<RegId>,
     /// Someone is taking steps.
@@ -195,7 +197,7 @@ impl Session {
             epoch,
             order: opened.0,
             opened,
-            held: BTreeMap::new(),
+            held: ByApp::new(),
             stored_unheld: BTreeSet::new(),
             driven: false,
             ending: false,
@@ -321,7 +323,7 @@ impl Session {
     /// Takes over what an older session of the same account knew of acknowledged broadcasts: it is not in the store yet.
     pub(crate) fn inherit(&mut self, older: &mut Self) {
         self.order = self.order.max(older.order);
-        for (app, held) in &mut self.held {
+        for (app, held) in self.held.iter_mut() {
             let regid = held.registration.regid;
             if let Some(known) = older.held.get_mut(app).filter(|known| known.registration.regid == regid) {
                 held.acked.extend(known.acked.iter().copied());
@@ -629,7 +631,7 @@ impl Session {
 
     fn progress(&mut self, config: &Config) -> Vec<Advance> {
         let mut all = Vec::new();
-        for (app, held) in &mut self.held {
+        for (app, held) in self.held.iter_mut() {
             // Acks alone are not worth a write: they are written with the next judgement.
             if !std::mem::take(&mut held.cursor_due) {
                 continue;
@@ -652,7 +654,7 @@ impl Session {
     /// Once, when the connection is gone: cursors, and when the device was seen last.
     fn last_progress(&mut self, now_ms: u64, config: &Config) -> Vec<Advance> {
         let mut all = Vec::new();
-        for (app, held) in &mut self.held {
+        for (app, held) in self.held.iter_mut() {
             if std::mem::replace(&mut held.seen_written, true) {
                 continue;
             }

@@ -7,7 +7,7 @@
 //! A task works on a line's requests while there are any. It outlives the stream, so what a client has sent is handed on
 //! although the client has gone.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,19 +34,24 @@ const REOPEN_WAIT_MAX: Duration = Duration::from_secs(5);
 /// What a line wants of its channels' services.
 #[derive(Default)]
 pub(crate) struct Work {
-    jobs: VecDeque<Job>,
-    /// Bytes of payload in `jobs`.
-    bytes: usize,
-    /// A task is at work.
-    busy: bool,
-    /// The open channels, each with the payload to open it with again.
-    open: BTreeMap<u32, Vec<u8>>,
-    /// The life of the middle's memory that this line was last announced to.
-    generation: Option<Generation>,
+    /// `None` while there is nothing to do.
+    queue: Option<Box<Queue>>,
+    /// The open channels, each with the payload to open it with again: few, most often one.
+    open: Vec<(u32, Box<[u8]>)>,
+    /// The life of the middle's memory that this line was last announced to. Its bytes take less room in an option.
+    generation: Option<[u8; 16]>,
     announcing: bool,
     /// The route is given back, or will be: the middle must not hear of this connection again.
     ended: bool,
     reopened: u32,
+}
+
+/// Jobs while a task is at work on them, and of what they ask.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Bytes of payload in `jobs`.
+    bytes: usize,
 }
 
 enum Job {
@@ -75,7 +80,22 @@ enum Failed {
 impl Work {
     /// The work of a line whose route was claimed in that life of the middle's memory.
     pub(crate) fn new(generation: Generation) -> Self {
-        Self { generation: Some(generation), ..Self::default() }
+        Self { generation: Some(generation.0.to_be_bytes()), ..Self::default() }
+    }
+
+    /// The channel is open, and opened again with that payload.
+    fn opened(&mut self, number: u32, payload: &[u8]) {
+        if let Some((_, known)) = self.open.iter_mut().find(|(open, _)| *open == number) {
+            *known = payload.into();
+        } else {
+            self.open.reserve_exact(1);
+            self.open.push((number, payload.into()));
+        }
+    }
+
+    /// The payload that an open channel is opened again with.
+    fn opening(&self, number: u32) -> Option<&[u8]> {
+        self.open.iter().find(|(open, _)| *open == number).map(|(_, payload)| &**payload)
     }
 }
 
@@ -118,23 +138,21 @@ pub(crate) fn announce(shared: &Arc<Shared>, line: &Arc<Line>, permit: OwnedSema
     let mut work = lock(&line.work);
     if !work.ended && !std::mem::replace(&mut work.announcing, true) {
         // Before what waits: it would fail for want of the announcement.
-        work.jobs.push_front(Job::Announce(permit));
-        start(shared, line, &mut work);
+        start(shared, line, &mut work).jobs.push_front(Job::Announce(permit));
     }
 }
 
 /// True if the line was last announced to another life of the middle's memory.
 pub(crate) fn needs_announcing(line: &Line, generation: Generation) -> bool {
     let work = lock(&line.work);
-    work.generation != Some(generation) && !work.announcing && !work.ended
+    work.generation != Some(generation.0.to_be_bytes()) && !work.announcing && !work.ended
 }
 
 /// Gives the route back once everything that is queued has been done.
 pub(crate) fn disconnect(shared: &Arc<Shared>, line: &Arc<Line>) {
     let mut work = lock(&line.work);
     work.ended = true;
-    work.jobs.push_back(Job::Disconnect);
-    start(shared, line, &mut work);
+    start(shared, line, &mut work).jobs.push_back(Job::Disconnect);
 }
 
 fn queue(
@@ -145,20 +163,23 @@ fn queue(
 ) -> Result<(), QueueFull> {
     let limits = &shared.config.limits;
     let mut work = lock(&line.work);
-    if work.jobs.len() >= limits.channel_queue_max || work.bytes + size > limits.channel_queue_bytes_max {
+    let (waiting, bytes) = work.queue.as_ref().map_or((0, 0), |queue| (queue.jobs.len(), queue.bytes));
+    if waiting >= limits.channel_queue_max || bytes + size > limits.channel_queue_bytes_max {
         return Err(QueueFull);
     }
     let ticket = line.received(true);
-    work.bytes += size;
-    work.jobs.push_back(job(ticket));
-    start(shared, line, &mut work);
+    let queue = start(shared, line, &mut work);
+    queue.bytes += size;
+    queue.jobs.push_back(job(ticket));
     Ok(())
 }
 
-fn start(shared: &Arc<Shared>, line: &Arc<Line>, work: &mut Work) {
-    if !std::mem::replace(&mut work.busy, true) {
+/// The queue of a line, with a task at work on it that looks once the lock on the work is given back.
+fn start<'a>(shared: &Arc<Shared>, line: &Arc<Line>, work: &'a mut Work) -> &'a mut Queue {
+    work.queue.get_or_insert_with(|| {
         shared.spawn_connection(run(Arc::clone(shared), Arc::clone(line)));
-    }
+        Box::default()
+    })
 }
 
 async fn run(shared: Arc<Shared>, line: Arc<Line>) {
@@ -188,11 +209,12 @@ async fn run(shared: Arc<Shared>, line: Arc<Line>) {
 
 fn next(line: &Line) -> Option<Job> {
     let mut work = lock(&line.work);
-    let job = work.jobs.pop_front();
+    let queue = work.queue.as_mut()?;
+    let job = queue.jobs.pop_front();
     match &job {
-        Some(Job::Open(request, _) | Job::Up(request, _)) => work.bytes -= request.payload.bytes.len(),
+        Some(Job::Open(request, _) | Job::Up(request, _)) => queue.bytes -= request.payload.bytes.len(),
         Some(_) => {}
-        None => work.busy = false,
+        None => work.queue = None,
     }
     job
 }
@@ -207,7 +229,7 @@ async fn do_open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
     let Payload { number, bytes } = request.payload;
     match open_now(shared, line, number, &bytes).await {
         Ok((place, reply)) => {
-            lock(&line.work).open.insert(number, bytes);
+            lock(&line.work).opened(number, &bytes);
             let opened = format!("<open xmlns='{NS}' number='{number}'/>");
             let result = Frame::stanza(request.reply.result(&full_jid(shared, line), &opened));
             apply(shared, line, number, place, reply, Some(result));
@@ -223,7 +245,7 @@ async fn do_open(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
 
 async fn do_up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
     let Payload { number, bytes } = request.payload;
-    if !lock(&line.work).open.contains_key(&number) {
+    if lock(&line.work).opening(number).is_none() {
         let text = format!("open channel {number} before sending on it");
         let trouble = Trouble::new("cancel", "not-allowed", text);
         return answer_error(shared, line, &request.reply, &trouble);
@@ -247,7 +269,7 @@ async fn reopen(shared: &Arc<Shared>, line: &Arc<Line>, number: u32) {
     let (payload, reopened) = {
         let mut work = lock(&line.work);
         work.reopened += 1;
-        (work.open.get(&number).cloned(), work.reopened)
+        (work.opening(number).map(<[u8]>::to_vec), work.reopened)
     };
     let Some(payload) = payload else { return };
     if reopened > 1 {
@@ -284,7 +306,7 @@ async fn announce_now(shared: &Arc<Shared>, line: &Arc<Line>) -> Result<(), Fail
     let open = lock(&line.work).open.clone();
     for (number, payload) in open {
         let place = shared.hubs.with(line).place();
-        let reply = shared.middle.open_channel(line.place, number, payload, patience(shared, line)).await;
+        let reply = shared.middle.open_channel(line.place, number, payload.into(), patience(shared, line)).await;
         let reply = reply.inspect_err(|failure| {
             if failure.code == Code::Superseded {
                 line.close(Reason::Conflict);
@@ -307,7 +329,7 @@ async fn claim(shared: &Arc<Shared>, line: &Arc<Line>) -> Result<(), Failure> {
         Code::UnknownAccount => line.close(Reason::Revoked),
         _ => {}
     })?;
-    lock(&line.work).generation = Some(connected.generation);
+    lock(&line.work).generation = Some(connected.generation.0.to_be_bytes());
     shared.learn([(line.partition, connected.generation)]);
     Ok(())
 }
@@ -333,13 +355,13 @@ fn apply(shared: &Arc<Shared>, line: &Arc<Line>, number: u32, place: u64, reply:
     shared.learn([(line.partition, reply.generation)]);
     let mut work = lock(&line.work);
     if let Some(reopen) = reply.reopen {
-        work.open.insert(number, reopen);
+        work.opened(number, &reopen);
     }
     match applied {
         Applied::Whole => work.reopened = 0,
         Applied::Wrapped => {
             shared.metrics.limit("recent_broadcasts_max");
-            work.jobs.push_front(Job::Reopen(number));
+            start(shared, line, &mut work).jobs.push_front(Job::Reopen(number));
         }
         Applied::Gone => {}
     }

@@ -133,8 +133,8 @@ impl Credentials {
 
     /// The keys of a token: remembered, or derived on a thread of its own, a bounded number at one time.
     async fn keys(&self, token: String, salt: [u8; 16]) -> Result<Keys, Failure> {
-        let mut name = [0; 32];
-        name.copy_from_slice(digest::digest(&digest::SHA256, &[&salt, token.as_bytes()].concat()).as_ref());
+        let digest = digest::digest(&digest::SHA256, &[&salt, token.as_bytes()].concat());
+        let name = *digest.as_ref().first_chunk().ok_or(Failure::Temporary)?;
         if let Some(keys) = lock(&self.derived).keys.get(&name) {
             return Ok(*keys);
         }
@@ -151,15 +151,15 @@ impl Credentials {
     }
 }
 
-/// Derived keys by the digest of salt and token; the oldest go first.
+/// Derived keys by half the digest of salt and token; the oldest go first.
 struct Derived {
-    keys: HashMap<[u8; 32], Keys>,
-    order: VecDeque<[u8; 32]>,
+    keys: HashMap<[u8; 16], Keys>,
+    order: VecDeque<[u8; 16]>,
     max: usize,
 }
 
 impl Derived {
-    fn remember(&mut self, name: [u8; 32], keys: Keys) {
+    fn remember(&mut self, name: [u8; 16], keys: Keys) {
         if self.max == 0 {
             return;
         }
@@ -183,11 +183,11 @@ mod tests {
         let mut derived = Derived { keys: HashMap::new(), order: VecDeque::new(), max: 3 };
         let keys = Keys::derive("token", b"salt");
         for name in 0..10 {
-            derived.remember([name; 32], keys);
-            derived.remember([name; 32], keys);
+            derived.remember([name; 16], keys);
+            derived.remember([name; 16], keys);
         }
         assert_eq!(derived.keys.len(), 3);
         assert_eq!(derived.order.len(), 3);
-        assert!(derived.keys.contains_key(&[9; 32]) && !derived.keys.contains_key(&[6; 32]));
+        assert!(derived.keys.contains_key(&[9; 16]) && !derived.keys.contains_key(&[6; 16]));
     }
 }

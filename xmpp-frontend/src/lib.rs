@@ -150,7 +150,7 @@ pub(crate) struct Shared {
     pub(crate) middle: Middle,
     pub(crate) components: Components,
     pub(crate) credentials: Arc<Credentials>,
-    pub(crate) admissions: Admissions,
+    pub(crate) admissions: Arc<Admissions>,
     pub(crate) proxies: Proxies,
     pub(crate) tls: Tls,
     pub(crate) clock: SharedClock,

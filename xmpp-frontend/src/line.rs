@@ -51,8 +51,8 @@ struct State {
     hold: Hold,
     /// Of the stream's owner.
     waker: Option<Waker>,
-    resume_id: Option<Arc<str>>,
-    received: Received,
+    /// `None` while the client has not turned stream management on.
+    received: Option<Box<Received>>,
     /// `None` while its client deals with nobody but us.
     dealings: Option<Box<Dealings>>,
     /// When the client said something last.
@@ -90,7 +90,8 @@ pub(crate) struct Parked {
 /// Stanzas from the client, as XEP-0198 counts them.
 #[derive(Default)]
 struct Received {
-    counting: bool,
+    /// By what a lost stream can be resumed; `None` if it can't.
+    resume_id: Option<Arc<str>>,
     count: u32,
     /// Those that are not handled yet: what each is known by, and its number.
     open: VecDeque<(Ticket, u32)>,
@@ -163,8 +164,7 @@ impl Line {
             attachment,
             hold: Hold::Coming,
             waker: None,
-            resume_id: None,
-            received: Received::default(),
+            received: None,
             dealings: None,
             heard_at: wheel.now(),
             probed_at: None,
@@ -490,11 +490,10 @@ impl Line {
     /// Turns stream management on. Returns false if it is on already.
     pub(crate) fn enable(&self, enabled: &str, resume_id: Option<Arc<str>>) -> bool {
         let mut state = lock(&self.state);
-        if state.received.counting {
+        if state.received.is_some() {
             return false;
         }
-        state.received.counting = true;
-        state.resume_id = resume_id;
+        state.received = Some(Box::new(Received { resume_id, ..Received::default() }));
         if state.outbox.push(Frame::Enabled(enabled.as_bytes().into())).is_err() {
             state.closing.get_or_insert(Reason::OutboxFull);
         }
@@ -503,7 +502,7 @@ impl Line {
 
     /// By what a lost stream can be resumed; `None` if it can't.
     pub(crate) fn resume_id(&self) -> Option<Arc<str>> {
-        lock(&self.state).resume_id.clone()
+        lock(&self.state).received.as_ref()?.resume_id.clone()
     }
 
     /// The client has handled so many stanzas.
@@ -518,10 +517,8 @@ impl Line {
     /// Counts a stanza from the client. One that is `open` counts as handled only after [`Line::handled_one`] with the
     /// returned ticket; `None` while nothing is counted.
     pub(crate) fn received(&self, open: bool) -> Option<Ticket> {
-        let received = &mut lock(&self.state).received;
-        if !received.counting {
-            return None;
-        }
+        let mut state = lock(&self.state);
+        let received = state.received.as_mut()?;
         received.count = received.count.wrapping_add(1);
         received.tickets += 1;
         let ticket = Ticket(received.tickets);
@@ -533,7 +530,8 @@ impl Line {
 
     /// A stanza that was open is handled. One of before the stream was resumed counts no more: it was sent again.
     pub(crate) fn handled_one(&self, ticket: Ticket) {
-        let received = &mut lock(&self.state).received;
+        let mut state = lock(&self.state);
+        let Some(received) = &mut state.received else { return };
         if let Some(position) = received.open.iter().position(|(open, _)| *open == ticket) {
             received.open.remove(position);
         }
@@ -541,7 +539,7 @@ impl Line {
 
     /// How many stanzas from the client are handled: the crash of this process loses none of them.
     pub(crate) fn handled(&self) -> u32 {
-        lock(&self.state).received.handled()
+        lock(&self.state).received.as_ref().map_or(0, |received| received.handled())
     }
 
     /// A new stream takes the line over; it has to [`Line::begin`]. The older one, if it still lives, is returned, to be
@@ -554,18 +552,16 @@ impl Line {
     ) -> Result<(Attachment, Option<(Stream, Form)>), ResumeError> {
         let mut state = lock(&self.state);
         let form = state.outbox.form();
-        let Some(id) = state.resume_id.clone().filter(|_| login.account == self.place.account) else {
-            return Err(ResumeError::NotFound);
-        };
-        if state.closing.is_some() {
-            return Err(ResumeError::NotFound);
-        }
+        let State { received, outbox, closing, .. } = &mut *state;
+        let may_resume = closing.is_none() && login.account == self.place.account;
+        let Some(received) = received.as_mut().filter(|_| may_resume) else { return Err(ResumeError::NotFound) };
+        let Some(id) = &received.resume_id else { return Err(ResumeError::NotFound) };
         // What the client is told not to be handled it sends again.
-        let count = state.received.handled();
+        let count = received.handled();
         let resumed = answer(&format!("<resumed xmlns='{}' h='{count}' previd='{id}'/>", crate::negotiate::NS_SM));
-        state.outbox.resume(handled, resumed.as_bytes()).map_err(|AckTooHigh| ResumeError::AckTooHigh)?;
-        state.received.count = count;
-        state.received.open.clear();
+        outbox.resume(handled, resumed.as_bytes()).map_err(|AckTooHigh| ResumeError::AckTooHigh)?;
+        received.count = count;
+        received.open.clear();
         state.issued_at_ms = login.issued_at_ms;
         state.attachment.0 = state.attachment.0.wrapping_add(1);
         state.failed = None;

@@ -213,7 +213,7 @@ fn refuse(shared: &Arc<Shared>, mut socket: Socket, security: Security, reason: 
 
 /// Counts the connections that were let in.
 pub(crate) struct Admissions {
-    counts: Arc<Mutex<Counts>>,
+    counts: Mutex<Counts>,
     connections_max: usize,
     per_address_max: usize,
     handshakes_max: usize,
@@ -232,44 +232,39 @@ struct Counts {
 
 /// A connection's place, given back when dropped.
 pub(crate) struct Admission {
-    counts: Arc<Mutex<Counts>>,
-    per_address_max: usize,
+    among: Arc<Admissions>,
     /// What it counts as, once that is known.
     address: Option<IpAddr>,
     handshaking: bool,
-    metrics: Arc<Metrics>,
 }
 
 /// The place of a lost stream that may be resumed, given back when dropped.
-pub(crate) struct Resumable {
-    counts: Arc<Mutex<Counts>>,
-    metrics: Arc<Metrics>,
-}
+pub(crate) struct Resumable(Arc<Admissions>);
 
 /// The turn of a refusal, given back when dropped.
-pub(crate) struct Refusal(Arc<Mutex<Counts>>);
+pub(crate) struct Refusal(Arc<Admissions>);
 
 impl Admissions {
-    pub(crate) fn new(limits: &Limits, metrics: Arc<Metrics>) -> Self {
-        Self {
-            counts: Arc::default(),
+    pub(crate) fn new(limits: &Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            counts: Mutex::default(),
             connections_max: limits.connections_max,
             per_address_max: limits.connections_per_address_max,
             handshakes_max: limits.handshakes_max,
             resumable_max: limits.resumable_max,
             metrics,
-        }
+        })
     }
 
     /// Lets a connection in if no limit is against it.
-    pub(crate) fn admit(&self, peer: IpAddr) -> Result<Admission, Reason> {
+    pub(crate) fn admit(self: &Arc<Self>, peer: IpAddr) -> Result<Admission, Reason> {
         let mut admission = self.admit_before_its_address()?;
         admission.locate(peer)?;
         Ok(admission)
     }
 
     /// Lets a connection in whose address is still to be told, see [`Admission::locate`].
-    fn admit_before_its_address(&self) -> Result<Admission, Reason> {
+    fn admit_before_its_address(self: &Arc<Self>) -> Result<Admission, Reason> {
         let mut counts = lock(&self.counts);
         if counts.connections >= self.connections_max {
             return Err(Reason::Connections);
@@ -280,28 +275,27 @@ impl Admissions {
         counts.connections += 1;
         counts.handshakes += 1;
         self.metrics.connections.inc();
-        let (counts, metrics) = (Arc::clone(&self.counts), Arc::clone(&self.metrics));
-        Ok(Admission { counts, per_address_max: self.per_address_max, address: None, handshaking: true, metrics })
+        Ok(Admission { among: Arc::clone(self), address: None, handshaking: true })
     }
 
     /// A place for a lost stream that may be resumed, if there is one.
-    pub(crate) fn keep_resumable(&self) -> Option<Resumable> {
+    pub(crate) fn keep_resumable(self: &Arc<Self>) -> Option<Resumable> {
         let mut counts = lock(&self.counts);
         if counts.resumable >= self.resumable_max {
             return None;
         }
         counts.resumable += 1;
         self.metrics.resumable.inc();
-        Some(Resumable { counts: Arc::clone(&self.counts), metrics: Arc::clone(&self.metrics) })
+        Some(Resumable(Arc::clone(self)))
     }
 
-    fn refuse(&self) -> Option<Refusal> {
+    fn refuse(self: &Arc<Self>) -> Option<Refusal> {
         let mut counts = lock(&self.counts);
         if counts.refusals >= REFUSALS_MAX {
             return None;
         }
         counts.refusals += 1;
-        Some(Refusal(Arc::clone(&self.counts)))
+        Some(Refusal(Arc::clone(self)))
     }
 }
 
@@ -309,8 +303,8 @@ impl Admission {
     /// Counts the connection as one of that address, if its limit is not against it. Done once.
     fn locate(&mut self, peer: IpAddr) -> Result<(), Reason> {
         let address = network(peer);
-        let mut counts = lock(&self.counts);
-        if counts.addresses.get(&address).is_some_and(|count| *count >= self.per_address_max) {
+        let mut counts = lock(&self.among.counts);
+        if counts.addresses.get(&address).is_some_and(|count| *count >= self.among.per_address_max) {
             return Err(Reason::ConnectionsPerAddress);
         }
         *counts.addresses.entry(address).or_default() += 1;
@@ -321,7 +315,7 @@ impl Admission {
     /// The connection is logged in: its handshake is over.
     pub(crate) fn logged_in(&mut self) {
         if std::mem::replace(&mut self.handshaking, false) {
-            lock(&self.counts).handshakes -= 1;
+            lock(&self.among.counts).handshakes -= 1;
         }
     }
 }
@@ -329,8 +323,8 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         self.logged_in();
-        self.metrics.connections.dec();
-        let mut counts = lock(&self.counts);
+        self.among.metrics.connections.dec();
+        let mut counts = lock(&self.among.counts);
         counts.connections -= 1;
         if let Some(address) = self.address
             && let Some(count) = counts.addresses.get_mut(&address)
@@ -345,14 +339,14 @@ impl Drop for Admission {
 
 impl Drop for Resumable {
     fn drop(&mut self) {
-        lock(&self.counts).resumable -= 1;
-        self.metrics.resumable.dec();
+        lock(&self.0.counts).resumable -= 1;
+        self.0.metrics.resumable.dec();
     }
 }
 
 impl Drop for Refusal {
     fn drop(&mut self) {
-        lock(&self.0).refusals -= 1;
+        lock(&self.0.counts).refusals -= 1;
     }
 }
 
@@ -369,7 +363,7 @@ fn network(peer: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn admissions(limits: &Limits) -> Admissions {
+    fn admissions(limits: &Limits) -> Arc<Admissions> {
         let mut registry = prometheus_client::registry::Registry::default();
         Admissions::new(limits, Arc::new(Metrics::register(&mut registry)))
     }

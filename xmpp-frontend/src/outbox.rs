@@ -27,28 +27,24 @@ pub(crate) struct Outbox {
     /// Of the waiting and the unacknowledged together.
     bytes: usize,
     waiting: VecDeque<Frame>,
-    /// Written stanzas are counted and kept until they are acknowledged.
-    counting: bool,
+    /// Once stream management is on: what was written and is kept until it is acknowledged.
+    written: Option<Box<Written>>,
+    form: Form,
+}
+
+/// Stanzas that were written since they are counted.
+#[derive(Debug, Default)]
+struct Written {
     unacked: VecDeque<Frame>,
-    /// How many stanzas the client has acknowledged, modulo 2³².
+    /// How many the client has acknowledged, modulo 2³².
     acked: u32,
     /// The client was asked for an acknowledgement.
     asked: bool,
-    form: Form,
 }
 
 impl Outbox {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes_max,
-            bytes: 0,
-            waiting: VecDeque::new(),
-            counting: false,
-            unacked: VecDeque::new(),
-            acked: 0,
-            asked: false,
-            form: Form::default(),
-        }
+        Self { bytes_max, bytes: 0, waiting: VecDeque::new(), written: None, form: Form::default() }
     }
 
     /// The form of what is written next.
@@ -84,17 +80,20 @@ impl Outbox {
         while out.len() < WRITE_BYTES {
             let Some(frame) = self.waiting.pop_front() else { break };
             frame.write(&mut self.form, out);
-            self.counting |= matches!(frame, Frame::Enabled(_));
-            if self.counting && frame.is_stanza() {
-                self.unacked.push_back(frame);
-                counted = true;
-            } else {
-                self.bytes -= cost(&frame);
+            if matches!(frame, Frame::Enabled(_)) {
+                self.written.get_or_insert_default();
+            }
+            match &mut self.written {
+                Some(written) if frame.is_stanza() => {
+                    written.unacked.push_back(frame);
+                    counted = true;
+                }
+                _ => self.bytes -= cost(&frame),
             }
         }
-        if counted && !self.asked {
+        if let Some(written) = self.written.as_mut().filter(|written| counted && !written.asked) {
             Frame::AckRequest.write(&mut self.form, out);
-            self.asked = true;
+            written.asked = true;
         }
         if self.waiting.is_empty() {
             // An idle connection holds no room for frames.
@@ -105,32 +104,37 @@ impl Outbox {
     /// The client has handled `handled` stanzas. Returns true if it should be asked again: more was written since it was
     /// asked.
     pub(crate) fn acknowledge(&mut self, handled: u32) -> Result<bool, AckTooHigh> {
-        let newly = usize::try_from(handled.wrapping_sub(self.acked)).unwrap_or(usize::MAX);
-        if newly > self.unacked.len() {
+        let Some(written) = &mut self.written else {
+            return if handled == 0 { Ok(false) } else { Err(AckTooHigh) };
+        };
+        let newly = usize::try_from(handled.wrapping_sub(written.acked)).unwrap_or(usize::MAX);
+        if newly > written.unacked.len() {
             return Err(AckTooHigh);
         }
-        for frame in self.unacked.drain(..newly) {
+        for frame in written.unacked.drain(..newly) {
             self.bytes -= cost(&frame);
         }
-        if self.unacked.is_empty() {
-            self.unacked = VecDeque::new();
+        if written.unacked.is_empty() {
+            written.unacked = VecDeque::new();
         }
-        self.acked = handled;
+        written.acked = handled;
         // Asking again only after progress: a client that repeats itself isn't asked for ever.
-        self.asked = newly > 0 && !self.unacked.is_empty();
-        Ok(self.asked)
+        written.asked = newly > 0 && !written.unacked.is_empty();
+        Ok(written.asked)
     }
 
     /// The stream is resumed, in XML: what was not acknowledged comes first, behind `resumed`. What isn't counted is not
     /// repeated.
     pub(crate) fn resume(&mut self, handled: u32, resumed: &[u8]) -> Result<(), AckTooHigh> {
         self.acknowledge(handled)?;
-        self.asked = false;
+        let again = self.written.as_mut().map(|written| {
+            written.asked = false;
+            std::mem::take(&mut written.unacked)
+        });
         let waiting = std::mem::take(&mut self.waiting);
-        let again = std::mem::take(&mut self.unacked);
         let stanzas = waiting.into_iter().filter(Frame::is_stanza);
         self.form = Form::Xml;
-        self.waiting = std::iter::once(Frame::other(resumed)).chain(again).chain(stanzas).collect();
+        self.waiting = std::iter::once(Frame::other(resumed)).chain(again.unwrap_or_default()).chain(stanzas).collect();
         self.bytes = self.waiting.iter().map(cost).sum();
         Ok(())
     }
@@ -243,8 +247,8 @@ mod tests {
     #[test]
     fn counts_wrap_at_two_to_the_thirty_second() {
         let mut outbox = enabled();
-        outbox.acked = u32::MAX;
         taken(&mut outbox);
+        outbox.written.as_mut().expect("they are counted").acked = u32::MAX;
         assert_eq!(outbox.acknowledge(0), Ok(true));
         assert_eq!(outbox.acknowledge(1), Ok(false));
     }

@@ -3,6 +3,7 @@
 //! A connection is armed for one moment at a time and looked at when that comes; whatever happens to it meanwhile only moves
 //! what it finds due. So traffic costs the wheel nothing, and a connection costs it four bytes.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,13 +19,17 @@ pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// Buckets: about a quarter of an hour. Who is due later is looked at once on the way.
 const BUCKETS: usize = 4096;
 
-/// A moment, in ticks since the front was built.
+/// A moment, in ticks since the front was built, from 1 on: so one that may be missing takes no more room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Tick(u32);
+pub(crate) struct Tick(NonZeroU32);
 
 impl Tick {
     /// Never.
-    pub(crate) const NEVER: Self = Self(u32::MAX);
+    pub(crate) const NEVER: Self = Self(NonZeroU32::MAX);
+
+    fn of(number: u32) -> Self {
+        Self(NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN))
+    }
 
     /// The first moment at which so much time has surely passed since this one.
     pub(crate) fn after(self, time: Duration) -> Self {
@@ -61,7 +66,7 @@ impl Wheel {
         let Limits { idle_time_max: idle, probe_time_max: probe, write_time_max: write, .. } = *limits;
         Self {
             patience: Patience { idle, probe, write },
-            now: AtomicU32::new(0),
+            now: AtomicU32::new(1),
             buckets: Mutex::new(vec![Vec::new(); BUCKETS]),
             orphans: Mutex::default(),
             leaving: Mutex::default(),
@@ -70,19 +75,19 @@ impl Wheel {
     }
 
     pub(crate) fn now(&self) -> Tick {
-        Tick(self.now.load(Ordering::Relaxed))
+        Tick::of(self.now.load(Ordering::Relaxed))
     }
 
     /// Has a slot come up at that moment, or before if it is far away, and returns when.
     pub(crate) fn arm(&self, slot: u32, at: Tick) -> Tick {
         let mut buckets = lock(&self.buckets);
-        let Tick(now) = self.now();
+        let now = self.now().0.get();
         let furthest = now.saturating_add(u32::try_from(BUCKETS - 1).unwrap_or(u32::MAX));
-        let at = at.0.clamp(now.saturating_add(1), furthest);
+        let at = at.0.get().clamp(now.saturating_add(1), furthest);
         if let Some(bucket) = buckets.get_mut(at as usize % BUCKETS) {
             bucket.push(slot);
         }
-        Tick(at)
+        Tick::of(at)
     }
 
     /// The next tick has come: the slots that come up now.
@@ -124,7 +129,7 @@ mod tests {
     fn a_slot_comes_up_once_at_its_moment() {
         let wheel = Wheel::new(&Limits::default());
         let at = wheel.now().after(Duration::from_millis(600));
-        assert_eq!(at, Tick(4));
+        assert_eq!(at, Tick::of(5));
         wheel.arm(7, at);
         wheel.arm(8, wheel.now());
         let mut came = Vec::new();
@@ -132,7 +137,7 @@ mod tests {
             let slots = wheel.advance();
             came.extend(slots.into_iter().map(|slot| (wheel.now(), slot)));
         }
-        assert_eq!(came, [(Tick(1), 8), (Tick(4), 7)]);
+        assert_eq!(came, [(Tick::of(2), 8), (Tick::of(5), 7)]);
     }
 
     #[test]

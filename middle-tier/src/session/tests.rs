@@ -250,7 +250,10 @@ fn what_is_in_flight_to_a_device_stays_below_what_its_front_holds_for_it() {
 fn acks_are_remembered_only_while_a_mailbox_is_read() {
     let (mut session, config) = in_step();
     let made_up: Vec<_> = (0..10_000).map(id).collect();
-    let remembered = |session: &Session| session.held[&app()].acked_meanwhile.as_ref().map_or(0, BTreeSet::len);
+    let remembered = |session: &Session| {
+        let held = session.held.get(&app()).expect("it is held");
+        held.acked_meanwhile.as_ref().map_or(0, BTreeSet::len)
+    };
     session.acked_singles(&app(), &made_up);
     assert_eq!(remembered(&session), 0);
     session.check();
