@@ -392,8 +392,8 @@ pub(crate) fn read_changes(entries: &[wire::IndexEntry]) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
-
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use prometheus_client::registry::Registry;
 
     use super::broadcasts::Received;
@@ -411,7 +411,7 @@ mod tests {
     fn line(account: u128, epoch: u128) -> Arc<Line> {
         let login = Login { account: AccountId(account), issued_at_ms: 1 };
         let wheel = Arc::new(Wheel::new(&Limits::default()));
-        Line::new(login, Epoch(epoch), "r", 4096, Work::default(), &wheel).0
+        Line::new(login, Epoch(epoch), "r", 16384, Work::default(), &wheel).0
     }
 
     fn attach(hub: &Hub, number: u128) -> Arc<Line> {
@@ -426,17 +426,31 @@ mod tests {
     }
 
     fn broadcast(hub: &Hub) -> Walk {
+        let mut walk = Walk::default();
+        send(hub, 0, &mut walk);
+        walk
+    }
+
+    fn send(hub: &Hub, id: u128, walk: &mut Walk) {
         let broadcast = wire::Broadcast {
-            id: vec![0; 16],
+            id: id.to_be_bytes().to_vec(),
             app: APP.to_owned(),
             audience: Audience::Everyone.to_wire(),
-            payload: b"x".to_vec(),
+            payload: id.to_string().into(),
             expires_at_ms: 1,
             channel: 5,
             spread_ms: None,
             local_time_ms: None,
         };
-        hub.broadcast(&Received::read(&broadcast).expect("a broadcast"), 0).expect("a broadcast in time")
+        let before = walk.len();
+        hub.broadcast(&Received::read(&broadcast).expect("a broadcast"), walk, 0);
+        assert_eq!(walk.len(), before + 1, "a broadcast in time");
+    }
+
+    fn walk_on(hub: &Hub, walk: &mut Walk) {
+        while walk.len() > 0 {
+            hub.walk(walk, 1, 0);
+        }
     }
 
     fn has_got(line: &Line) -> bool {
@@ -451,16 +465,16 @@ mod tests {
         register(&hub, &first);
         register(&hub, &second);
         let mut walk = broadcast(&hub);
-        assert!(hub.walk(&mut walk, 1, 0));
+        assert_eq!(hub.walk(&mut walk, 1, 0), 0);
         assert!(has_got(&first));
         hub.detach(&second);
         let third = attach(&hub, 3);
         assert_eq!(third.slot(), 1, "it has the slot of the second");
         register(&hub, &third);
-        while hub.walk(&mut walk, 1, 0) {}
+        walk_on(&hub, &mut walk);
         assert!(!has_got(&third));
         let mut walk = broadcast(&hub);
-        while hub.walk(&mut walk, 1, 0) {}
+        walk_on(&hub, &mut walk);
         assert!(has_got(&third));
     }
 
@@ -501,8 +515,7 @@ mod tests {
         register(&hub, &line);
         assert_eq!(broadcast(&hub).next(), Some(0));
         hub.deliver(index_batch(&line, 2));
-        let walk = &mut broadcast(&hub);
-        while hub.walk(walk, 1, 0) {}
+        walk_on(&hub, &mut broadcast(&hub));
         assert!(has_got(&line));
     }
 
@@ -513,19 +526,72 @@ mod tests {
         let second = attach(&hub, 2);
         register(&hub, &first);
         register(&hub, &second);
-        let cancel = |id: u128, walks: &mut VecDeque<Walk>| {
+        let cancel = |id: u128, walk: &mut Walk| {
             let id = id.to_be_bytes().to_vec();
-            hub.cancel(&wire::CancelBroadcast { id, app: APP.to_owned() }, walks);
+            hub.cancel(&wire::CancelBroadcast { id, app: APP.to_owned() }, walk);
         };
-        let mut walks = VecDeque::from([broadcast(&hub)]);
-        assert!(hub.walk(&mut walks[0], 1, 0));
-        cancel(7, &mut walks);
-        assert_eq!(walks.len(), 1);
-        cancel(0, &mut walks);
-        cancel(0, &mut walks);
-        assert!(walks.is_empty());
+        let mut walk = broadcast(&hub);
+        assert_eq!(hub.walk(&mut walk, 1, 0), 0);
+        cancel(7, &mut walk);
+        assert_eq!(walk.len(), 1);
+        cancel(0, &mut walk);
+        cancel(0, &mut walk);
+        assert_eq!(walk.len(), 0);
         assert!(has_got(&first) && !has_got(&second));
-        hub.cancel(&wire::CancelBroadcast { id: b"no id".to_vec(), app: APP.to_owned() }, &mut walks);
+        hub.cancel(&wire::CancelBroadcast { id: b"no id".to_vec(), app: APP.to_owned() }, &mut walk);
+    }
+
+    /// The numbers of the broadcasts that wait for a connection, in order: their payloads, in base 64.
+    fn got(line: &Line) -> Vec<String> {
+        let waiting = line.take_waiting();
+        let payloads = waiting.split("number='5'>").skip(1).filter_map(|rest| rest.split('<').next());
+        payloads.filter_map(|payload| String::from_utf8(STANDARD.decode(payload).ok()?).ok()).collect()
+    }
+
+    #[test]
+    fn broadcasts_that_come_during_a_walk_join_it_where_it_is_and_reach_each_once_and_in_order() {
+        let hub = hub();
+        let lines: Vec<_> = (1..=6).map(|number| attach(&hub, number)).collect();
+        for line in &lines {
+            register(&hub, line);
+        }
+        let mut walk = Walk::default();
+        let mut writes = 0;
+        // Number 0 begins alone, 1 and 2 join behind two connections, 3 in the second round.
+        for number in 0..4 {
+            send(&hub, number, &mut walk);
+            for _ in 0..[2, 0, 5, 0][usize::try_from(number).expect("small")] {
+                hub.walk(&mut walk, 1, 0);
+                writes += 1;
+            }
+        }
+        assert_eq!(walk.len(), 3, "one has been to all");
+        while walk.len() > 0 {
+            hub.walk(&mut walk, 1, 0);
+            writes += 1;
+        }
+        for line in &lines {
+            assert_eq!(got(line), ["0", "1", "2", "3"]);
+        }
+        assert_eq!(writes, 13, "four times six deliveries");
+    }
+
+    #[test]
+    fn no_more_than_so_many_broadcasts_are_under_way_and_those_that_wait_begin_when_one_has_been_to_all() {
+        let hub = hub();
+        let lines: Vec<_> = (1..=3).map(|number| attach(&hub, number)).collect();
+        for line in &lines {
+            register(&hub, line);
+        }
+        let mut walk = Walk::default();
+        for number in 0..40 {
+            send(&hub, number, &mut walk);
+        }
+        let first = hub.walk(&mut walk, 3, 0);
+        assert_eq!((first, walk.len()), (16, 24));
+        walk_on(&hub, &mut walk);
+        let all: Vec<_> = (0..40).map(|number| number.to_string()).collect();
+        assert!(lines.iter().all(|line| got(line) == all));
     }
 
     #[test]
@@ -534,7 +600,8 @@ mod tests {
         let line = attach(&hub, 1);
         register(&hub, &line);
         let mut walk = broadcast(&hub);
-        assert!(!hub.walk(&mut walk, 1, 1));
+        hub.walk(&mut walk, 1, 1);
+        assert_eq!(walk.len(), 0);
         assert!(!has_got(&line));
     }
 

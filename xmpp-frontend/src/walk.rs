@@ -2,6 +2,7 @@
 //! ordinary broadcasts overtake too.
 
 use std::collections::VecDeque;
+use std::iter::Peekable;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,60 +20,115 @@ use crate::ring::Recent;
 
 /// How often it is looked whose moment has come.
 const TICK: Duration = Duration::from_millis(100);
-/// Broadcasts that were taken in, the one under way included. They are taken in as they come, also while another is under
-/// way: whom one is for is decided then, and a cancellation behind it is seen.
+/// Broadcasts that were taken in, those under way included. They are taken in as they come: whom one is for is decided then,
+/// and a cancellation behind it is seen.
 const WALKS_MAX: usize = 64;
-/// Broadcasts that are walked together.
+/// Broadcasts that are under way at one time: a connection may get all of them in one write.
 const TOGETHER_MAX: usize = 16;
 
-/// Broadcasts that are written in one go, and the slots that are still to be reached.
+/// Broadcasts on their way round the slots of a hub. One that comes begins where the walk is and has been to all once the
+/// walk is there again. So who is reached by several gets them in one write, also when they came one after the other, and
+/// each connection gets them in the order in which they came.
+#[derive(Default)]
 pub(crate) struct Walk {
-    /// In the order in which each connection gets them.
+    /// Under way, in that order.
     parts: Vec<Part>,
-    slots: roaring::bitmap::IntoIter,
-    /// How many slots are left.
+    /// Taken in, and not under way yet.
+    waiting: VecDeque<(Arc<Recent>, RoaringBitmap)>,
+    /// The slots before this one have been reached in this round.
+    at: u32,
+}
+
+/// One broadcast of a walk.
+struct Part {
+    recent: Arc<Recent>,
+    /// Its slots from where the walk is.
+    ahead: Peekable<roaring::bitmap::IntoIter>,
+    /// Its slots of the next round: those that the walk had passed when it began.
+    behind: RoaringBitmap,
+    /// How many there are of both.
     left: u64,
 }
 
-struct Part {
-    recent: Arc<Recent>,
-    slots: RoaringBitmap,
+impl Part {
+    fn new(recent: Arc<Recent>, mut slots: RoaringBitmap, at: u32) -> Self {
+        let left = slots.len();
+        let mut behind = slots.clone();
+        slots.remove_range(..at);
+        behind.remove_range(at..);
+        Self { recent, ahead: slots.into_iter().peekable(), behind, left }
+    }
 }
 
 impl Walk {
-    pub(crate) fn new(recent: Arc<Recent>, slots: RoaringBitmap) -> Self {
-        Self { left: slots.len(), slots: slots.clone().into_iter(), parts: vec![Part { recent, slots }] }
+    /// Takes a broadcast in that is for these slots.
+    pub(crate) fn join(&mut self, recent: Arc<Recent>, slots: RoaringBitmap) {
+        self.waiting.push_back((recent, slots));
+        self.begin_waiting();
     }
 
-    /// One walk for all that have not begun: who is reached by several gets them in one write.
-    fn merge(walks: impl IntoIterator<Item = Self>) -> Self {
-        let parts: Vec<_> = walks.into_iter().flat_map(|walk| walk.parts).collect();
-        let slots = parts.iter().fold(RoaringBitmap::new(), |all, part| all | &part.slots);
-        Self { left: slots.len(), slots: slots.into_iter(), parts }
+    fn begin_waiting(&mut self) {
+        while self.parts.len() < TOGETHER_MAX
+            && let Some((recent, slots)) = self.waiting.pop_front()
+        {
+            self.parts.push(Part::new(recent, slots, self.at));
+        }
     }
 
-    /// The next slot.
+    /// The next slot; a new round begins behind the last one.
     pub(crate) fn next(&mut self) -> Option<u32> {
-        let slot = self.slots.next();
-        self.left -= u64::from(slot.is_some());
-        slot
+        loop {
+            if let Some(slot) = self.parts.iter_mut().filter_map(|part| part.ahead.peek().copied()).min() {
+                self.at = slot.saturating_add(1);
+                return Some(slot);
+            }
+            self.at = 0;
+            let mut begun = false;
+            for part in &mut self.parts {
+                begun |= !part.behind.is_empty();
+                part.ahead = std::mem::take(&mut part.behind).into_iter().peekable();
+            }
+            if !begun {
+                return None;
+            }
+        }
     }
 
-    /// What is for that slot.
-    pub(crate) fn at(&self, slot: u32) -> impl Iterator<Item = &Arc<Recent>> {
-        self.parts.iter().filter(move |part| part.slots.contains(slot)).map(|part| &part.recent)
+    /// What is for that slot, which [`Walk::next`] gave: it is reached.
+    pub(crate) fn reach(&mut self, slot: u32) -> impl Iterator<Item = &Arc<Recent>> {
+        self.parts.iter_mut().filter_map(move |part| {
+            part.ahead.next_if_eq(&slot)?;
+            part.left -= 1;
+            Some(&part.recent)
+        })
+    }
+
+    /// Lets those go that have been to all, and begins with as many of those that wait. Returns how many went.
+    pub(crate) fn let_go(&mut self) -> usize {
+        let before = self.parts.len();
+        self.parts.retain(|part| part.left > 0);
+        let gone = before - self.parts.len();
+        self.begin_waiting();
+        gone
     }
 
     /// Goes on without some of the broadcasts. Returns true if there were any.
     pub(crate) fn leave_out(&mut self, which: impl Fn(&Recent) -> bool) -> bool {
-        let before = self.parts.len();
+        let before = self.len();
         self.parts.retain(|part| !which(&part.recent));
-        self.parts.len() < before
+        self.waiting.retain(|(recent, _)| !which(recent));
+        self.len() < before
     }
 
-    /// True if nothing is left to write.
-    pub(crate) fn is_over(&self) -> bool {
-        self.left == 0 || self.parts.is_empty()
+    /// How many broadcasts there are.
+    pub(crate) fn len(&self) -> usize {
+        self.parts.len() + self.waiting.len()
+    }
+
+    /// How often somebody is still to be reached.
+    fn left(&self) -> u64 {
+        let waiting = self.waiting.iter().map(|(_, slots)| slots.len());
+        self.parts.iter().map(|part| part.left).chain(waiting).sum()
     }
 }
 
@@ -137,7 +193,7 @@ pub(crate) async fn serve_events(shared: Arc<Shared>, mut events: mpsc::Receiver
     let mut walkers = Vec::new();
     for hub in shared.hubs.each() {
         let (tell, news) = mpsc::channel(1);
-        shared.spawn(walk(Arc::clone(&shared), Arc::clone(hub), news));
+        shared.spawn(walk_on(Arc::clone(&shared), Arc::clone(hub), news));
         walkers.push(tell);
     }
     while let Some(event) = events.recv().await {
@@ -161,42 +217,33 @@ pub(crate) async fn serve_events(shared: Arc<Shared>, mut events: mpsc::Receiver
     }
 }
 
-/// Walks the broadcasts of one hub. They are taken in as they come, also while others are under way; those that wait when a
-/// walk ends are walked together, up to a number, so that who is reached by several gets them in one write. A chunk of the paced ones goes
-/// behind each walk, or every tick.
-async fn walk(shared: Arc<Shared>, hub: Arc<Hub>, mut news: mpsc::Receiver<News>) {
+/// Walks the broadcasts of one hub, which are taken in as they come. A chunk of the paced ones goes behind each that ends, or
+/// every tick.
+async fn walk_on(shared: Arc<Shared>, hub: Arc<Hub>, mut news: mpsc::Receiver<News>) {
     let chunk_max = shared.config.limits.broadcast_chunk_max;
     let rate = Rate::of(&shared.config.limits, shared.hubs.each().count());
-    let mut walks: VecDeque<Walk> = VecDeque::new();
+    let mut walk = Walk::default();
     let mut next_at = Instant::now();
     let mut told = 0;
     let mut pacing = Pacing::Done;
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let waiting: usize = walks.iter().map(|walk| walk.parts.len()).sum();
-        let left = walks.iter().map(|walk| i64::try_from(walk.left).unwrap_or(i64::MAX)).sum();
+        let left = i64::try_from(walk.left()).unwrap_or(i64::MAX);
         shared.metrics.broadcast_slots.inc_by(left - std::mem::replace(&mut told, left));
         tokio::select! {
             biased;
-            heard = news.recv(), if waiting < WALKS_MAX => match heard {
-                Some(News::Broadcast(received)) => walks.extend(hub.broadcast(&received, shared.clock.now_ms())),
-                Some(News::Cancelled(cancelled)) => hub.cancel(&cancelled, &mut walks),
+            heard = news.recv(), if walk.len() < WALKS_MAX => match heard {
+                Some(News::Broadcast(received)) => hub.broadcast(&received, &mut walk, shared.clock.now_ms()),
+                Some(News::Cancelled(cancelled)) => hub.cancel(&cancelled, &mut walk),
                 None => return,
             },
-            () = rate.turn(next_at), if !walks.is_empty() => {
+            () = rate.turn(next_at), if walk.len() > 0 => {
                 let now_ms = shared.clock.now_ms();
                 let chunk_max = rate.chunk(chunk_max);
                 next_at = Instant::now() + rate.pause(chunk_max);
-                if walks.front_mut().is_some_and(|walk| !hub.walk(walk, chunk_max, now_ms)) {
-                    walks.pop_front();
+                for _ in 0..hub.walk(&mut walk, chunk_max, now_ms) {
                     pacing = hub.pace(chunk_max, now_ms);
-                    // While moments have passed, it is the turn of the paced ones behind each broadcast.
-                    let together = if pacing == Pacing::Behind { 1 } else { walks.len().min(TOGETHER_MAX) };
-                    if together > 1 {
-                        let walk = Walk::merge(walks.drain(..together));
-                        walks.push_front(walk);
-                    }
                 }
             }
             () = tokio::task::yield_now(), if pacing == Pacing::Behind => {

@@ -280,18 +280,19 @@ async fn whose_moment_has_come_does_not_wait_for_all_ordinary_broadcasts() {
     }
     world.publish(spread(ID, 60_000)).await;
     sleep(Duration::from_millis(1)).await;
-    for _ in 0..20 {
+    for _ in 0..60 {
         world.publish(broadcast(None, b"ordinary", EXPIRES_MS)).await;
     }
     // Before the front sees any of these all their moments have come.
     tokio::time::advance(Duration::from_mins(1)).await;
     for client in &mut clients {
         let mut came = Vec::new();
-        for _ in 0..=20 {
+        for _ in 0..=60 {
             came.push(client.payload().await);
         }
         let place = came.iter().position(|payload| payload == b"paced").expect("it is among these");
-        assert!(place <= 5, "behind {place} of 20 others");
+        // Those that are under way together, each connection's in one write.
+        assert!(place <= 16, "behind {place} of 60 others");
     }
 }
 

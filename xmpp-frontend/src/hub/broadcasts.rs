@@ -1,7 +1,7 @@
 //! A broadcast's way over the index: taken in once, then written in chunks, to all at once or to each at a moment of its
 //! own; replayed to connections whose index entries were on their way; and stopped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use idl::audience::Audience;
@@ -38,28 +38,27 @@ enum Outcome {
 }
 
 impl Hub {
-    /// Takes in a broadcast: from now on it is in the ring, and the walk over its audience can begin. `None` if it has
-    /// expired or was cancelled; or if it is paced and came before, or finds no room: then it is left to the middle tier's
-    /// judgements.
-    pub(crate) fn broadcast(&self, received: &Received, now_ms: u64) -> Option<Walk> {
+    /// Takes in a broadcast: from now on it is in the ring, and the walk reaches its audience. Not if it has expired or was
+    /// cancelled; or if it is paced and came before, or finds no room: then it is left to the middle tier's judgements.
+    pub(crate) fn broadcast(&self, received: &Received, walk: &mut Walk, now_ms: u64) {
         let Received { id, app, audience, frame, expires_at_ms, pace } = received;
         if self.has_expired(*expires_at_ms, now_ms) {
-            return None;
+            return;
         }
         let state = &mut *lock(&self.state);
         if state.ring.is_cancelled(*id) {
             self.metrics.broadcasts_cancelled.inc_by(u64::from(self.is_first));
-            return None;
+            return;
         }
         let slots = state.index.audience(app, audience);
         tracing::debug!(%id, audience = slots.len(), paced = pace.is_some(), "broadcast");
         if pace.is_some() {
             if state.paced.has(*id) || state.ring.has(*id) {
-                return None;
+                return;
             }
             if let Err(full) = state.paced.room_for(slots.len()) {
                 self.metrics.limit(full.limit());
-                return None;
+                return;
             }
         }
         let recent = state.ring.push(|place| Recent {
@@ -71,7 +70,7 @@ impl Hub {
             expires_at_ms: *expires_at_ms,
             pace: *pace,
         });
-        Some(Walk::new(recent, slots))
+        walk.join(recent, slots);
     }
 
     fn has_expired(&self, expires_at_ms: u64, now_ms: u64) -> bool {
@@ -80,9 +79,9 @@ impl Hub {
         expired
     }
 
-    /// Stops a broadcast: it is not replayed, nobody waits for it any more, and of the walks that are under way its own ends.
+    /// Stops a broadcast: it is not replayed, nobody waits for it any more, and the walk goes on without it.
     /// Comes before the broadcast or after it, and as often as it likes.
-    pub(crate) fn cancel(&self, cancelled: &wire::CancelBroadcast, walks: &mut VecDeque<Walk>) {
+    pub(crate) fn cancel(&self, cancelled: &wire::CancelBroadcast, walk: &mut Walk) {
         let id = match MessageId::from_bytes(&cancelled.id) {
             Ok(id) => id,
             Err(error) => return tracing::warn!(%error, "a cancellation can't be read"),
@@ -90,11 +89,7 @@ impl Hub {
         let state = &mut *lock(&self.state);
         state.ring.cancel(id);
         let waited = state.paced.cancel(id);
-        let mut walked = false;
-        walks.retain_mut(|walk| {
-            walked |= walk.leave_out(|recent| recent.id == id);
-            !walk.is_over()
-        });
+        let walked = walk.leave_out(|recent| recent.id == id);
         if (waited || walked) && self.is_first {
             self.metrics.broadcasts_cancelled.inc();
         }
@@ -102,19 +97,19 @@ impl Hub {
     }
 
     /// Writes one chunk of a walk: to each connection all that the walk has for it, or, where a broadcast is paced, what has
-    /// come to its moment. Returns false once the walk is over.
-    pub(crate) fn walk(&self, walk: &mut Walk, chunk_max: usize, now_ms: u64) -> bool {
+    /// come to its moment. Returns how many broadcasts have been to all since.
+    pub(crate) fn walk(&self, walk: &mut Walk, chunk_max: usize, now_ms: u64) -> usize {
         walk.leave_out(|recent| self.has_expired(recent.expires_at_ms, now_ms));
         self.write(|state| {
             for _ in 0..chunk_max.max(1) {
                 let Some(slot) = walk.next() else { break };
-                for recent in walk.at(slot) {
+                for recent in walk.reach(slot) {
                     self.write_when_due(state, recent, slot, now_ms);
                 }
             }
             self.measure(state);
         });
-        !walk.is_over()
+        walk.let_go()
     }
 
     /// Writes one chunk of the paced broadcasts to those whose moment has come, and says what is left to do.
