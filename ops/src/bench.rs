@@ -11,6 +11,7 @@ mod campanile;
 mod devices;
 mod ejabberd;
 mod figure;
+mod growth;
 mod link;
 mod load;
 mod mosquitto;
@@ -25,6 +26,7 @@ mod runs;
 mod scram;
 mod sender;
 mod server;
+mod slim;
 mod worker;
 mod xmpp;
 
@@ -43,6 +45,7 @@ use self::runs::{Bench, Sizes};
 use self::server::{Server, Transport};
 use crate::lifecycle::raise_file_limit;
 
+pub(crate) use self::growth::{Growth, run as run_growth};
 pub(crate) use self::order::Kind;
 pub(crate) use self::worker::run as run_worker;
 

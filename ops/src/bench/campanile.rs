@@ -40,6 +40,8 @@ const SETTINGS: &[(&str, &str)] = &[
 const PREPARED: &str = "prepared";
 /// Accounts made at one time: their writes share a commit.
 const ACCOUNTS_AT_ONCE: usize = 8;
+/// The same where the stores are other processes, which gather what is under way.
+const ACCOUNTS_AT_ONCE_AWAY: usize = 64;
 
 /// Accounts and registrations, and a server that has them.
 pub(super) struct Campanile {
@@ -104,6 +106,26 @@ impl Campanile {
         Ok(server)
     }
 
+    /// The same with accounts that are not registered, which an earlier call has left in `kept` or this one leaves there.
+    pub(super) fn attach_unregistered(
+        data: &Path,
+        processes: Processes,
+        count: usize,
+        kept: Option<&Path>,
+    ) -> Result<Self> {
+        let folder = DataFolder::at(data);
+        let run = Run::read(&folder)?.with_context(|| format!("no server runs on {}", data.display()))?;
+        let mut server = Self::of(Source::Running(Box::new(run.clone()), processes), Folder::new()?, &folder, &run)?;
+        if let Some(kept) = kept {
+            kept.clone_into(&mut server.devices);
+        }
+        let there: Vec<Device> = read_json(&server.devices)?.unwrap_or_default();
+        if there.len() < count {
+            write_json(&server.devices, &accounts(&run, count, ACCOUNTS_AT_ONCE_AWAY)?)?;
+        }
+        Ok(server)
+    }
+
     fn of(source: Source, folder: Folder, data: &DataFolder, run: &Run) -> Result<Self> {
         let app: App = read_json(&data.demo())?.context("the server has no demo application")?;
         let devices = folder.path().join("devices.json");
@@ -111,7 +133,7 @@ impl Campanile {
     }
 
     fn populate(&self, running: &RunningCampanile, run: &Run, count: usize) -> Result<()> {
-        let mut devices = accounts(run, count)?;
+        let mut devices = accounts(run, count, ACCOUNTS_AT_ONCE)?;
         write_json(&self.devices, &devices)?;
         let mut load = Load::for_devices(count)?;
         let transport = if running.addresses.tls.is_some() { Transport::Tls } else { Transport::Plain };
@@ -244,7 +266,7 @@ fn launch(program: &Program, data: &Path) -> Result<(Kept, Run)> {
 }
 
 /// Makes accounts over the HTTPS API.
-fn accounts(run: &Run, count: usize) -> Result<Vec<Device>> {
+fn accounts(run: &Run, count: usize, at_once: usize) -> Result<Vec<Device>> {
     let api = Api::new(&run.https().context("the server has no HTTPS listener")?, run.ca.as_deref())?;
     let make = |count: usize| -> Result<Vec<Device>> {
         let mut made = Vec::with_capacity(count);
@@ -258,7 +280,7 @@ fn accounts(run: &Run, count: usize) -> Result<Vec<Device>> {
         Ok(made)
     };
     thread::scope(|scope| {
-        let shares = (0..ACCOUNTS_AT_ONCE).map(|maker| (count + maker) / ACCOUNTS_AT_ONCE);
+        let shares = (0..at_once).map(|maker| (count + maker) / at_once);
         let makers: Vec<_> = shares
             .map(|share| {
                 let make = &make;

@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::link::Link;
 use super::mqtt::{self, Packets};
-use super::order::{Answer, Connect, Kind};
+use super::order::{Answer, Connect, Form, Kind};
 use super::push::{self, Delivered, Heard};
+use super::slim::Payloads;
 use super::xmpp::Messages;
 
 /// How long acknowledgements wait for others, and how many leave together: as the client core does.
@@ -96,11 +97,17 @@ impl Counts {
 /// How a device takes what comes.
 enum Taking {
     /// Campanile's channel 5; acknowledged for this application, if at all.
-    Channel { messages: Messages, acks_for: Option<Rc<str>>, pending: Vec<Delivered> },
+    Channel { stream: Stream, acks_for: Option<Rc<str>>, pending: Vec<Delivered> },
     /// Messages with a body.
     Bodies(Messages),
     /// MQTT, and acknowledgements that leave at once.
     Packets(Packets, Vec<u8>),
+}
+
+/// The form that Campanile's stream is in.
+enum Stream {
+    Xml(Messages),
+    Slim(Payloads),
 }
 
 /// Takes deliveries until the connection ends or the task does.
@@ -113,7 +120,11 @@ pub(super) fn live(
     let mut taking = match order.kind {
         Kind::Campanile => {
             let acks_for = order.app.as_ref().filter(|_| order.acks).map(|app| Rc::from(app.app.as_str()));
-            Taking::Channel { messages: Messages::default(), acks_for, pending: Vec::new() }
+            let stream = match order.form {
+                Form::Xml => Stream::Xml(Messages::default()),
+                Form::Slim => Stream::Slim(Payloads::default()),
+            };
+            Taking::Channel { stream, acks_for, pending: Vec::new() }
         }
         Kind::Ejabberd => Taking::Bodies(Messages::default()),
         Kind::Mosquitto => Taking::Packets(Packets::default(), Vec::new()),
@@ -149,24 +160,45 @@ pub(super) fn live(
     }
 }
 
+impl Stream {
+    fn form(&self) -> Form {
+        match self {
+            Self::Xml(_) => Form::Xml,
+            Self::Slim(_) => Form::Slim,
+        }
+    }
+}
+
 impl Taking {
     /// Takes bytes. False: they make no sense.
     fn take(&mut self, bytes: &[u8], counts: &Counts) -> bool {
         match self {
-            Self::Channel { messages, acks_for, pending } => {
+            Self::Channel { stream, acks_for, pending } => {
                 let with_ids = acks_for.is_some() || counts.is_noting();
-                messages.take(bytes, |message| {
-                    if !with_ids {
-                        if push::is_delivery(message) {
-                            counts.delivered(None);
-                        }
-                    } else if let Heard::Delivered(delivered) = push::read(message) {
+                let mut heard = |heard: Heard| {
+                    if let Heard::Delivered(delivered) = heard {
                         counts.delivered(Some(delivered.0));
                         if acks_for.is_some() {
                             pending.push(delivered);
                         }
                     }
-                })
+                };
+                match stream {
+                    Stream::Xml(messages) if with_ids => messages.take(bytes, |message| heard(push::read(message))),
+                    Stream::Xml(messages) => messages.take(bytes, |message| {
+                        if push::is_delivery(message) {
+                            counts.delivered(None);
+                        }
+                    }),
+                    Stream::Slim(payloads) if with_ids => {
+                        payloads.take(bytes, |payload| heard(push::read_payload(payload)))
+                    }
+                    Stream::Slim(payloads) => payloads.take(bytes, |payload| {
+                        if push::is_delivered(payload) {
+                            counts.delivered(None);
+                        }
+                    }),
+                }
             }
             Self::Bodies(messages) => messages.take(bytes, |message| {
                 if let Some(at) = message.windows(6).position(|at| at == b"<body>") {
@@ -186,14 +218,17 @@ impl Taking {
     /// What is to be said now.
     fn due(&mut self, acks: bool) -> Option<Vec<u8>> {
         match self {
-            Self::Channel { messages, acks_for, pending } => {
+            Self::Channel { stream, acks_for, pending } => {
                 if let Some(app) = acks_for
                     && !pending.is_empty()
                     && (acks || pending.len() >= ACKS_MAX)
                 {
-                    return Some(push::ack(app, &std::mem::take(pending)));
+                    return Some(push::upwards(stream.form(), push::ack(app, &std::mem::take(pending))));
                 }
-                messages.pong()
+                match stream {
+                    Stream::Xml(messages) => messages.pong(),
+                    Stream::Slim(payloads) => payloads.pong(),
+                }
             }
             Self::Bodies(messages) => messages.pong(),
             Self::Packets(_, acks) => (!acks.is_empty()).then(|| std::mem::take(acks)),

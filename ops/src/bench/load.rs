@@ -1,6 +1,7 @@
 //! The generator as the bench sees it: worker processes that are given orders together.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -30,7 +31,12 @@ struct Worker {
 impl Load {
     /// As many workers as so many devices need.
     pub(super) fn for_devices(devices: usize) -> Result<Self> {
-        let count = devices.div_ceil(DEVICES_PER_WORKER).max(1);
+        Self::for_devices_at(devices, 1)
+    }
+
+    /// The same for devices that connect to several addresses in equal shares: each worker connects to one.
+    pub(super) fn for_devices_at(devices: usize, addresses: usize) -> Result<Self> {
+        let count = devices.div_ceil(addresses).div_ceil(DEVICES_PER_WORKER).max(1) * addresses;
         let workers = (0..count).map(|_| Worker::start()).collect::<Result<_>>()?;
         Ok(Self { workers })
     }
@@ -42,15 +48,21 @@ impl Load {
 
     /// Connects devices, which are spread over the workers by their place in the file; an error if one of them fails.
     pub(super) fn connect(&mut self, order: &Connect) -> Result<Answer> {
+        self.connect_to(order, &[order.to])
+    }
+
+    /// The same with each worker's devices at one of these addresses, in turn.
+    pub(super) fn connect_to(&mut self, order: &Connect, addresses: &[SocketAddr]) -> Result<Answer> {
         let mut orders = Vec::new();
         let (workers, mut from) = (self.workers.len(), order.from);
-        for (number, worker) in self.workers.iter_mut().enumerate() {
+        for ((number, worker), to) in self.workers.iter_mut().enumerate().zip(addresses.iter().cycle()) {
             let share = |all: usize| (all + number) / workers;
             let (count, different) = (share(order.count), share(order.different));
             if order.stay {
                 worker.devices += count;
             }
             orders.push(Order::Connect(Connect {
+                to: *to,
                 from,
                 count,
                 different,

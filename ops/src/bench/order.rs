@@ -24,6 +24,8 @@ pub(crate) enum Kind {
 pub(crate) enum Form {
     /// XML, as every XMPP client speaks it.
     Xml,
+    /// Campanile's frames (`docs/protocol.md`, section 12).
+    Slim,
 }
 
 /// One order.

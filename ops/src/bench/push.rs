@@ -6,12 +6,15 @@ use base64::engine::general_purpose::STANDARD;
 use idl::channel::{PUSH, Payload};
 use idl::contract::push::{Ack, AppAck, FromDevice, Hello, Register, ToDevice};
 use idl::seal::{AgreementKey, registration_proof};
+use idl::slim;
 use idl::wire::{decode_trusted, encode};
 
-use super::order::AppOnDevice;
+use super::order::{AppOnDevice, Form};
 
-/// What every delivery's payload begins with in base 64: `ToDevice.deliver`, whose first field has 16 bytes.
-const DELIVERY: &[u8] = b"LBgQ";
+/// What every delivery's payload begins with: `ToDevice.deliver`, whose first field has 16 bytes.
+const DELIVERY: [u8; 3] = [0x2c, 0x18, 0x10];
+/// The same in base 64.
+const DELIVERY_BASE64: &[u8] = b"LBgQ";
 
 /// What a device acknowledges: a message's id, and whether it was a broadcast.
 pub(super) type Delivered = ([u8; 16], bool);
@@ -29,14 +32,14 @@ pub(super) enum Heard {
     Other,
 }
 
-/// Opens the channel.
+/// Opens the channel, as XML.
 pub(super) fn open(regid: Option<&str>) -> Vec<u8> {
     let registrations = regid.map(|regid| vec![regid.to_owned()]).unwrap_or_default();
     let hello = Hello { registrations: Some(registrations) };
     Payload { number: PUSH, bytes: encode(&hello) }.to_open("open")
 }
 
-/// Registers the application on an account. Devices of a load share their key pair: the server can't tell.
+/// The payload that registers the application on an account. Devices of a load share their key pair: the server can't tell.
 pub(super) fn register(app: &AppOnDevice, account: &str, key: &AgreementKey) -> Result<Vec<u8>> {
     let (id, account) = (app.app.parse().context("the application's id")?, account.parse().context("an account's id")?);
     let public_key = key.public();
@@ -47,21 +50,29 @@ pub(super) fn register(app: &AppOnDevice, account: &str, key: &AgreementKey) -> 
         proof: registration_proof(&app.app_key, account, &id, &public_key).to_vec(),
         attributes: Some([("platform".to_owned(), "bench".to_owned())].into()),
     };
-    Ok(upwards(&FromDevice { request: Some(1), register_app: Some(register), ..FromDevice::default() }))
+    Ok(encode(&FromDevice { request: Some(1), register_app: Some(register), ..FromDevice::default() }))
 }
 
-/// Acknowledges.
+/// The payload that acknowledges.
 pub(super) fn ack(app: &str, delivered: &[Delivered]) -> Vec<u8> {
     let ids = |broadcast: bool| -> Option<Vec<u8>> {
         let ids: Vec<u8> = delivered.iter().filter(|(_, of)| *of == broadcast).flat_map(|(id, _)| *id).collect();
         (!ids.is_empty()).then_some(ids)
     };
     let ack = Ack { apps: vec![AppAck { app: app.to_owned(), messages: ids(false), broadcasts: ids(true) }] };
-    upwards(&FromDevice { request: None, ack: Some(ack), ..FromDevice::default() })
+    encode(&FromDevice { request: None, ack: Some(ack), ..FromDevice::default() })
 }
 
-fn upwards(command: &FromDevice) -> Vec<u8> {
-    Payload { number: PUSH, bytes: encode(command) }.to_message()
+/// A payload as it is sent.
+pub(super) fn upwards(form: Form, bytes: Vec<u8>) -> Vec<u8> {
+    match form {
+        Form::Xml => Payload { number: PUSH, bytes }.to_message(),
+        Form::Slim => {
+            let mut frame = Vec::new();
+            slim::write_payload(&mut frame, PUSH, &bytes);
+            frame
+        }
+    }
 }
 
 /// The base 64 of a stanza's channel element.
@@ -74,13 +85,23 @@ fn payload(stanza: &[u8]) -> Option<&[u8]> {
 
 /// True if a stanza is a delivery. Quicker than [`read`].
 pub(super) fn is_delivery(stanza: &[u8]) -> bool {
-    payload(stanza).is_some_and(|payload| payload.starts_with(DELIVERY))
+    payload(stanza).is_some_and(|payload| payload.starts_with(DELIVERY_BASE64))
+}
+
+/// True if a payload is a delivery. Quicker than [`read_payload`].
+pub(super) fn is_delivered(payload: &[u8]) -> bool {
+    payload.starts_with(&DELIVERY)
 }
 
 /// Reads a stanza.
 pub(super) fn read(stanza: &[u8]) -> Heard {
-    let Some(bytes) = payload(stanza).and_then(|payload| STANDARD.decode(payload).ok()) else { return Heard::Other };
-    match decode_trusted::<ToDevice>(&bytes) {
+    let bytes = payload(stanza).and_then(|payload| STANDARD.decode(payload).ok());
+    bytes.map_or(Heard::Other, |bytes| read_payload(&bytes))
+}
+
+/// Reads a payload.
+pub(super) fn read_payload(bytes: &[u8]) -> Heard {
+    match decode_trusted::<ToDevice>(bytes) {
         Ok(ToDevice { deliver: Some(deliver), .. }) => match deliver.id.try_into() {
             Ok(id) => Heard::Delivered((id, deliver.broadcast == Some(true))),
             Err(_) => Heard::Other,
@@ -109,6 +130,9 @@ mod tests {
         assert!(!is_delivery(result));
         assert_eq!(read(result), Heard::Other);
         assert_eq!(read(b"<message><body>LBgQ</body></message>"), Heard::Other);
+        let single = payload(SINGLE).map(|payload| STANDARD.decode(payload).expect("base 64")).expect("a payload");
+        assert!(is_delivered(&single) && !is_delivered(&[0x1c, 0x15, 0x04]));
+        assert_eq!(read_payload(&single), read(SINGLE));
     }
 
     #[test]
@@ -116,7 +140,8 @@ mod tests {
         let id = |text: &str| u128::from_str_radix(text, 16).expect("hexadecimal").to_be_bytes();
         let delivered =
             [(id("0198632e020052d8d73e1194e95b5f19"), false), (id("0198632e0201d6f9df7c0110c8531d09"), true)];
-        let said = String::from_utf8(ack("com.example.demo", &delivered)).expect("text");
+        let said = upwards(Form::Xml, ack("com.example.demo", &delivered));
+        let said = String::from_utf8(said).expect("text");
         let shown = include_str!("../../../docs/protocol.md");
         assert!(shown.contains(&said), "{said}");
     }

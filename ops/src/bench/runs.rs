@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::figure::{Figure, float};
 use super::load::Load;
-use super::order::{Connect, Kind, Order, Publish, Rate, Way};
+use super::order::{Connect, Form, Kind, Order, Publish, Rate, Way};
 use super::process::{Processes, Span};
 use super::server::{LOGINS_AT_ONCE, Running, Server, Transport, connect};
 
@@ -71,11 +71,20 @@ struct Run<'a> {
     load: Load,
     /// Devices acknowledge, and senders ask for that.
     acks: bool,
+    /// How devices have it said.
+    form: Form,
 }
 
 impl<'a> Run<'a> {
     fn start(server: &'a dyn Server, transport: Transport, devices: usize) -> Result<Self> {
-        Ok(Self { server, transport, running: server.start()?, load: Load::for_devices(devices)?, acks: false })
+        Ok(Self {
+            server,
+            transport,
+            running: server.start()?,
+            load: Load::for_devices(devices)?,
+            acks: false,
+            form: Form::Xml,
+        })
     }
 
     fn processes(&self) -> &Processes {
@@ -83,7 +92,7 @@ impl<'a> Run<'a> {
     }
 
     fn connect(&self, count: usize) -> Result<Connect> {
-        connect(self.server, self.running.as_ref(), self.transport, count)
+        Ok(Connect { form: self.form, ..connect(self.server, self.running.as_ref(), self.transport, count)? })
     }
 
     fn figure(&self, what: &str, value: f64, unit: &str, n: u64, notes: String) -> Figure {
@@ -126,19 +135,32 @@ pub(super) fn name(kind: Kind) -> &'static str {
     }
 }
 
+/// The forms that a server's streams have.
+fn forms(server: &dyn Server) -> &'static [Form] {
+    if server.kind() == Kind::Campanile { &[Form::Xml, Form::Slim] } else { &[Form::Xml] }
+}
+
+/// What figures of a form have behind their names: nothing for the one that all have.
+fn named(form: Form) -> &'static str {
+    match form {
+        Form::Xml => "",
+        Form::Slim => ", slim",
+    }
+}
+
 impl Bench<'_> {
     /// Memory of idle connections: streams that are bound, and again with what pushes need.
     pub(super) fn idle(&mut self, server: &dyn Server, transport: Transport) -> Result<()> {
-        self.idle_with(server, transport, false)?;
+        self.idle_with(server, transport, false, Form::Xml)?;
         if server.app().is_some() {
-            self.idle_with(server, transport, true)?;
+            forms(server).iter().try_for_each(|form| self.idle_with(server, transport, true, *form))?;
         }
         Ok(())
     }
 
-    fn idle_with(&mut self, server: &dyn Server, transport: Transport, channel: bool) -> Result<()> {
+    fn idle_with(&mut self, server: &dyn Server, transport: Transport, channel: bool, form: Form) -> Result<()> {
         let (count, warm) = (self.sizes.connections, self.sizes.warm_up());
-        let mut run = Run::start(server, transport, count + warm)?;
+        let mut run = Run { form, ..Run::start(server, transport, count + warm)? };
         let app = server.app().filter(|_| channel);
         let warm_up = Connect { from: count, app: app.clone(), ..run.connect(warm)? };
         run.load.connect(&warm_up)?;
@@ -148,13 +170,14 @@ impl Bench<'_> {
         let after = run.processes().settled_memory()?;
         let kilobytes = |after: u64, before: u64| (float(after) - float(before)) / float(count as u64) / 1024.0;
         let what = if channel { "idle connection, channel open, registered" } else { "idle connection, bound" };
+        let what = format!("{what}{}", named(form));
         let notes = format!(
             "RSS {:.1} to {:.1} MB; anonymous {:.2} KB each; after {warm} to warm up",
             float(before.rss) / 1e6,
             float(after.rss) / 1e6,
             kilobytes(after.anonymous, before.anonymous),
         );
-        let figure = run.figure(what, kilobytes(after.rss, before.rss), "KB", count as u64, notes);
+        let figure = run.figure(&what, kilobytes(after.rss, before.rss), "KB", count as u64, notes);
         (self.told)(figure)
     }
 
@@ -194,20 +217,21 @@ impl Bench<'_> {
     /// CPU and rate of broadcasts: one after the other and ten at once, acknowledged where devices do that, and not.
     pub(super) fn broadcast(&mut self, server: &dyn Server, transport: Transport) -> Result<()> {
         let acks = if server.acknowledges() { &[false, true][..] } else { &[false] };
-        for acks in acks {
-            for at_once in [1, 10] {
-                self.broadcast_with(server, transport, *acks, at_once)?;
+        for form in forms(server) {
+            for acks in acks {
+                for at_once in [1, 10] {
+                    // One more, which sends where a connection has to.
+                    let run = Run::start(server, transport, self.sizes.connections + 1)?;
+                    self.broadcast_with(Run { acks: *acks, form: *form, ..run }, at_once)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn broadcast_with(&mut self, server: &dyn Server, transport: Transport, acks: bool, at_once: u64) -> Result<()> {
-        let devices = self.sizes.connections;
-        // One more, which sends where a connection has to.
-        let mut run = Run::start(server, transport, devices + 1)?;
+    fn broadcast_with(&mut self, mut run: Run<'_>, at_once: u64) -> Result<()> {
+        let (devices, acks, server) = (self.sizes.connections, run.acks, run.server);
         let connections = Connect { app: server.app(), acks, ..run.connect(devices)? };
-        run.acks = acks;
         run.load.connect(&connections)?;
         run.broadcast(devices, 1)?;
         let rounds = self.sizes.broadcasts.div_ceil(at_once).max(1);
@@ -222,9 +246,10 @@ impl Bench<'_> {
         }
         let (cpu, generator) = (ours.micros_each(n), theirs.micros_each(n));
         let what = format!(
-            "broadcast, {}{}",
+            "broadcast, {}{}{}",
             if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") },
             if acks { ", acknowledged" } else { "" },
+            named(run.form),
         );
         let notes = format!(
             "{} to {devices} devices by {}; the generator took {generator:.1} µs",
@@ -281,9 +306,15 @@ impl Bench<'_> {
 
     /// Bytes in sockets for each message of 100 bytes.
     pub(super) fn wire(&mut self, server: &dyn Server, transport: Transport) -> Result<()> {
-        let n = self.sizes.messages;
-        let mut run = Run::start(server, transport, 2)?;
-        run.acks = server.acknowledges();
+        for form in forms(server) {
+            let run = Run::start(server, transport, 2)?;
+            self.wire_with(Run { acks: server.acknowledges(), form: *form, ..run })?;
+        }
+        Ok(())
+    }
+
+    fn wire_with(&mut self, mut run: Run<'_>) -> Result<()> {
+        let (n, server, form) = (self.sizes.messages, run.server, named(run.form));
         let connections = Connect { app: server.app(), acks: run.acks, ..run.connect(1)? };
         run.load.connect(&connections)?;
         // Of the session's tickets, and what else comes once.
@@ -295,12 +326,12 @@ impl Bench<'_> {
         let bytes = run.load.every(&Order::Count)?;
         let each = |bytes: u64, n: u64| float(bytes) / float(n.max(1));
         let notes = "TCP payload, without headers of TCP and IP".to_owned();
-        let what = "single message of 100 bytes: on the wire";
-        (self.told)(run.figure(what, each(bytes.received, times.sent), "bytes", times.sent, notes.clone()))?;
+        let what = format!("single message of 100 bytes{form}: on the wire");
+        (self.told)(run.figure(&what, each(bytes.received, times.sent), "bytes", times.sent, notes.clone()))?;
         if run.acks {
             let notes = format!("{WIRE_RATE} messages a second, as many acknowledgements as the device makes of them");
-            let what = "acknowledging a single message: on the wire";
-            (self.told)(run.figure(what, each(bytes.sent, times.sent), "bytes", times.sent, notes))?;
+            let what = format!("acknowledging a single message{form}: on the wire");
+            (self.told)(run.figure(&what, each(bytes.sent, times.sent), "bytes", times.sent, notes))?;
         }
         let rounds = 20;
         run.broadcast(1, 1)?;
@@ -309,8 +340,8 @@ impl Bench<'_> {
             run.broadcast(1, 1)?;
             received += run.load.every(&Order::Count)?.received;
         }
-        let what = "broadcast of 100 bytes: on the wire";
-        (self.told)(run.figure(what, each(received, rounds), "bytes", rounds, notes))
+        let what = format!("broadcast of 100 bytes{form}: on the wire");
+        (self.told)(run.figure(&what, each(received, rounds), "bytes", rounds, notes))
     }
 }
 

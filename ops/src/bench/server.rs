@@ -104,12 +104,22 @@ pub(super) fn connect(
         Transport::Tls => (addresses.tls, Some(addresses.ca.clone())),
     };
     let to = to.with_context(|| format!("the server has no listener for {}", transport.name()))?;
-    Ok(Connect {
+    Ok(connect_at(server, running, (to, ca), count))
+}
+
+/// The same at another address than the server's own, with TLS if there is a CA.
+pub(super) fn connect_at(
+    server: &dyn Server,
+    running: &dyn Running,
+    (to, ca): (SocketAddr, Option<PathBuf>),
+    count: usize,
+) -> Connect {
+    Connect {
         kind: server.kind(),
         form: Form::Xml,
         to,
         ca,
-        domain: addresses.domain.clone(),
+        domain: running.addresses().domain.clone(),
         devices: server.devices().to_owned(),
         from: 0,
         count,
@@ -119,7 +129,7 @@ pub(super) fn connect(
         acks: false,
         tickets: false,
         stay: true,
-    })
+    }
 }
 
 /// Ports that nobody listens on at this moment, for servers that can't say which they took.

@@ -19,10 +19,11 @@ use tokio::time::timeout;
 use super::devices::{self, Counts};
 use super::link::{Link, client_tls};
 use super::mqtt::{self, Quality};
-use super::order::{Answer, Connect, Device, Kind, Order};
+use super::order::{Answer, Connect, Device, Form, Kind, Order};
 use super::push::{self, Heard};
 use super::rate;
 use super::sender::Sender;
+use super::slim;
 use super::xmpp::{self, Talk};
 use crate::data_folder::read_json;
 use crate::lifecycle::raise_file_limit;
@@ -71,9 +72,12 @@ struct Worker {
 
 /// A device that is ready for pushes.
 pub(super) struct Ready {
-    link: Link,
-    heard: Vec<u8>,
-    regid: Option<String>,
+    /// Its connection.
+    pub(super) link: Link,
+    /// What was heard beyond the last answer.
+    pub(super) heard: Vec<u8>,
+    /// Its registration, if it has one.
+    pub(super) regid: Option<String>,
 }
 
 impl Worker {
@@ -190,7 +194,7 @@ async fn lane(shared: Rc<Lanes>, tls: Option<Arc<ClientConfig>>) -> Lane {
                     lane.ready.push((number, ready));
                     shrunk.context("its TLS")
                 } else {
-                    leave(order.kind, ready.link).await
+                    leave(order, ready.link).await
                 }
             }
             Err(error) => Err(error),
@@ -224,11 +228,14 @@ pub(super) async fn begin(
     }
     let mut talk = Talk::new(link);
     xmpp::log_in(&mut talk, &order.domain, device, xmpp::RESOURCE).await?;
+    if order.form == Form::Slim {
+        return slim::begin(talk, order, device, key).await;
+    }
     let mut regid = device.regid.clone();
     if let Some(app) = &order.app {
         talk.ask(&push::open(regid.as_deref()), &["</iq>"]).await.context("opening the channel")?;
         if regid.is_none() {
-            let mut said = push::register(app, &device.id, key)?;
+            let mut said = push::upwards(order.form, push::register(app, &device.id, key)?);
             while regid.is_none() {
                 let heard = talk.ask(&said, &["</message>"]).await.context("registering")?;
                 said.clear();
@@ -255,8 +262,9 @@ impl Ready {
 }
 
 /// Ends a stream well.
-async fn leave(kind: Kind, mut link: Link) -> Result<()> {
-    match kind {
+async fn leave(order: &Connect, mut link: Link) -> Result<()> {
+    match order.kind {
+        Kind::Campanile if order.form == Form::Slim => link.send(&idl::slim::CLOSE).await?,
         Kind::Campanile | Kind::Ejabberd => link.send(b"</stream:stream>").await?,
         Kind::Mosquitto => link.send(&mqtt::DISCONNECT).await?,
     }

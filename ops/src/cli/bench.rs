@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use super::{Settings, Usage, say_line};
-use crate::bench::{self, Kind, Part, Plan, Shown};
+use crate::bench::{self, Growth, Kind, Part, Plan, Shown};
 
 /// Measure what a server costs, from outside its process.
 ///
@@ -52,6 +52,15 @@ pub(super) struct Bench {
     /// Measure the Campanile that runs on the data folder, and start none; each run then finds what those before left
     #[arg(long, conflicts_with_all = ["binary", "with"])]
     running: bool,
+    /// Of growth: the data folder of a front; may be repeated
+    #[arg(long, value_name = "FOLDER", requires = "running")]
+    front: Vec<PathBuf>,
+    /// Of growth: connections at one step; may be repeated [default: 10000, 50000, 150000]
+    #[arg(long, value_name = "N")]
+    step: Vec<usize>,
+    /// Of growth: a file with accounts, made where it is missing or has too few
+    #[arg(long, value_name = "FILE")]
+    accounts: Option<PathBuf>,
     /// A process of it, if it has several; may be repeated [default: the one of the data folder]
     #[arg(long, value_name = "PID", requires = "running")]
     pid: Vec<u32>,
@@ -77,6 +86,9 @@ enum What {
     Latency,
     /// Bytes on the wire
     Wire,
+    /// What a connection costs as there are more of them, at several fronts of an installation that runs (--running,
+    /// --front); registered, if there are --broadcasts, and else only bound. Not among all
+    Growth,
     /// A process of the generator, which takes its orders from the bench
     #[value(hide = true)]
     Worker,
@@ -93,6 +105,7 @@ impl Bench {
             What::Broadcast => vec![Part::Broadcast],
             What::Latency => vec![Part::Latency],
             What::Wire => vec![Part::Wire],
+            What::Growth => return self.grow(settings),
         };
         if self.connections == 0 {
             return Err(Usage("--connections must be above 0".to_owned()).into());
@@ -121,13 +134,31 @@ impl Bench {
             pids: self.pid,
             settings: self.with.iter().map(with).collect::<Result<_>>()?,
         };
-        let shown = if settings.json {
-            Shown::Json
-        } else if self.markdown {
-            Shown::Markdown
-        } else {
-            Shown::Lines
+        bench::run(&plan, shown(settings, self.markdown), say_line)
+    }
+
+    fn grow(self, settings: &Settings) -> Result<()> {
+        if !self.running {
+            return Err(Usage("growth measures an installation that runs: --running".to_owned()).into());
+        }
+        let growth = Growth {
+            data: settings.load(&[])?.data().to_owned(),
+            fronts: self.front,
+            others: self.pid,
+            steps: if self.step.is_empty() { vec![10_000, 50_000, 150_000] } else { self.step },
+            broadcasts: self.broadcasts,
+            accounts: self.accounts,
         };
-        bench::run(&plan, shown, say_line)
+        bench::run_growth(&growth, shown(settings, self.markdown), say_line)
+    }
+}
+
+fn shown(settings: &Settings, markdown: bool) -> Shown {
+    if settings.json {
+        Shown::Json
+    } else if markdown {
+        Shown::Markdown
+    } else {
+        Shown::Lines
     }
 }
