@@ -39,7 +39,7 @@ mod sasl;
 mod scram;
 mod scratch;
 #[cfg(feature = "simulation")]
-mod simulated;
+pub mod simulated;
 mod socket;
 mod stanza;
 mod stream;

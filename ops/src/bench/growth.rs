@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::Shown;
 use super::campanile::Campanile;
-use super::figure::{Figure, float};
+use super::figure::{self, Figure, float};
 use super::load::Load;
 use super::order::{Answer, Connect, Kind};
 use super::process::{self, Memory, Processes, Span};
@@ -83,7 +83,7 @@ pub(crate) fn run(growth: &Growth, shown: Shown, say: impl Fn(&str) -> Result<()
     raise_file_limit();
     let _stopped = process::end_family_on_signals()?;
     let last = growth.steps.last().copied().context("there is no step")?;
-    if !growth.steps.is_sorted() {
+    if !growth.steps.is_sorted_by(|before, after| before < after) {
         bail!("each step must have more connections than the one before");
     }
     let fronts: Vec<Run> = growth
@@ -110,10 +110,16 @@ pub(crate) fn run(growth: &Growth, shown: Shown, say: impl Fn(&str) -> Result<()
         addresses,
         registers: growth.broadcasts > 0,
     };
-    let steps = fleet.grow(growth, |step| match shown {
-        Shown::Json => step.figures().iter().try_for_each(|figure| say(&serde_json::to_string(figure)?)),
-        Shown::Lines => step.figures().iter().try_for_each(|figure| say(&super::figure::line(figure))),
-        Shown::Markdown => Ok(step.figures().iter().for_each(|figure| eprintln!("{}", super::figure::line(figure)))),
+    let steps = fleet.grow(growth, |step| {
+        for figure in step.figures() {
+            match shown {
+                Shown::Json => say(&serde_json::to_string(&figure)?)?,
+                Shown::Lines => say(&figure::line(&figure))?,
+                // The table has no room for notes.
+                Shown::Markdown => eprintln!("{}", figure::line(&figure)),
+            }
+        }
+        Ok(())
     })?;
     if shown == Shown::Markdown {
         say(&format!("{}; {} fronts.\n\n{}", process::machine(), growth.fronts.len(), table(&steps)))?;
