@@ -6,16 +6,20 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::fs;
 
-use harness::server::{campanile, text};
+use harness::server::{Server, campanile, text};
 use serde_json::Value;
 
 /// Figures by what they are of.
 type Figures = BTreeMap<String, Value>;
 
 fn bench(arguments: &[&str]) -> Figures {
-    let arguments = [&["--json", "bench"], arguments, &["--server", "campanile"]].concat();
-    let output = campanile().args(&arguments).output().expect("the binary runs");
+    figures(&[&["--json", "bench"], arguments, &["--server", "campanile"]].concat())
+}
+
+fn figures(arguments: &[&str]) -> Figures {
+    let output = campanile().args(arguments).output().expect("the binary runs");
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     let lines = text(&output.stdout);
     let figures = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of JSON"));
@@ -106,8 +110,41 @@ fn without_tls_a_message_takes_fewer_bytes_than_with_it() {
 }
 
 #[test]
+fn growth_tells_what_each_of_more_and_more_connections_costs() {
+    let server = Server::start_with(&[
+        ("http.plain", "127.0.0.1:0"),
+        ("limits.http_accounts_per_address_per_minute", "0"),
+        ("log.level", "warn"),
+    ]);
+    let (folder, accounts) = (server.data().display().to_string(), server.data().join("accounts.json"));
+    let growth = |broadcasts: &str| {
+        let accounts = accounts.to_str().expect("text");
+        let more = ["--step", "5", "--step", "9", "--broadcasts", broadcasts, "--accounts", accounts];
+        let arguments = ["--json", "--data", &folder, "bench", "growth", "--running", "--front", &folder];
+        figures(&[&arguments[..], &more[..]].concat())
+    };
+    let bound = growth("0");
+    let kept = fs::read(&accounts).expect("accounts are kept");
+    let registered = growth("2");
+    assert_eq!(fs::read(&accounts).expect("accounts are kept"), kept, "the same serve again");
+    for (connections, figures) in [("5", &bound), ("9", &bound), ("5", &registered), ("9", &registered)] {
+        assert!(value(figures, &format!("{connections} connections: logins of this step: rate")) > 0.0);
+        // Of so few connections it may even be below zero, but not megabytes.
+        let each = value(figures, &format!("{connections} connections: memory of the fronts for each"));
+        assert!(each.abs() < 4096.0, "{each} KB");
+    }
+    assert!(!bound.contains_key("9 connections: broadcast: rate"), "who is only bound gets none");
+    assert!(value(&registered, "9 connections: broadcast: rate") > 0.0);
+}
+
+#[test]
 fn a_figure_that_nobody_asked_for_is_a_wrong_usage() {
-    for wrong in [&["bench", "speed"][..], &["bench", "idle", "--connections", "0"], &["bench", "--pid", "1"]] {
+    for wrong in [
+        &["bench", "speed"][..],
+        &["bench", "idle", "--connections", "0"],
+        &["bench", "--pid", "1"],
+        &["bench", "growth"],
+    ] {
         let output = campanile().args(wrong).output().expect("the binary runs");
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", text(&output.stderr));
     }

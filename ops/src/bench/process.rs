@@ -64,7 +64,7 @@ impl Processes {
             std::thread::sleep(LOOK_INTERVAL);
             let now = self.memory()?;
             // A page or two come and go with the server's own clocks.
-            alike = if now.rss.abs_diff(last.rss) < last.rss / 1000 { alike + 1 } else { 0 };
+            alike = if now.rss.abs_diff(last.rss) <= last.rss / 1000 { alike + 1 } else { 0 };
             last = now;
         }
         Ok(last)
