@@ -164,9 +164,9 @@ impl StreamReader {
         self.limits = limits;
     }
 
-    /// True if no element is half read.
+    /// True if no element is half read, nor its first tag.
     pub fn is_between_elements(&self) -> bool {
-        self.open.is_empty()
+        self.open.is_empty() && self.taken_bytes == 0
     }
 
     /// Reads from `bytes`, which shrinks by what was read, up to the next event. `None` means that all bytes were read

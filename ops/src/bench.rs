@@ -12,6 +12,7 @@ mod devices;
 mod ejabberd;
 mod figure;
 mod growth;
+mod hostile;
 mod link;
 mod load;
 mod mosquitto;
@@ -46,6 +47,7 @@ use self::server::{Server, Transport};
 use crate::lifecycle::raise_file_limit;
 
 pub(crate) use self::growth::{Growth, run as run_growth};
+pub(crate) use self::hostile::run_peers;
 pub(crate) use self::order::Kind;
 pub(crate) use self::worker::run as run_worker;
 
@@ -95,6 +97,8 @@ pub(crate) enum Part {
     Latency,
     /// Bytes.
     Wire,
+    /// Single messages while the server is attacked.
+    Hostile,
 }
 
 /// How figures are shown.
@@ -151,6 +155,7 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
                     Part::Broadcast => bench.broadcast(server.as_ref(), transport),
                     Part::Latency => bench.latency(server.as_ref(), transport),
                     Part::Wire => bench.wire(server.as_ref(), transport),
+                    Part::Hostile => bench.hostile(server.as_ref(), transport),
                 };
                 if stopped.load(Ordering::Relaxed) {
                     bail!("stopped by a signal");
@@ -182,14 +187,19 @@ pub(crate) fn run(plan: &Plan, shown: Shown, say: impl Fn(&str) -> Result<()>) -
 
 /// Installs a server in a folder and makes its accounts; `None` if the system does not have it.
 fn prepare(kind: Kind, plan: &Plan, sizes: &Sizes) -> Result<Option<Box<dyn Server>>> {
-    let count = sizes.devices();
+    let mut count = sizes.devices();
     Ok(match kind {
         Kind::Campanile => {
+            let mut settings = plan.settings.clone();
+            if plan.parts.contains(&Part::Hostile) {
+                count = count.max(sizes.connections + hostile::accounts());
+                settings = hostile::settings().chain(settings).collect();
+            }
             let server = if let Some(data) = &plan.running {
                 Campanile::attach(data, Processes(plan.pids.clone()), count)?
             } else {
                 let binary = plan.binary.clone().unwrap_or_else(|| PathBuf::from(THIS_PROGRAM));
-                Campanile::prepare(Program { binary, settings: plan.settings.clone() }, count)?
+                Campanile::prepare(Program { binary, settings }, count)?
             };
             Some(Box::new(server))
         }
@@ -217,5 +227,6 @@ fn name_of(part: Part) -> &'static str {
         Part::Broadcast => "broadcasts",
         Part::Latency => "single messages",
         Part::Wire => "bytes",
+        Part::Hostile => "hostile peers",
     }
 }

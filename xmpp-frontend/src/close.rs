@@ -106,6 +106,9 @@ reasons! {
 
     /// Too many SASL exchanges failed (RFC 6120 §6.4.5).
     LoginAttempts: "login_attempts", Some("policy-violation"), No, "too many logins failed";
+    /// Too many logins of one address failed of late.
+    FailedLogins: "failed_logins", Some("policy-violation"), Yes,
+        "too many logins from this address failed; reconnect in a minute";
     /// Login took too long.
     LoginTime: "login_time", Some("connection-timeout"), Yes, "login took too long";
     /// The account's tokens were revoked, or the account is gone.
@@ -132,6 +135,15 @@ reasons! {
         "too many connections from this address";
     /// Too many logins under way.
     Handshakes: "handshakes", Some("resource-constraint"), Yes, "too many logins under way; reconnect later";
+    /// Too many logins of one address under way.
+    HandshakesPerAddress: "handshakes_per_address", Some("policy-violation"), Yes,
+        "too many logins under way from this address; reconnect later";
+    /// A stanza that does not come to its end.
+    StanzaTime: "stanza_time", Some("policy-violation"), Yes, "a stanza took too long";
+    /// More stanzas than one connection may send.
+    StanzaRate: "stanza_rate", Some("policy-violation"), Yes, "too many stanzas in a second";
+    /// More bytes than one connection may send.
+    ByteRate: "byte_rate", Some("policy-violation"), Yes, "too many bytes in a second";
     /// What had to be written to the connection went over its limit.
     OutboxFull: "outbox_full", Some("resource-constraint"), Yes, "the connection does not take what is written to it";
     /// Channel payloads came faster than they could be handed on.

@@ -81,6 +81,9 @@ pub struct Limits {
     pub connections_per_address_max: usize,
     /// Connections that are not logged in yet. Over it: `resource-constraint`.
     pub handshakes_max: usize,
+    /// Of these, how many may be of one IPv4 address or one IPv6 /64, so that nobody takes them all. Over it:
+    /// `policy-violation`.
+    pub handshakes_per_address_max: usize,
     /// Connections that the kernel keeps for each listener until they are taken; it has a limit of its own
     /// (`net.core.somaxconn`). Over it the kernel lets clients try again for a while.
     pub accept_queue_max: u32,
@@ -89,15 +92,26 @@ pub struct Limits {
     pub login_time_max: Duration,
     /// Failed SASL exchanges on one connection. At the last one the stream ends with `policy-violation`.
     pub login_attempts_max: u32,
+    /// Failed SASL exchanges of one IPv4 address or one IPv6 /64 in a minute, without those of connections that logged in
+    /// after all. Over it connections of that address are refused with `policy-violation` until the minute is over. 0: no such
+    /// limit.
+    pub failed_logins_per_address_per_minute_max: usize,
     /// Bytes of one stanza before login. Over it: `policy-violation`.
     pub stanza_bytes_max_before_login: usize,
     /// Bytes of one stanza after login. Over it: `policy-violation`.
     pub stanza_bytes_max: usize,
+    /// From the first byte of a stanza after login to its last. Over it, with the next byte that comes: `policy-violation`.
+    pub stanza_time_max: Duration,
     /// Elements inside each other in one stanza. Over it: `policy-violation`.
     pub stanza_depth_max: usize,
     /// Bytes that wait to be written to one connection, or, with XEP-0198, to be acknowledged by it. Over it the
     /// connection ends: whatever had to reach it is stored and comes again.
     pub outbox_bytes_max: usize,
+    /// Stanzas, and whatever else has to be answered or worked on, that one connection may send in a second. Over it:
+    /// `policy-violation`. 0: no such limit.
+    pub stanzas_in_per_second_max: usize,
+    /// Bytes that one connection may send in a second, white space included. Over it: `policy-violation`. 0: no such limit.
+    pub bytes_in_per_second_max: usize,
     /// Stanzas a second that one connection may have delivered to others; each receiver counts. Over it they are refused with
     /// `resource-constraint`.
     pub stanzas_per_second_max: usize,
@@ -172,13 +186,18 @@ impl Default for Limits {
             connections_max: 100_000,
             connections_per_address_max: 8192,
             handshakes_max: 4096,
+            handshakes_per_address_max: 1024,
             accept_queue_max: 4096,
             login_time_max: Duration::from_secs(30),
             login_attempts_max: 3,
+            failed_logins_per_address_per_minute_max: 600,
             stanza_bytes_max_before_login: 8 * 1024,
             stanza_bytes_max: 64 * 1024,
+            stanza_time_max: Duration::from_mins(1),
             stanza_depth_max: 32,
             outbox_bytes_max: 4 * 1024 * 1024,
+            stanzas_in_per_second_max: 1000,
+            bytes_in_per_second_max: 1024 * 1024,
             stanzas_per_second_max: 100,
             channel_queue_max: 128,
             channel_queue_bytes_max: 512 * 1024,

@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use crate::close::Reason;
 use crate::form::{Form, Frame};
 use crate::hub::Hub;
+use crate::intake::{self, Intake};
 use crate::line::{Attachment, Due, Line, Parked, Turn};
 use crate::listener::Admission;
 use crate::login::{Outcome, Talk, negotiator, stanza_limits};
@@ -52,7 +53,8 @@ pub(crate) async fn serve(
             Outcome::Bound(line, attachment, reader) => {
                 // Serves the resource for as long as its stream lives, or until another stream takes it over.
                 let reading = reader.map_or(Reading::Xml, Reading::HalfXml);
-                let owner = Owner { shared: Arc::clone(&shared), line, attachment, reading, leaving: None };
+                let intake = Intake::new(shared.hubs.with(&line).wheel.now());
+                let owner = Owner { shared: Arc::clone(&shared), line, attachment, reading, intake, leaving: None };
                 return shared.spawn_owner(owner);
             }
             Outcome::Ended => return,
@@ -96,6 +98,7 @@ struct Owner {
     line: Arc<Line>,
     attachment: Attachment,
     reading: Reading,
+    intake: Intake,
     leaving: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -106,6 +109,17 @@ enum Reading {
     /// In XML, inside an element, or where the stream declares namespaces of its own.
     HalfXml(Box<StreamReader>),
     Slim(slim::Reader),
+}
+
+impl Reading {
+    /// True within an element or a frame.
+    fn is_half(&self) -> bool {
+        match self {
+            Self::Xml => false,
+            Self::HalfXml(reader) => !reader.is_between_elements(),
+            Self::Slim(reader) => !reader.is_between_frames(),
+        }
+    }
 }
 
 impl Future for Owner {
@@ -147,6 +161,8 @@ impl Owner {
         let heard = std::mem::take(&mut scratch.heard);
         let mut unread = heard.as_slice();
         let mut has_spoken = false;
+        let now = self.shared.hubs.with(&self.line).wheel.now();
+        self.intake.bytes(heard.len(), now, &self.shared.config.limits)?;
         // A client that asks for slim goes on in it with the next byte.
         while !unread.is_empty() {
             has_spoken |= match std::mem::replace(&mut self.reading, Reading::Xml) {
@@ -161,6 +177,7 @@ impl Owner {
         }
         scratch.heard = heard;
         scratch.heard.clear();
+        self.intake.heard_all(has_spoken, self.reading.is_half(), now, &self.shared.config.limits)?;
         Ok(has_spoken)
     }
 
@@ -174,6 +191,9 @@ impl Owner {
         let mut has_spoken = false;
         while let Some(event) = reader.read(unread).map_err(|error| Reason::from(&error))? {
             has_spoken = true;
+            if !intake::is_asked_for(&event) {
+                self.intake.stanza(&self.shared.config.limits)?;
+            }
             if ear.hear(event)? == Next::Slim {
                 self.reading = Reading::Slim(slim::Reader::new());
                 return Ok(has_spoken);
@@ -193,6 +213,9 @@ impl Owner {
         let mut has_spoken = false;
         while let Some(frame) = reader.read(unread, limits.stanza_bytes_max).map_err(|error| Reason::from(&error))? {
             has_spoken = true;
+            if !matches!(frame, slim::Frame::Ack(_) | slim::Frame::Pong) {
+                self.intake.stanza(&self.shared.config.limits)?;
+            }
             ear.hear_frame(frame, limits)?;
         }
         self.reading = Reading::Slim(reader);
@@ -211,9 +234,13 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
     let mut words = Vec::new();
     // Answers to what was said before the end.
     let stream = line.take_stream(attachment, (!may_resume).then_some(&mut words));
-    if let Some((stream, form)) = stream.filter(|_| !matches!(reason, Reason::Lost | Reason::WriteTime)) {
-        form.write_end(reason, &mut words);
-        stream.close(&words, shared.config.limits.write_time_max).await;
+    match stream {
+        Some((stream, _)) if reason == Reason::WriteTime => stream.abort(),
+        Some((stream, form)) if reason != Reason::Lost => {
+            form.write_end(reason, &mut words);
+            stream.close(&words, shared.config.limits.write_time_max).await;
+        }
+        _ => {}
     }
     if may_resume {
         wait_for_resumption(&shared, &line, attachment);

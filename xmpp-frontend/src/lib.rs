@@ -22,6 +22,7 @@ mod generations;
 mod hub;
 mod hubs;
 mod index;
+mod intake;
 mod line;
 mod listener;
 mod login;

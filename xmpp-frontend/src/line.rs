@@ -419,7 +419,10 @@ impl Line {
         }
         if let Some(words) = words {
             while !state.outbox.is_empty() {
-                state.outbox.take(words);
+                // It fills no buffer beyond what goes out in one write.
+                let mut piece = Vec::new();
+                state.outbox.take(&mut piece);
+                words.append(&mut piece);
             }
         }
         let form = state.outbox.form();

@@ -23,6 +23,10 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 const REFUSAL_TIME_MAX: Duration = Duration::from_secs(1);
 /// Refusals being written at one time; beyond that connections are just dropped.
 const REFUSALS_MAX: usize = 64;
+/// For how long failed logins count.
+const FAILED_LOGINS_TIME: Duration = Duration::from_mins(1);
+/// Addresses whose failed logins are counted at one time.
+const FAILED_LOGINS_ADDRESSES_MAX: usize = 1 << 16;
 
 /// The bound listeners.
 pub(crate) struct Listeners(Vec<(TcpListener, For)>);
@@ -215,10 +219,18 @@ fn refuse(shared: &Arc<Shared>, mut socket: Socket, security: Security, reason: 
 pub(crate) struct Admissions {
     counts: Mutex<Counts>,
     connections_max: usize,
-    per_address_max: usize,
+    of_address: OfAddress,
     handshakes_max: usize,
     resumable_max: usize,
     metrics: Arc<Metrics>,
+}
+
+/// How much one address may have.
+#[derive(Clone, Copy)]
+struct OfAddress {
+    connections_max: usize,
+    handshakes_max: usize,
+    failed_logins_max: usize,
 }
 
 #[derive(Default)]
@@ -227,7 +239,50 @@ struct Counts {
     handshakes: usize,
     refusals: usize,
     resumable: usize,
-    addresses: HashMap<IpAddr, usize>,
+    addresses: HashMap<IpAddr, Present>,
+    failed_logins: FailedLogins,
+}
+
+/// Of one address.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Present {
+    connections: usize,
+    handshakes: usize,
+}
+
+/// Logins that failed in this minute, by address.
+#[derive(Default)]
+struct FailedLogins {
+    minute: Option<Instant>,
+    of: HashMap<IpAddr, usize>,
+}
+
+impl FailedLogins {
+    /// Those of one address.
+    fn count(&mut self, address: IpAddr) -> usize {
+        if self.minute.is_some_and(|began| began.elapsed() >= FAILED_LOGINS_TIME) {
+            *self = Self::default();
+        }
+        self.of.get(&address).copied().unwrap_or(0)
+    }
+
+    /// One more. Returns how many there are; of an address beyond what is remembered, 0.
+    fn add(&mut self, address: IpAddr) -> usize {
+        let count = self.count(address) + 1;
+        if count == 1 && self.of.len() >= FAILED_LOGINS_ADDRESSES_MAX {
+            return 0;
+        }
+        self.minute.get_or_insert_with(Instant::now);
+        self.of.insert(address, count);
+        count
+    }
+
+    /// So many were followed by one that did not fail.
+    fn forgive(&mut self, address: IpAddr, count: usize) {
+        if let Some(counted) = self.of.get_mut(&address) {
+            *counted = counted.saturating_sub(count);
+        }
+    }
 }
 
 /// A connection's place, given back when dropped.
@@ -236,6 +291,8 @@ pub(crate) struct Admission {
     /// What it counts as, once that is known.
     address: Option<IpAddr>,
     handshaking: bool,
+    /// Logins that failed on it and count.
+    failed_logins: u16,
 }
 
 /// The place of a lost stream that may be resumed, given back when dropped.
@@ -246,10 +303,15 @@ pub(crate) struct Refusal(Arc<Admissions>);
 
 impl Admissions {
     pub(crate) fn new(limits: &Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+        let of_address = OfAddress {
+            connections_max: limits.connections_per_address_max,
+            handshakes_max: limits.handshakes_per_address_max,
+            failed_logins_max: limits.failed_logins_per_address_per_minute_max,
+        };
         Arc::new(Self {
             counts: Mutex::default(),
             connections_max: limits.connections_max,
-            per_address_max: limits.connections_per_address_max,
+            of_address,
             handshakes_max: limits.handshakes_max,
             resumable_max: limits.resumable_max,
             metrics,
@@ -275,7 +337,7 @@ impl Admissions {
         counts.connections += 1;
         counts.handshakes += 1;
         self.metrics.connections.inc();
-        Ok(Admission { among: Arc::clone(self), address: None, handshaking: true })
+        Ok(Admission { among: Arc::clone(self), address: None, handshaking: true, failed_logins: 0 })
     }
 
     /// A place for a lost stream that may be resumed, if there is one.
@@ -304,33 +366,61 @@ impl Admission {
     fn locate(&mut self, peer: IpAddr) -> Result<(), Reason> {
         let address = network(peer);
         let mut counts = lock(&self.among.counts);
-        if counts.addresses.get(&address).is_some_and(|count| *count >= self.among.per_address_max) {
+        let OfAddress { connections_max, handshakes_max, failed_logins_max } = self.among.of_address;
+        if failed_logins_max > 0 && counts.failed_logins.count(address) >= failed_logins_max {
+            return Err(Reason::FailedLogins);
+        }
+        if counts.addresses.get(&address).is_some_and(|present| present.connections >= connections_max) {
             return Err(Reason::ConnectionsPerAddress);
         }
-        *counts.addresses.entry(address).or_default() += 1;
+        if counts.addresses.get(&address).is_some_and(|present| present.handshakes >= handshakes_max) {
+            return Err(Reason::HandshakesPerAddress);
+        }
+        let present = counts.addresses.entry(address).or_default();
+        present.connections += 1;
+        present.handshakes += 1;
         self.address = Some(address);
         Ok(())
     }
 
+    /// A login failed. An error if too many of this address did.
+    pub(crate) fn login_failed(&mut self) -> Result<(), Reason> {
+        let (Some(address), max @ 1..) = (self.address, self.among.of_address.failed_logins_max) else { return Ok(()) };
+        self.failed_logins = self.failed_logins.saturating_add(1);
+        if lock(&self.among.counts).failed_logins.add(address) > max { Err(Reason::FailedLogins) } else { Ok(()) }
+    }
+
     /// The connection is logged in: its handshake is over.
     pub(crate) fn logged_in(&mut self) {
+        self.negotiated(true);
+    }
+
+    fn negotiated(&mut self, logged_in: bool) {
         if std::mem::replace(&mut self.handshaking, false) {
-            lock(&self.among.counts).handshakes -= 1;
+            let counts = &mut *lock(&self.among.counts);
+            counts.handshakes -= 1;
+            let Some(address) = self.address else { return };
+            if let Some(present) = counts.addresses.get_mut(&address) {
+                present.handshakes -= 1;
+            }
+            if logged_in && self.failed_logins > 0 {
+                counts.failed_logins.forgive(address, self.failed_logins.into());
+            }
         }
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.logged_in();
+        self.negotiated(false);
         self.among.metrics.connections.dec();
         let mut counts = lock(&self.among.counts);
         counts.connections -= 1;
         if let Some(address) = self.address
-            && let Some(count) = counts.addresses.get_mut(&address)
+            && let Some(present) = counts.addresses.get_mut(&address)
         {
-            *count -= 1;
-            if *count == 0 {
+            present.connections -= 1;
+            if present.connections == 0 {
                 counts.addresses.remove(&address);
             }
         }
@@ -404,10 +494,49 @@ mod tests {
         assert_eq!(second.locate(address("192.0.2.1")), Err(Reason::ConnectionsPerAddress));
         drop(second);
         assert_eq!(admissions.admit(address("192.0.2.1")).err(), Some(Reason::ConnectionsPerAddress));
-        assert_eq!(lock(&admissions.counts).addresses, HashMap::from([(address("192.0.2.1"), 1)]));
+        let present = Present { connections: 1, handshakes: 1 };
+        assert_eq!(lock(&admissions.counts).addresses, HashMap::from([(address("192.0.2.1"), present)]));
         drop(first);
         let counts = lock(&admissions.counts);
         assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_handshakes() {
+        let limits = Limits { handshakes_max: 3, handshakes_per_address_max: 2, ..Limits::default() };
+        let admissions = admissions(&limits);
+        let mut first = admissions.admit(address("192.0.2.1")).expect("room");
+        let _second = admissions.admit(address("192.0.2.1")).expect("room");
+        assert_eq!(admissions.admit(address("192.0.2.1")).err(), Some(Reason::HandshakesPerAddress));
+        assert!(admissions.admit(address("192.0.2.2")).is_ok());
+        first.logged_in();
+        assert!(admissions.admit(address("192.0.2.1")).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_whose_logins_fail_is_refused_until_the_minute_is_over() {
+        let limits = Limits { failed_logins_per_address_per_minute_max: 3, ..Limits::default() };
+        let admissions = admissions(&limits);
+        let (bad, good) = (address("192.0.2.1"), address("192.0.2.2"));
+        let mut forgiven = admissions.admit(bad).expect("room");
+        assert_eq!(forgiven.login_failed(), Ok(()));
+        forgiven.logged_in();
+        let (mut first, mut second) = (admissions.admit(bad).expect("room"), admissions.admit(bad).expect("room"));
+        assert_eq!([first.login_failed(), second.login_failed(), first.login_failed()], [Ok(()), Ok(()), Ok(())]);
+        assert_eq!(admissions.admit(bad).err(), Some(Reason::FailedLogins));
+        assert_eq!(second.login_failed(), Err(Reason::FailedLogins), "one that was let in before");
+        assert!(admissions.admit(good).is_ok());
+        sleep(FAILED_LOGINS_TIME).await;
+        assert!(admissions.admit(bad).is_ok());
+    }
+
+    #[test]
+    fn addresses_with_failed_logins_are_bounded() {
+        let mut failed = FailedLogins::default();
+        for number in 0..2 * FAILED_LOGINS_ADDRESSES_MAX {
+            failed.add(IpAddr::V4(u32::try_from(number).expect("a small number").into()));
+        }
+        assert_eq!(failed.of.len(), FAILED_LOGINS_ADDRESSES_MAX);
     }
 
     #[test]

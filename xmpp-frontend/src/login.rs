@@ -97,6 +97,9 @@ impl Talk {
                 let proved = self.shared.credentials.prove_scram(check, &self.shared.middle).await;
                 step = self.negotiator.scram_checked(proved, &mut out);
             }
+            if self.negotiator.has_failed() && self.incoming.login_failed().is_err() && step == Step::Read {
+                step = Step::End(Reason::FailedLogins);
+            }
             if let Step::Resume(resume) = step {
                 if let Some(agreed) = self.resume(&resume)? {
                     return Ok(agreed);

@@ -149,6 +149,8 @@ pub(crate) struct Negotiator {
     exporter: Option<Exporter>,
     announced: Announced,
     attempts_left: u32,
+    /// A login failed since [`Negotiator::has_failed`] was asked, and not for a reason of ours.
+    failed: bool,
     header_written: bool,
     /// Who the client says it is before it has proved it.
     from: Option<String>,
@@ -200,6 +202,7 @@ impl Negotiator {
             exporter: None,
             announced: Announced::of(limits, may_be_slim),
             attempts_left: limits.login_attempts_max.max(1),
+            failed: false,
             header_written: false,
             from: None,
             stage: Stage::LoggedOut,
@@ -209,6 +212,11 @@ impl Negotiator {
     /// True once SASL has succeeded: the larger limits hold from the next element on.
     pub(crate) fn is_logged_in(&self) -> bool {
         matches!(self.stage, Stage::LoggedIn(_))
+    }
+
+    /// True if a login failed since this was asked last, and not because we could not tell.
+    pub(crate) fn has_failed(&mut self) -> bool {
+        std::mem::take(&mut self.failed)
     }
 
     /// Takes what the client said. What is to be written is appended to `out`.
@@ -463,6 +471,7 @@ impl Negotiator {
 
     fn fail(&mut self, profile: Profile, failure: Failure, out: &mut Vec<u8>) -> Step {
         self.stage = Stage::LoggedOut;
+        self.failed |= failure != Failure::Temporary;
         profile.write_failure(out, failure);
         self.attempts_left = self.attempts_left.saturating_sub(1);
         if self.attempts_left == 0 { Step::End(Reason::LoginAttempts) } else { Step::Read }

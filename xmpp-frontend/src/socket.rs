@@ -22,6 +22,17 @@ pub(crate) enum Socket {
     Xml(Box<dyn Duplex>),
 }
 
+impl Socket {
+    /// Has the kernel drop what it could not send once this is closed, which it would keep for minutes for a peer that takes
+    /// nothing.
+    pub(crate) fn forget_unsent(&self) {
+        if let Self::Tcp(stream) = self {
+            // Without it the kernel gives up later.
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
 macro_rules! forward {
     ($self:ident, $method:ident($($argument:expr),*)) => {
         match $self.get_mut() {

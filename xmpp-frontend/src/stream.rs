@@ -101,6 +101,11 @@ impl Stream {
         self.admission.logged_in();
     }
 
+    /// A login failed. An error if too many of this address did.
+    pub(crate) fn login_failed(&mut self) -> Result<(), Reason> {
+        self.admission.login_failed()
+    }
+
     /// Has data read again before what is still to come.
     pub(crate) fn unread(&mut self, data: &[u8]) {
         if !data.is_empty() {
@@ -304,9 +309,16 @@ impl Stream {
             self.socket.write_all(&goodbye).await.map_err(|_| Reason::Lost)?;
             self.socket.shutdown().await.map_err(|_| Reason::Lost)
         });
-        if matches!(said.await, Ok(Ok(()))) {
-            let _ = timeout(LINGER_TIME, self.linger()).await;
+        match said.await {
+            Ok(Ok(())) => _ = timeout(LINGER_TIME, self.linger()).await,
+            Ok(Err(_)) => {}
+            Err(_) => self.abort(),
         }
+    }
+
+    /// Closes a connection that takes no bytes: what it has not taken is dropped.
+    pub(crate) fn abort(self) {
+        self.socket.forget_unsent();
     }
 
     /// Reads and throws away.

@@ -52,6 +52,11 @@ impl Incoming {
         }
     }
 
+    /// A login failed. An error if too many of this address did.
+    pub(crate) fn login_failed(&mut self) -> Result<(), Reason> {
+        self.stream.login_failed()
+    }
+
     /// True if more than white space came that was not read. A line end behind `<starttls/>` is sent by some clients, and no
     /// TLS record begins with one.
     pub(crate) fn has_unread(&self) -> bool {

@@ -65,7 +65,13 @@ fn gone(stanza: &Element) -> &str {
 
 #[tokio::test(start_paused = true)]
 async fn push_goes_on_at_once_beside_a_service_that_reads_nothing() {
-    let limits = Limits { component_queue_max: 200, component_queue_per_device_max: 10_000, ..Limits::default() };
+    let limits = Limits {
+        component_queue_max: 200,
+        component_queue_per_device_max: 10_000,
+        // All of it happens at one moment.
+        stanzas_in_per_second_max: 0,
+        ..Limits::default()
+    };
     let world = World::with(limits).await;
     let mut service = world.service().await;
     let mut device = world.subscriber(account(1), &[]).await;

@@ -2,6 +2,7 @@
 
 mod binding;
 mod components;
+mod floods;
 mod harness;
 mod hub;
 mod limits;

@@ -75,6 +75,7 @@ struct RunningCampanile {
     addresses: Addresses,
     api: Api,
     http: SocketAddr,
+    telemetry: Option<SocketAddr>,
     secret: String,
     /// The server ends with it, if it was started here.
     child: Option<Kept>,
@@ -162,6 +163,7 @@ impl Campanile {
             },
             api: Api::new(&format!("http://{http}"), run.ca.as_deref())?,
             http,
+            telemetry: run.reach("telemetry.listen"),
             secret: self.app.secret.clone().context("the demo's secret is not kept")?,
             child,
         })
@@ -232,6 +234,10 @@ impl Running for RunningCampanile {
 
     fn way(&self) -> Option<Way> {
         Some(Way::Http { to: self.http, secret: self.secret.clone() })
+    }
+
+    fn telemetry(&self) -> Option<SocketAddr> {
+        self.telemetry
     }
 }
 

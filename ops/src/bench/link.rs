@@ -61,9 +61,22 @@ impl Link {
     /// Connects, with TLS for this name if there is any. Connections of one `origin` come from one address: a machine
     /// has only so many ports for each.
     pub(super) async fn open(to: SocketAddr, origin: u8, tls: Option<(Arc<ClientConfig>, &str)>) -> io::Result<Self> {
+        Self::open_from(Ipv4Addr::new(127, 0, 1, origin.saturating_add(1)), to, None, tls).await
+    }
+
+    /// The same from an address of loopback, where `to` is there too, and with a buffer of so many bytes for what comes.
+    pub(super) async fn open_from(
+        from: Ipv4Addr,
+        to: SocketAddr,
+        receive_bytes: Option<u32>,
+        tls: Option<(Arc<ClientConfig>, &str)>,
+    ) -> io::Result<Self> {
         let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if to.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
-            socket.bind((Ipv4Addr::new(127, 0, 1, origin.saturating_add(1)), 0).into())?;
+            socket.bind((from, 0).into())?;
+        }
+        if let Some(bytes) = receive_bytes {
+            socket.set_recv_buffer_size(bytes)?;
         }
         let socket = socket.connect(to).await?;
         socket.set_nodelay(true)?;
@@ -91,6 +104,11 @@ impl Link {
             other => other,
         };
         Ok(())
+    }
+
+    /// True if the server has reset the connection, which is seen without reading.
+    pub(super) fn is_reset(&self) -> bool {
+        !matches!(self.socket.take_error(), Ok(None))
     }
 
     async fn shake_hands(&mut self) -> io::Result<()> {

@@ -389,7 +389,7 @@ impl Run<'_> {
 }
 
 /// The value that so many thousandths of sorted values don't exceed.
-fn quantile(sorted: &[u64], thousandths: usize) -> Option<f64> {
+pub(super) fn quantile(sorted: &[u64], thousandths: usize) -> Option<f64> {
     let at = (sorted.len().checked_sub(1)?) * thousandths / 1000;
     sorted.get(at).map(|value| float(*value))
 }

@@ -57,6 +57,11 @@ pub(super) trait Running {
 
     /// Its way for single messages.
     fn way(&self) -> Option<Way>;
+
+    /// Where it tells its metrics, if it does.
+    fn telemetry(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// Where devices connect.

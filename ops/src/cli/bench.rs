@@ -28,9 +28,9 @@ pub(super) struct Bench {
     /// Only without TLS
     #[arg(long)]
     plain: bool,
-    /// Connections that stay
-    #[arg(long, value_name = "N", default_value_t = 5000)]
-    connections: usize,
+    /// Connections that stay [default: 5000; among hostile peers 10000]
+    #[arg(long, value_name = "N")]
+    connections: Option<usize>,
     /// Logins
     #[arg(long, value_name = "N", default_value_t = 5000)]
     logins: usize,
@@ -89,6 +89,11 @@ enum What {
     /// What a connection costs as there are more of them, at several fronts of an installation that runs (--running,
     /// --front); registered, if there are --broadcasts, and else only bound. Not among all
     Growth,
+    /// Times of single messages while the server is attacked, and which limit cut whom; of Campanile alone, and not part of all
+    Hostile,
+    /// The process of hostile peers, which takes its order from the bench
+    #[value(hide = true)]
+    HostilePeers,
     /// A process of the generator, which takes its orders from the bench
     #[value(hide = true)]
     Worker,
@@ -106,12 +111,22 @@ impl Bench {
             What::Latency => vec![Part::Latency],
             What::Wire => vec![Part::Wire],
             What::Growth => return self.grow(settings),
+            What::Hostile => vec![Part::Hostile],
+            What::HostilePeers => return bench::run_peers(),
         };
-        if self.connections == 0 {
+        let is_hostile = self.what == What::Hostile;
+        let connections = self.connections.unwrap_or(if is_hostile { 10_000 } else { 5000 });
+        if connections == 0 {
             return Err(Usage("--connections must be above 0".to_owned()).into());
         }
-        let servers =
-            if self.server.is_empty() { vec![Kind::Campanile, Kind::Ejabberd, Kind::Mosquitto] } else { self.server };
+        let servers = match self.server {
+            servers if servers.is_empty() && is_hostile => vec![Kind::Campanile],
+            servers if servers.is_empty() => vec![Kind::Campanile, Kind::Ejabberd, Kind::Mosquitto],
+            servers => servers,
+        };
+        if is_hostile && (servers != [Kind::Campanile] || self.running) {
+            return Err(Usage("hostile peers are for a Campanile that the bench has started".to_owned()).into());
+        }
         let with = |set: &String| -> Result<(String, String)> {
             let (key, value) =
                 set.split_once('=').with_context(|| Usage(format!("--with {set} must be --with KEY=VALUE")))?;
@@ -123,7 +138,7 @@ impl Bench {
             parts,
             plain: !self.tls,
             tls: !self.plain,
-            connections: self.connections,
+            connections,
             logins: self.logins,
             broadcasts: self.broadcasts,
             rates: self.rate,

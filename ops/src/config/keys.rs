@@ -226,20 +226,31 @@ keys! {
         "Connections of one IPv4 address or one IPv6 /64.";
     "limits.xmpp_handshakes_max" => limits.xmpp.handshakes_max,
         "Connections that are not logged in yet.";
+    "limits.xmpp_handshakes_per_address_max" => limits.xmpp.handshakes_per_address_max,
+        "Of these, how many may be of one IPv4 address or one IPv6 /64, so that nobody takes them all.";
     "limits.xmpp_accept_queue_max" => limits.xmpp.accept_queue_max,
         "Connections that wait in the kernel for each listener; no more than `net.core.somaxconn` of the machine.";
     "limits.xmpp_login_ms_max" => limits.xmpp.login_time_max,
         "From the connection to a bound resource.";
     "limits.xmpp_login_attempts_max" => limits.xmpp.login_attempts_max,
         "Failed SASL exchanges on one connection.";
+    "limits.xmpp_failed_logins_per_address_per_minute_max" => limits.xmpp.failed_logins_per_address_per_minute_max or 0,
+        "Failed SASL exchanges of one IPv4 address or one IPv6 /64 in a minute, without those of connections that logged in after \
+         all; then that address is refused until the minute is over. 0: no such limit.";
     "limits.xmpp_stanza_before_login_bytes_max" => limits.xmpp.stanza_bytes_max_before_login,
         "One stanza before login.";
     "limits.xmpp_stanza_bytes_max" => limits.xmpp.stanza_bytes_max,
         "One stanza after login.";
+    "limits.xmpp_stanza_ms_max" => limits.xmpp.stanza_time_max,
+        "From the first byte of a stanza after login to its last.";
     "limits.xmpp_stanza_depth_max" => limits.xmpp.stanza_depth_max,
         "Elements inside each other in one stanza.";
     "limits.xmpp_outbox_bytes_max" => limits.xmpp.outbox_bytes_max,
         "What waits to be written to one connection. Over it the connection ends; what is stored comes again.";
+    "limits.xmpp_stanzas_in_per_second_max" => limits.xmpp.stanzas_in_per_second_max or 0,
+        "Stanzas and requests that one connection may send in a second; 0: no such limit.";
+    "limits.xmpp_bytes_in_per_second_max" => limits.xmpp.bytes_in_per_second_max or 0,
+        "Bytes that one connection may send in a second; 0: no such limit.";
     "limits.xmpp_stanzas_per_second_max" => limits.xmpp.stanzas_per_second_max,
         "Stanzas a second that one connection may have delivered to others, counted by receivers.";
     "limits.xmpp_channel_queue_max" => limits.xmpp.channel_queue_max,
