@@ -244,6 +244,8 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
     }
     if may_resume {
         wait_for_resumption(&shared, &line, attachment);
+    } else if line.closing().is_some() {
+        routing::hand_back(&shared, &line);
     }
 }
 
@@ -274,6 +276,7 @@ fn wait_for_resumption(shared: &Arc<Shared>, line: &Arc<Line>, attachment: Attac
     if let Some(reason) = line.give_up(attachment, reason) {
         shared.metrics.ended(reason);
         forget(shared, line, reason);
+        routing::hand_back(shared, line);
     }
 }
 
@@ -282,6 +285,7 @@ fn expire(shared: &Arc<Shared>, line: &Arc<Line>) {
     if let Some((parked, reason)) = line.unpark(Reason::NotResumed) {
         shared.metrics.ended(reason);
         forget(shared, line, reason);
+        routing::hand_back(shared, line);
         let Parked { place, token, .. } = parked;
         drop((place, token));
     }

@@ -479,6 +479,15 @@ impl Line {
         String::from_utf8(waiting).expect("text")
     }
 
+    /// The stanzas that the client never acknowledged, as XML, of a line whose stream has ended for good and that counted them;
+    /// payloads are not among them: the middle tier knows what has arrived.
+    pub(crate) fn take_unacknowledged(&self) -> Vec<Arc<[u8]>> {
+        let mut state = lock(&self.state);
+        state.release();
+        let stanza = |frame| if let Frame::Stanza(text) = frame { Some(text) } else { None };
+        state.outbox.take_unacknowledged().filter_map(stanza).collect()
+    }
+
     /// Drops whatever the line holds without a word, as a crash would.
     pub(crate) fn cut_off(&self) {
         let mut state = lock(&self.state);

@@ -123,6 +123,13 @@ impl Outbox {
         Ok(written.asked)
     }
 
+    /// What the client has not acknowledged, and what was never written, once the stream can't be resumed any more. Nothing
+    /// where nothing was counted: nobody knows what has arrived then.
+    pub(crate) fn take_unacknowledged(&mut self) -> impl Iterator<Item = Frame> + use<> {
+        let taken = self.written.take().map(|written| (written.unacked, std::mem::take(&mut self.waiting)));
+        taken.into_iter().flat_map(|(unacked, waiting)| unacked.into_iter().chain(waiting))
+    }
+
     /// The stream is resumed, in XML: what was not acknowledged comes first, behind `resumed`. What isn't counted is not
     /// repeated.
     pub(crate) fn resume(&mut self, handled: u32, resumed: &[u8]) -> Result<(), AckTooHigh> {

@@ -8,7 +8,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use idl::ids::AccountId;
-use idl::xml::NS_CLIENT;
+use idl::slim;
+use idl::xml::{Limits, NS_CLIENT};
 use jid::Jid;
 use minidom::Element;
 use minidom::rxml::{Namespace, NcName};
@@ -19,7 +20,7 @@ use crate::client_state::{ClientState, Haste};
 use crate::form::Frame;
 use crate::line::{Line, NotTaken};
 use crate::presence::Presence;
-use crate::stanza::Trouble;
+use crate::stanza::{ReplyTo, Trouble};
 
 /// What a client may be sent (`docs/protocol.md`, section 11), less what slim puts around it. Else somebody could end the
 /// streams of others.
@@ -192,6 +193,48 @@ pub(crate) fn deliver(
         }
     }
     outcome
+}
+
+/// What others sent to a connection that has ended and that its client never acknowledged goes where it would go now, as if it
+/// had been sent to a resource that is not there (XEP-0198 §5): to others of its account, or back as an error.
+pub(crate) fn hand_back(shared: &Shared, line: &Line) {
+    let limits = Limits { stanza_bytes_max: SAID_BYTES_MAX, depth_max: shared.config.limits.stanza_depth_max };
+    for text in line.take_unacknowledged() {
+        let stanza = str::from_utf8(&text).ok().and_then(|text| slim::element(text, limits).ok());
+        if let Some(stanza) = stanza {
+            hand_on(shared, &stanza, Frame::Stanza(text));
+        }
+    }
+}
+
+fn hand_on(shared: &Shared, stanza: &Element, frame: Frame) {
+    let (is_iq, kind) = (stanza.is("iq", NS_CLIENT), Kind::of(stanza));
+    let wants_answer = !matches!((is_iq, stanza.attr("type")), (_, Some("error")) | (true, Some("result")));
+    let someone = |name| match Addressee::read(stanza.attr(name), &shared.config.domain, "", "") {
+        Addressee::Other(recipient) => Some(recipient),
+        _ => None,
+    };
+    // Our own answers are from nobody, and presence is told anew.
+    let (Some(from), Some(to)) = (someone("from"), someone("to")) else { return };
+    if stanza.is("presence", NS_CLIENT) {
+        return;
+    }
+    let give = |receivers: &[Arc<Line>], frame: &Frame| {
+        for receiver in receivers {
+            if receiver.deliver(frame.clone(), Haste::Urgent).is_ok() {
+                receiver.flush();
+            }
+        }
+    };
+    match receivers(shared, (!is_iq).then_some(kind), &to) {
+        Ok(receivers) => give(&receivers, &frame),
+        Err(trouble) if wants_answer => {
+            let error = ReplyTo::of(stanza).error(stanza.attr("from"), &trouble);
+            let back = receivers(shared, None, &from).unwrap_or_default();
+            give(&back, &Frame::stanza(error));
+        }
+        Err(_) => {}
+    }
 }
 
 /// Who gets a stanza: nobody where that is in order, and an error where the sender has to hear of it. `kind` is `None` for

@@ -152,6 +152,7 @@ transcripts! {
     trouble_of_the_server_s_own_ends_the_stream
     the_server_tells_its_version_and_an_account_has_none
     unknown_stanzas_are_answered_with_service_unavailable
+    what_a_lost_client_never_acknowledged_goes_to_another_or_back
     what_is_for_nobody_is_refused_or_dropped
     what_is_offered_after_login
     what_is_offered_before_login
