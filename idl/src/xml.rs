@@ -9,6 +9,10 @@ use rxml::error::EndOrError;
 use rxml::{AttrMap, Event as XmlEvent, Namespace, Options, Parse as _, Parser, WithOptions as _};
 use thiserror::Error;
 
+mod check;
+
+pub use check::check;
+
 /// Namespace of the stream's own elements.
 pub const NS_STREAM: &str = "http://etherx.jabber.org/streams";
 /// Namespace of stanzas between client and server.
@@ -123,8 +127,8 @@ pub struct StreamReader {
     is_at_rest: bool,
     /// Bytes since the last event at the top of the stream.
     taken_bytes: usize,
-    /// Those bytes began with text. The parser would wait for the text's end, which may never come.
-    text_first: bool,
+    /// Those bytes, or those since the XML declaration, are white space.
+    is_blank: bool,
 }
 
 impl StreamReader {
@@ -138,7 +142,7 @@ impl StreamReader {
             beginning: Beginning::Header(Vec::new()),
             is_at_rest: false,
             taken_bytes: 0,
-            text_first: false,
+            is_blank: true,
         }
     }
 
@@ -177,13 +181,17 @@ impl StreamReader {
                 // White space between stanzas keeps connections alive (RFC 6120 §4.6.1) and is nothing to keep.
                 *bytes = bytes.trim_ascii_start();
             }
-            if self.open.is_empty() && self.taken_bytes == 0 {
-                // What `&` begins is the parser's to judge.
-                self.text_first = bytes.trim_ascii_start().first().is_some_and(|first| !matches!(first, b'<' | b'&'));
-            }
+            // The parser would wait for the text's end, which may never come: it only says what it has still to say. What `&`
+            // begins is its to judge.
+            let is_text =
+                self.is_blank && bytes.trim_ascii_start().first().is_some_and(|first| !matches!(first, b'<' | b'&'));
             // Never hand the parser more than the rest of the limit: it can't be made to buffer beyond it.
             let rest = self.limits.stanza_bytes_max.saturating_sub(self.taken_bytes);
-            let (window, cut) = if bytes.len() > rest { (&bytes[..rest], true) } else { (*bytes, false) };
+            let (window, cut) = match *bytes {
+                bytes if is_text => (&bytes[..0], false),
+                bytes if bytes.len() > rest => (&bytes[..rest], true),
+                bytes => (bytes, false),
+            };
             let mut unread = window;
             let parsed = self.parser.parse(&mut unread, false);
             let taken = window.len() - unread.len();
@@ -191,6 +199,7 @@ impl StreamReader {
                 header.extend_from_slice(&bytes[..taken]);
             }
             self.is_at_rest &= taken == 0;
+            self.is_blank &= bytes[..taken].trim_ascii_start().is_empty();
             *bytes = &bytes[taken..];
             self.taken_bytes += taken;
             let event = match parsed {
@@ -198,12 +207,13 @@ impl StreamReader {
                 Err(EndOrError::NeedMoreData) if cut && unread.is_empty() => {
                     return Err(XmlError::TooLarge { limit: self.limits.stanza_bytes_max });
                 }
-                Ok(None) | Err(EndOrError::NeedMoreData) if self.text_first => return Err(self.stray_text()),
+                Ok(None) | Err(EndOrError::NeedMoreData) if is_text => return Err(self.stray_text()),
                 Ok(None) | Err(EndOrError::NeedMoreData) => return Ok(None),
                 Err(EndOrError::Error(error)) => return Err(xml_error(error)),
             };
             if let Some(event) = self.take(event)? {
                 self.taken_bytes = 0;
+                self.is_blank = true;
                 self.is_at_rest = true;
                 return Ok(Some(event));
             }
@@ -224,7 +234,10 @@ impl StreamReader {
 
     fn take(&mut self, event: XmlEvent) -> Result<Option<Event>, XmlError> {
         match event {
-            XmlEvent::XmlDeclaration(..) => Ok(None),
+            XmlEvent::XmlDeclaration(..) => {
+                self.is_blank = true;
+                Ok(None)
+            }
             XmlEvent::StartElement(_, (namespace, name), attributes) => {
                 if let Beginning::Header(written) = &self.beginning {
                     if namespace.as_str() != NS_STREAM || name.as_str() != "stream" {
@@ -249,6 +262,7 @@ impl StreamReader {
                 }
                 None if text.bytes().all(|byte| byte.is_ascii_whitespace()) => {
                     self.taken_bytes = 0;
+                    self.is_blank = true;
                     Ok(None)
                 }
                 None => Err(XmlError::StrayText),
@@ -389,7 +403,13 @@ mod tests {
         assert_eq!(error_of("<a/> a word that goes on"), XmlError::StrayText);
         for other in ["GET / HTTP/1.1\r\n\r\n", " a word", "{\"a\": 1}"] {
             assert_eq!(read_all(&[other.as_bytes()]).expect_err(other).condition(), "not-well-formed", "{other}");
+            let bytes: Vec<&[u8]> = other.as_bytes().chunks(1).collect();
+            assert_eq!(read_all(&bytes).expect_err(other).condition(), "not-well-formed", "{other} byte by byte");
         }
+        let ended = OPEN.replacen("version='1.0'>", "version='1.0'/>", 1) + "text";
+        let (mut reader, mut unread) = (StreamReader::new(LIMITS), ended.as_bytes());
+        assert!(matches!(reader.read(&mut unread), Ok(Some(Event::Opened(_)))));
+        assert_eq!(reader.read(&mut unread), Ok(Some(Event::Closed)), "the end comes before what is behind it");
     }
 
     #[test]
