@@ -5,6 +5,7 @@
 //! in a store before it is handed to the bus, and every receiver tolerates repeats. [`InProcess`] is the backend for
 //! one process, [`redis`] the one for many (feature `redis`).
 
+mod check;
 mod coding;
 mod in_process;
 mod ownership;
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+pub use self::check::check;
 pub use self::coding::Unreadable;
 pub use self::in_process::{InProcess, Limits};
 pub use self::ownership::{Changes, Hold, Owner, Ownership, Term};

@@ -157,7 +157,7 @@ fn reconnect(
 }
 
 /// A client's message.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn client_message(username: &str, token: &str, binding: &[u8]) -> Vec<u8> {
     let key = hmac::Key::new(hmac::HMAC_SHA256, token.as_bytes());
     let proof = hmac::sign(&key, &[b"Initiator", binding].concat());

@@ -18,6 +18,8 @@ mod credentials;
 mod drain;
 mod fast;
 mod form;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod generations;
 mod hub;
 mod hubs;

@@ -4,6 +4,8 @@
 //! all of it at once and has no new stream. What takes time (TLS, the keys of SCRAM, claiming the route, resuming a stream)
 //! is asked for as a step; whoever drives the negotiation does it and comes back.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod check;
 mod features;
 mod sasl2;
 #[cfg(test)]
@@ -17,6 +19,8 @@ use idl::slim;
 use idl::xml::{Event, Header, NS_CLIENT, escape_attribute, write_header};
 use minidom::Element;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::check::check;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::credentials::Credentials;

@@ -195,7 +195,7 @@ fn unescape(name: &str) -> Result<String, Failure> {
 }
 
 /// What a client shows that knows the token: the proof over both sides' words.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn client_proof(token: &str, salt: &[u8], auth_message: &str) -> [u8; 32] {
     let mut salted = [0; 32];
     pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, salt, token.as_bytes(), &mut salted);

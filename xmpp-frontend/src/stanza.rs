@@ -1,11 +1,16 @@
 //! What a client may say after login, whom it is to, and what we answer ourselves: pings, discovery, errors. Pure
 //! functions.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod check;
+
 use idl::channel::{self, Payload};
 use idl::slim;
 use idl::xml::{NS_CLIENT, escape_attribute};
 use minidom::Element;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::check::check;
 use crate::caps::{self, NS_DISCO_INFO, NS_DISCO_ITEMS, NS_PING, NS_VERSION};
 use crate::client_state;
 use crate::close::Reason;

@@ -4,6 +4,8 @@
 //! front writes into messages. What a message breaks of RFC 7395 the front hears as XML that breaks the same rule, so that
 //! stream errors, metrics and resumption are those of every other connection.
 
+#[cfg(any(test, feature = "fuzzing"))]
+mod check;
 mod inward;
 mod namespaces;
 mod outward;
@@ -18,6 +20,8 @@ use std::task::{Context, Poll, ready};
 use idl::xml::Limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::check::check;
 use self::inward::Fault;
 use self::outward::Outward;
 
