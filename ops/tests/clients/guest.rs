@@ -13,29 +13,43 @@ use crate::program::Program;
 
 const ANSWERS: &[&str] = &["returned", "failed"];
 
-/// How TLS begins.
+/// How a stream begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Door {
+    /// With TLS.
     Direct,
     StartTls,
+    /// As a WebSocket over TLS, which npm's client alone knows. Of processes by role none has it.
+    WebSocket,
+    /// As a WebSocket that is found by host-meta (XEP-0156).
+    HostMeta,
 }
 
 impl Door {
-    pub(crate) const ALL: [Self; 2] = [Self::StartTls, Self::Direct];
+    pub(crate) const TCP: &[Self] = &[Self::StartTls, Self::Direct];
+    pub(crate) const WEB: &[Self] = &[Self::WebSocket, Self::HostMeta];
 
     /// The listener's key.
     pub(crate) fn listener(self) -> &'static str {
         match self {
             Self::Direct => "xmpp.tls",
             Self::StartTls => "xmpp.starttls",
+            Self::WebSocket | Self::HostMeta => "http.https",
         }
     }
 
-    fn argument(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::StartTls => "starttls",
-        }
+    /// What a session script is told of it.
+    fn arguments(self, port: u16) -> Vec<String> {
+        let tls = match self {
+            Self::StartTls => "--tls=starttls",
+            Self::Direct | Self::WebSocket | Self::HostMeta => "--tls=direct",
+        };
+        let web = match self {
+            Self::Direct | Self::StartTls => None,
+            Self::WebSocket => Some(format!("--ws=wss://localhost:{port}/xmpp-websocket")),
+            Self::HostMeta => Some(format!("--ws=localhost:{port}")),
+        };
+        [Some(tls.to_owned()), web].into_iter().flatten().collect()
     }
 }
 
@@ -62,7 +76,7 @@ impl Guest {
         // Node and rustls look there; Python's clients are told.
         command.env("NODE_EXTRA_CA_CERTS", way.ca).env("SSL_CERT_FILE", way.ca);
         command.args(["--host=localhost".to_owned(), format!("--port={}", way.port)]);
-        command.arg(format!("--tls={}", way.door.argument())).arg(format!("--ca={}", way.ca.display()));
+        command.args(way.door.arguments(way.port)).arg(format!("--ca={}", way.ca.display()));
         command.arg(format!("--jid={}", account.jid)).arg(format!("--token={}", account.token));
         let mut program = Program::start_reading(command.stdin(Stdio::piped()));
         let input = program.child.stdin.take().expect("it is piped");

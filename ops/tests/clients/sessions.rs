@@ -42,12 +42,15 @@ fn delivered(down: &ToDevice) -> &Deliver {
     down.deliver.as_ref().unwrap_or_else(|| panic!("no delivery: {down:?}"))
 }
 
-/// Logs in by either door, asks who is there, opens the push channel, reads a push, and is told of an absent neighbour.
+/// Logs in by each door, asks who is there, opens the push channel, reads a push, and is told of an absent neighbour.
 fn holds_a_session(client: &str) {
-    let server = Server::start();
-    for door in Door::ALL {
-        let account = account(&server, client);
-        let Some(mut guest) = Guest::at(&server, door, client, &account) else { return };
+    holds_a_session_with(&Server::start(), Door::TCP, client);
+}
+
+fn holds_a_session_with(server: &Server, doors: &[Door], client: &str) {
+    for &door in doors {
+        let account = account(server, client);
+        let Some(mut guest) = Guest::at(server, door, client, &account) else { return };
         let (_, domain) = account.jid.split_once('@').expect("a domain");
         let online = guest.wait_for("online");
         let resource = online["jid"].as_str().and_then(|jid| jid.strip_prefix(&format!("{}/", account.jid)));
@@ -65,14 +68,14 @@ fn holds_a_session(client: &str) {
         assert_eq!(guest.refused("open", json!(["77", ""])), "item-not-found");
         let registration = Registration::new(&account, server.demo());
         let opener = register(&mut guest, &registration);
-        push(&server, &opener, "你好 & <ding>");
+        push(server, &opener, "你好 & <ding>");
         let down = read(&guest.payload());
         let deliver = delivered(&down);
         assert_eq!(opener.open(deliver).payload.as_deref(), Some("你好 & <ding>"));
         guest.call("send", json!(["5", registration.acknowledge(2, deliver)]));
         assert_done(&read(&guest.payload()), 2);
 
-        let neighbour = self::account(&server, "who never comes").jid;
+        let neighbour = self::account(server, "who never comes").jid;
         assert_eq!(guest.refused("message", json!([neighbour, "is anybody there?"])), "service-unavailable");
         guest.leave();
     }
@@ -82,13 +85,16 @@ fn holds_a_session(client: &str) {
 /// and a command is answered, though it may be said twice. `uncounted` is how many stanzas of before the cut the client forgets
 /// to count, so that the server says the last ones again.
 fn resumes_a_lost_stream(client: &str, uncounted: usize) {
+    resumes_a_lost_stream_with(&Server::start(), Door::Direct, client, uncounted);
+}
+
+fn resumes_a_lost_stream_with(server: &Server, door: Door, client: &str, uncounted: usize) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let _entered = runtime.enter();
-    let server = Server::start();
-    let proxy = runtime.block_on(Proxy::to(server.address(Door::Direct.listener())));
-    let account = account(&server, client);
-    let way = Way { door: Door::Direct, port: proxy.port(), ca: &server.ca() };
+    let proxy = runtime.block_on(Proxy::to(server.address(door.listener())));
+    let account = account(server, client);
+    let way = Way { door, port: proxy.port(), ca: &server.ca() };
     let Some(mut guest) = Guest::start(client, &account, &way) else { return };
     guest.wait_for("online");
     let registration = Registration::new(&account, server.demo());
@@ -97,13 +103,13 @@ fn resumes_a_lost_stream(client: &str, uncounted: usize) {
     proxy.swallow();
     let handed_off = server.metric("campanile_middle_deliveries_total");
     guest.call("send", json!(["5", registration.subscribe(2, "bells")]));
-    push(&server, &opener, "said in vain");
+    push(server, &opener, "said in vain");
     wait_for("the push is on its way", || {
         (server.metric("campanile_middle_deliveries_total") > handed_off).then_some(())
     });
     proxy.cut();
     guest.wait_for("resumed");
-    push(&server, &opener, "after the cut");
+    push(server, &opener, "after the cut");
     guest.call("send", json!(["5", registration.subscribe(3, "chimes")]));
 
     let mut pushes = Vec::new();
@@ -131,10 +137,13 @@ fn resumes_a_lost_stream(client: &str, uncounted: usize) {
 
 /// Says so when the server does not know the token.
 fn reports_a_wrong_token(client: &str) {
-    let server = Server::start();
-    let stranger = Account { token: account(&server, client).token, ..account(&server, client) };
-    for door in Door::ALL {
-        let Some(mut guest) = Guest::at(&server, door, client, &stranger) else { return };
+    reports_a_wrong_token_with(&Server::start(), Door::TCP, client);
+}
+
+fn reports_a_wrong_token_with(server: &Server, doors: &[Door], client: &str) {
+    let stranger = Account { token: account(server, client).token, ..account(server, client) };
+    for &door in doors {
+        let Some(mut guest) = Guest::at(server, door, client, &stranger) else { return };
         assert_eq!(guest.wait_for("refused")["condition"], "not-authorized", "{door:?}");
         guest.gives_up();
     }
@@ -142,13 +151,16 @@ fn reports_a_wrong_token(client: &str) {
 
 /// Gives its token to no server whose certificate another CA has made.
 fn verifies_the_certificate(client: &str) {
-    let server = Server::start();
+    verifies_the_certificate_with(&Server::start(), Door::TCP, client);
+}
+
+fn verifies_the_certificate_with(server: &Server, doors: &[Door], client: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let ca = folder.path().join("another-ca.pem");
     let another = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     fs::write(&ca, another.cert.pem()).expect("written");
-    let account = account(&server, client);
-    for door in Door::ALL {
+    let account = account(server, client);
+    for &door in doors {
         let way = Way { door, port: server.address(door.listener()).port(), ca: &ca };
         let Some(mut guest) = Guest::start(client, &account, &way) else { return };
         guest.wait_for("untrusted");
@@ -215,6 +227,26 @@ fn xmpp_client_reports_a_wrong_token() {
 #[test]
 fn xmpp_client_verifies_the_certificate() {
     verifies_the_certificate("xmpp-client");
+}
+
+#[test]
+fn xmpp_client_holds_a_session_over_websocket() {
+    holds_a_session_with(&Server::start_whole(&[]), Door::WEB, "xmpp-client");
+}
+
+#[test]
+fn xmpp_client_resumes_a_lost_stream_over_websocket() {
+    resumes_a_lost_stream_with(&Server::start_whole(&[]), Door::WebSocket, "xmpp-client", 1);
+}
+
+#[test]
+fn xmpp_client_reports_a_wrong_token_over_websocket() {
+    reports_a_wrong_token_with(&Server::start_whole(&[]), Door::WEB, "xmpp-client");
+}
+
+#[test]
+fn xmpp_client_verifies_the_certificate_of_a_websocket() {
+    verifies_the_certificate_with(&Server::start_whole(&[]), &[Door::WebSocket], "xmpp-client");
 }
 
 #[test]

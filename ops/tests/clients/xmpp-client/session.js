@@ -1,14 +1,18 @@
 // A session with npm's @xmpp/client, unchanged: makes the calls that it is told. ../session.py says how, and NODE_EXTRA_CA_CERTS
-// must name the CA besides. With --ws=wss://…/xmpp-websocket it goes over a WebSocket (RFC 7395) in place of TCP, which
-// needs Node 22, or Node 20 with --experimental-websocket.
+// must name the CA besides. With --ws=wss://…/xmpp-websocket it goes over a WebSocket (RFC 7395) in place of TCP, and with
+// --ws=HOST:PORT over the one that the package finds in the host-meta there (XEP-0156).
 import { webcrypto } from 'node:crypto'
 import readline from 'node:readline'
 import { parseArgs } from 'node:util'
 
 import { client, xml } from '@xmpp/client'
+import { http } from '@xmpp/resolve/resolve.js'
+import WebSocket from 'ws'
 
-// What the package asks for by a name that Node 18 does not know yet.
+// What the package asks for by names that Node 18, and Node 20, do not know yet. That of Node 22 does not say why a certificate
+// is not trusted.
 globalThis.crypto ??= webcrypto
+globalThis.WebSocket = WebSocket
 
 const CHANNELS = 'urn:campanile:channel:1'
 // What Node calls a certificate that no CA that it trusts has made.
@@ -31,7 +35,19 @@ if (missing.length > 0 || process.env.NODE_EXTRA_CA_CERTS !== given.ca) {
 
 const [username, domain] = given.jid.split('@')
 const scheme = given.tls === 'direct' ? 'xmpps' : 'xmpp'
-const service = given.ws ?? `${scheme}://${given.host}:${given.port}`
+
+// By itself the package asks for a domain's host-meta on port 443 alone, and the DNS before.
+async function found (place) {
+  const [endpoint] = await http.resolve(place)
+  return endpoint?.uri
+}
+
+const tcp = `${scheme}://${given.host}:${given.port}`
+const service = given.ws?.includes('://') === false ? await found(given.ws) : given.ws ?? tcp
+if (!service) {
+  process.stderr.write(`nothing is announced at ${given.ws}\n`)
+  process.exit(2)
+}
 const xmpp = client({ service, domain, resource: 'push', username, password: given.token })
 // Seldom enough for a device; here nobody wants to wait.
 xmpp.reconnect.delay = 100
