@@ -219,7 +219,7 @@ fn refuse(shared: &Arc<Shared>, mut socket: Socket, security: Security, reason: 
 pub(crate) struct Admissions {
     counts: Mutex<Counts>,
     connections_max: usize,
-    of_address: OfAddress,
+    of_address_max: OfAddress,
     handshakes_max: usize,
     resumable_max: usize,
     metrics: Arc<Metrics>,
@@ -228,9 +228,9 @@ pub(crate) struct Admissions {
 /// How much one address may have.
 #[derive(Clone, Copy)]
 struct OfAddress {
-    connections_max: usize,
-    handshakes_max: usize,
-    failed_logins_max: usize,
+    connections: usize,
+    handshakes: usize,
+    failed_logins: usize,
 }
 
 #[derive(Default)]
@@ -303,15 +303,15 @@ pub(crate) struct Refusal(Arc<Admissions>);
 
 impl Admissions {
     pub(crate) fn new(limits: &Limits, metrics: Arc<Metrics>) -> Arc<Self> {
-        let of_address = OfAddress {
-            connections_max: limits.connections_per_address_max,
-            handshakes_max: limits.handshakes_per_address_max,
-            failed_logins_max: limits.failed_logins_per_address_per_minute_max,
+        let of_address_max = OfAddress {
+            connections: limits.connections_per_address_max,
+            handshakes: limits.handshakes_per_address_max,
+            failed_logins: limits.failed_logins_per_address_per_minute_max,
         };
         Arc::new(Self {
             counts: Mutex::default(),
             connections_max: limits.connections_max,
-            of_address,
+            of_address_max,
             handshakes_max: limits.handshakes_max,
             resumable_max: limits.resumable_max,
             metrics,
@@ -366,14 +366,14 @@ impl Admission {
     fn locate(&mut self, peer: IpAddr) -> Result<(), Reason> {
         let address = network(peer);
         let mut counts = lock(&self.among.counts);
-        let OfAddress { connections_max, handshakes_max, failed_logins_max } = self.among.of_address;
-        if failed_logins_max > 0 && counts.failed_logins.count(address) >= failed_logins_max {
+        let max = self.among.of_address_max;
+        if max.failed_logins > 0 && counts.failed_logins.count(address) >= max.failed_logins {
             return Err(Reason::FailedLogins);
         }
-        if counts.addresses.get(&address).is_some_and(|present| present.connections >= connections_max) {
+        if counts.addresses.get(&address).is_some_and(|present| present.connections >= max.connections) {
             return Err(Reason::ConnectionsPerAddress);
         }
-        if counts.addresses.get(&address).is_some_and(|present| present.handshakes >= handshakes_max) {
+        if counts.addresses.get(&address).is_some_and(|present| present.handshakes >= max.handshakes) {
             return Err(Reason::HandshakesPerAddress);
         }
         let present = counts.addresses.entry(address).or_default();
@@ -385,7 +385,7 @@ impl Admission {
 
     /// A login failed. An error if too many of this address did.
     pub(crate) fn login_failed(&mut self) -> Result<(), Reason> {
-        let (Some(address), max @ 1..) = (self.address, self.among.of_address.failed_logins_max) else { return Ok(()) };
+        let (Some(address), max @ 1..) = (self.address, self.among.of_address_max.failed_logins) else { return Ok(()) };
         self.failed_logins = self.failed_logins.saturating_add(1);
         if lock(&self.among.counts).failed_logins.add(address) > max { Err(Reason::FailedLogins) } else { Ok(()) }
     }

@@ -133,7 +133,8 @@ impl Attack {
             Self::FailedLogins => &["failed_logins"],
             Self::SlowStanza => &["stanza_time"],
             Self::HalfOpen => &["idle"],
-            Self::ZeroWindow => &["write_time"],
+            // A server that falls behind hears of several seconds at once.
+            Self::ZeroWindow => &["write_time", "byte_rate"],
             Self::Pings | Self::UnknownChannels => &["stanza_rate"],
             Self::WhiteSpace => &["byte_rate"],
             // What the middle tier takes as fast as it comes is still too many stanzas.
@@ -145,9 +146,13 @@ impl Attack {
     /// How many there are at one time.
     pub(super) fn peers(self) -> usize {
         match self {
-            Self::SilentBeforeTls | Self::SlowBeforeTls | Self::SilentBeforeLogin | Self::SlowBeforeLogin => 200,
+            Self::SilentBeforeTls
+            | Self::SlowBeforeTls
+            | Self::SilentBeforeLogin
+            | Self::SlowBeforeLogin
+            | Self::SlowStanza
+            | Self::HalfOpen => 200,
             Self::Crowd => 150,
-            Self::SlowStanza | Self::HalfOpen => 200,
             Self::ZeroWindow => 30,
             Self::WrongPasswords | Self::FailedLogins => 20,
             _ => 10,
