@@ -58,8 +58,8 @@ struct Slot {
     /// Order of the payloads that the middle tier handed over last; empty before the first.
     taken: Box<[u8]>,
     memberships: Memberships,
-    /// Of the registrations that have left the index, if any: up to which version a batch has nothing new about them.
-    left: Option<Box<BTreeMap<AppId, i64>>>,
+    /// Of the registrations that have left the index: up to which version a batch has nothing new about them.
+    left: BTreeMap<AppId, i64>,
 }
 
 /// What became of index entries that came with a reply.
@@ -102,8 +102,12 @@ impl Hub {
             other.close(Reason::Conflict);
             self.take_out(&mut state, &other);
         }
-        let seat =
-            Slot { line: Arc::clone(line), taken: Box::default(), memberships: Memberships::default(), left: None };
+        let seat = Slot {
+            line: Arc::clone(line),
+            taken: Box::default(),
+            memberships: Memberships::default(),
+            left: BTreeMap::new(),
+        };
         let slot = if let Some(slot) = state.free.pop() {
             if let Some(place) = state.slots.get_mut(slot as usize) {
                 *place = Some(seat);
@@ -343,7 +347,7 @@ impl State {
     /// True if the registration had left the index by that version.
     fn has_left(&self, slot: u32, change: &Change) -> bool {
         let Some(Some(seat)) = self.slots.get(slot as usize) else { return true };
-        seat.left.as_ref().and_then(|left| left.get(&change.app)).is_some_and(|version| change.version <= *version)
+        seat.left.get(&change.app).is_some_and(|version| change.version <= *version)
     }
 
     /// Puts a change in force unless what is known is newer, and returns what was there before. `since` is the place
@@ -364,12 +368,10 @@ impl State {
                 if let Some(known) = known {
                     self.index.remove(&change.app, slot, known);
                     seat.memberships.remove(&change.app);
-                    seat.left.get_or_insert_default().insert(change.app.clone(), change.version);
+                    seat.left.insert(change.app.clone(), change.version);
                 }
                 if let Some(labels) = labels {
-                    if let Some(left) = &mut seat.left {
-                        left.remove(&change.app);
-                    }
+                    seat.left.remove(&change.app);
                     let joined = known.as_ref().map_or(since, |known| known.joined.min(since));
                     let (app, labels) = self.index.insert(change.app, slot, labels);
                     seat.memberships.insert(app, Membership { version: change.version, labels, since, joined });

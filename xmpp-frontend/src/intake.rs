@@ -13,7 +13,7 @@ use crate::negotiate::NS_SM;
 use crate::wheel::{TICK, Tick};
 
 /// With the tick that [`Tick::after`] adds to be sure, a second.
-const WINDOW: Duration = Duration::from_millis(1000).saturating_sub(TICK);
+const WINDOW: Duration = Duration::from_secs(1).saturating_sub(TICK);
 
 /// What was heard of one stream lately.
 #[derive(Debug)]

@@ -202,12 +202,12 @@ pub(crate) fn hand_back(shared: &Shared, line: &Line) {
     for text in line.take_unacknowledged() {
         let stanza = str::from_utf8(&text).ok().and_then(|text| slim::element(text, limits).ok());
         if let Some(stanza) = stanza {
-            hand_on(shared, &stanza, Frame::Stanza(text));
+            hand_on(shared, &stanza, &Frame::Stanza(text));
         }
     }
 }
 
-fn hand_on(shared: &Shared, stanza: &Element, frame: Frame) {
+fn hand_on(shared: &Shared, stanza: &Element, frame: &Frame) {
     let (is_iq, kind) = (stanza.is("iq", NS_CLIENT), Kind::of(stanza));
     let wants_answer = !matches!((is_iq, stanza.attr("type")), (_, Some("error")) | (true, Some("result")));
     let someone = |name| match Addressee::read(stanza.attr(name), &shared.config.domain, "", "") {
@@ -227,7 +227,7 @@ fn hand_on(shared: &Shared, stanza: &Element, frame: Frame) {
         }
     };
     match receivers(shared, (!is_iq).then_some(kind), &to) {
-        Ok(receivers) => give(&receivers, &frame),
+        Ok(receivers) => give(&receivers, frame),
         Err(trouble) if wants_answer => {
             let error = ReplyTo::of(stanza).error(stanza.attr("from"), &trouble);
             let back = receivers(shared, None, &from).unwrap_or_default();

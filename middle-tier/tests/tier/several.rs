@@ -81,7 +81,7 @@ async fn a_partition_that_moves_while_messages_are_sent_loses_none_and_keeps_the
             let bus = several.shared.clone();
             let meanwhile = several.app(AppRequest::Send(send_to(to_all(&[&a, &b]))));
             let partitions = [partition_of(b.account)];
-            let moving = async { tokio::join!(bus.hand_over(&partitions, to_middle), meanwhile) };
+            let moving = Box::pin(async { tokio::join!(bus.hand_over(&partitions, to_middle), meanwhile) });
             let (((), answer), more) = several.handing(moving).await;
             let Ok(AppAnswer::Accepted(accepted)) = answer else { panic!("{answer:?}") };
             sent.push(accepted.id.expect("an id").parse().expect("an id"));

@@ -21,7 +21,7 @@ use super::order::AttackOrder;
 /// Between two bytes of who is slow.
 const BYTE_INTERVAL: Duration = Duration::from_millis(400);
 /// How long it waits for its end before it gives up, which no limit should allow.
-const END_TIME_MAX: Duration = Duration::from_secs(60);
+const END_TIME_MAX: Duration = Duration::from_mins(1);
 /// How long one who leaves by itself waits whether the server is quicker.
 const FAREWELL_TIME: Duration = Duration::from_millis(500);
 /// What one who floods says in one go.
