@@ -36,6 +36,8 @@ pub(crate) use self::crowd::run as run_peers;
 const ATTACK_TIME: Duration = Duration::from_secs(30);
 /// Messages a second where no rate is asked for.
 const RATE: u64 = 200;
+/// Honest devices that connect with one order.
+const CONNECTED_AT_ONCE: usize = 1000;
 /// Between two looks at the server's memory.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a page of metrics may take.
@@ -94,7 +96,11 @@ impl Bench<'_> {
             Siege { server, transport, running: server.start()?, load: Load::for_devices(devices)?, per_second };
         let honest =
             Connect { app: server.app(), acks: true, ..connect(server, siege.running.as_ref(), transport, devices)? };
-        siege.load.connect(&honest)?;
+        // Devices answer pings once all of an order have connected, which must not take longer than silence may.
+        for from in (0..devices).step_by(CONNECTED_AT_ONCE) {
+            let count = CONNECTED_AT_ONCE.min(devices - from);
+            siege.load.connect(&Connect { from, count, different: count, ..honest.clone() })?;
+        }
         let peace = Duration::from_secs(self.sizes.seconds);
         // What happens once happens here.
         siege.phase(peace.min(Duration::from_secs(3)))?;
