@@ -23,7 +23,9 @@ const HOSTILE: &[Case] = &[
     (b"<message>\0</message>", "not-well-formed", "well-formed"),
     (b"<message>\xff\xfe</message>", "not-well-formed", "well-formed"),
     (b"< message/>", "not-well-formed", "well-formed"),
-    (b"\x16\x03\x01\x02\x00\x01", "not-well-formed", "well-formed"),
+    (b"<message>\x16\x03</message>", "not-well-formed", "well-formed"),
+    // However it is cut, what is between elements is text there first of all.
+    (b"\x16\x03\x01\x02\x00\x01", "bad-format", "text between"),
     (b"a word between stanzas <message/>", "bad-format", "text between"),
     (b"a word without an end", "bad-format", "text between"),
 ];
