@@ -202,7 +202,7 @@ mod tests {
         owner.set(holds, [None; Partition::COUNT], 1);
         let again = Changes { gained: vec![partition(3)], lost: vec![partition(3)], orphaned: true, leaving: vec![] };
         assert_eq!(ownership.changed().await, again);
-        holds[4] = Hold::Owned(Term(3));
+        holds[5] = Hold::Owned(Term(3));
         owner.set(holds, [None; Partition::COUNT], 1);
         assert!(!ownership.changed().await.orphaned);
         assert!(ownership.owns(Shard(3)) && ownership.owns(Shard(67)) && !ownership.owns(Shard(4)));
