@@ -36,7 +36,8 @@ fn xml_that_xmpp_forbids_ends_the_stream() {
         ("<!-- a -->", "restricted-xml"),
         ("<a></b>", "not-well-formed"),
         ("text<a/>", "bad-format"),
-        ("\u{0}", "not-well-formed"),
+        ("\u{0}", "bad-format"),
+        ("<a>\u{0}</a>", "not-well-formed"),
     ] {
         match reason_after(text.as_bytes()) {
             OfflineReason::Xml(error) => assert_eq!(error.condition(), condition, "{text:?}"),
