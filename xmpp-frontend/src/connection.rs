@@ -228,7 +228,9 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
     shared.metrics.ended(reason);
     tracing::debug!(account = %line.account(), reason = reason.label(), "a stream ended");
     let may_resume = reason.may_resume() && line.resume_id().is_some();
-    if !may_resume && let Some(reason) = line.give_up(attachment, reason) {
+    // Unless a newer stream has the line.
+    let ended = if may_resume { None } else { line.give_up(attachment, reason) };
+    if let Some(reason) = ended {
         forget(&shared, &line, reason);
     }
     let mut words = Vec::new();
@@ -244,7 +246,7 @@ async fn leave(shared: Arc<Shared>, line: Arc<Line>, attachment: Attachment, rea
     }
     if may_resume {
         wait_for_resumption(&shared, &line, attachment);
-    } else if line.closing().is_some() {
+    } else if ended.is_some() {
         routing::hand_back(&shared, &line);
     }
 }
