@@ -3,19 +3,20 @@
 //! Until a resource is bound a task negotiates in comfort. Then it ends, and a small one takes over that holds nothing but
 //! the line: the stream's owner. Buffers and a parser are borrowed from the thread while there is something to handle.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use idl::channel::Payload;
 use idl::slim;
 use idl::xml::{Event, Limits, StreamReader};
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::close::Reason;
 use crate::form::{Form, Frame};
 use crate::hub::Hub;
-use crate::intake::{self, Intake};
+use crate::intake::{self, Intake, Share};
 use crate::line::{Attachment, Due, Line, Parked, Turn};
 use crate::listener::Admission;
 use crate::login::{Outcome, Talk, negotiator, stanza_limits};
@@ -143,60 +144,73 @@ impl Future for Owner {
 impl Owner {
     /// Ready when the stream has to end, or, with `None`, is another's.
     fn poll_live(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Option<Reason>> {
-        let mut has_spoken = false;
+        let mut share = Share::default();
         loop {
-            match ready!(self.line.poll(self.attachment, has_spoken, cx, scratch)) {
-                Turn::Listen => match self.listen(scratch) {
-                    Ok(spoken) => has_spoken = spoken,
-                    Err(reason) => return Poll::Ready(Some(reason)),
-                },
+            match ready!(self.line.poll(self.attachment, &share, cx, scratch)) {
+                Turn::Listen => {
+                    if let Err(reason) = self.listen(&mut share, scratch) {
+                        return Poll::Ready(Some(reason));
+                    }
+                }
+                Turn::Yield => {
+                    // Polled again once all that can go on have been, and the runtime has looked at its sockets.
+                    ready!(pin!(yield_now()).poll(cx));
+                    share = Share::default();
+                }
                 Turn::End(reason) => return Poll::Ready(Some(reason)),
                 Turn::LetGo => return Poll::Ready(None),
             }
         }
     }
 
-    /// Acts on everything that was heard. Returns whether the client has said something that is whole.
-    fn listen(&mut self, scratch: &mut Scratch) -> Result<bool, Reason> {
+    /// Acts on what was heard, until the share is spent; the rest is heard again.
+    fn listen(&mut self, share: &mut Share, scratch: &mut Scratch) -> Result<(), Reason> {
         let heard = std::mem::take(&mut scratch.heard);
         let mut unread = heard.as_slice();
-        let mut has_spoken = false;
+        let spoken = share.stanzas();
         let now = self.shared.hubs.with(&self.line).wheel.now();
         self.intake.bytes(heard.len(), now, &self.shared.config.limits)?;
         // A client that asks for slim goes on in it with the next byte.
-        while !unread.is_empty() {
-            has_spoken |= match std::mem::replace(&mut self.reading, Reading::Xml) {
+        while !unread.is_empty() && !share.is_spent() {
+            match std::mem::replace(&mut self.reading, Reading::Xml) {
                 Reading::Xml => {
                     let reader = scratch.take_reader();
                     let reader = reader.unwrap_or_else(|| StreamReader::inside(stanza_limits(&self.shared, true)));
-                    self.listen_to_xml(reader, &mut unread, scratch)?
+                    self.listen_to_xml(reader, &mut unread, share, scratch)?;
                 }
-                Reading::HalfXml(reader) => self.listen_to_xml(*reader, &mut unread, scratch)?,
-                Reading::Slim(reader) => self.listen_to_slim(reader, &mut unread)?,
-            };
+                Reading::HalfXml(reader) => self.listen_to_xml(*reader, &mut unread, share, scratch)?,
+                Reading::Slim(reader) => self.listen_to_slim(reader, &mut unread, share)?,
+            }
+        }
+        share.bytes(heard.len() - unread.len());
+        if !unread.is_empty() {
+            self.intake.unheard(unread.len());
+            self.line.unread(self.attachment, unread);
         }
         scratch.heard = heard;
         scratch.heard.clear();
-        self.intake.heard_all(has_spoken, self.reading.is_half(), now, &self.shared.config.limits)?;
-        Ok(has_spoken)
+        let has_spoken = share.stanzas() > spoken;
+        self.intake.heard_all(has_spoken, self.reading.is_half(), now, &self.shared.config.limits)
     }
 
     fn listen_to_xml(
         &mut self,
         mut reader: StreamReader,
         unread: &mut &[u8],
+        share: &mut Share,
         scratch: &mut Scratch,
-    ) -> Result<bool, Reason> {
+    ) -> Result<(), Reason> {
         let ear = Ear::of(&self.shared, &self.line);
-        let mut has_spoken = false;
-        while let Some(event) = reader.read(unread).map_err(|error| Reason::from(&error))? {
-            has_spoken = true;
+        while !share.is_spent()
+            && let Some(event) = reader.read(unread).map_err(|error| Reason::from(&error))?
+        {
+            share.stanza();
             if !intake::is_asked_for(&event) {
                 self.intake.stanza(&self.shared.config.limits)?;
             }
             if ear.hear(event)? == Next::Slim {
                 self.reading = Reading::Slim(slim::Reader::new());
-                return Ok(has_spoken);
+                return Ok(());
             }
         }
         if reader.is_like_inside() {
@@ -204,22 +218,28 @@ impl Owner {
         } else {
             self.reading = Reading::HalfXml(Box::new(reader));
         }
-        Ok(has_spoken)
+        Ok(())
     }
 
-    fn listen_to_slim(&mut self, mut reader: slim::Reader, unread: &mut &[u8]) -> Result<bool, Reason> {
+    fn listen_to_slim(
+        &mut self,
+        mut reader: slim::Reader,
+        unread: &mut &[u8],
+        share: &mut Share,
+    ) -> Result<(), Reason> {
         let ear = Ear::of(&self.shared, &self.line);
         let limits = stanza_limits(&self.shared, true);
-        let mut has_spoken = false;
-        while let Some(frame) = reader.read(unread, limits.stanza_bytes_max).map_err(|error| Reason::from(&error))? {
-            has_spoken = true;
+        while !share.is_spent()
+            && let Some(frame) = reader.read(unread, limits.stanza_bytes_max).map_err(|error| Reason::from(&error))?
+        {
+            share.stanza();
             if !matches!(frame, slim::Frame::Ack(_) | slim::Frame::Pong) {
                 self.intake.stanza(&self.shared.config.limits)?;
             }
             ear.hear_frame(frame, limits)?;
         }
         self.reading = Reading::Slim(reader);
-        Ok(has_spoken)
+        Ok(())
     }
 }
 

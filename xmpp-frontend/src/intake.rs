@@ -1,4 +1,5 @@
-//! What one connection may say after login: so many stanzas and bytes in a second, and no stanza that never ends.
+//! What one connection may say after login: so many stanzas and bytes in a second, no stanza that never ends, and no more in
+//! one turn than the others can wait for.
 //!
 //! A window of a second begins with what is said first in it. It is measured on the hub's wheel, so that a connection has no
 //! timer for it; whoever says nothing costs nothing.
@@ -14,6 +15,43 @@ use crate::wheel::{TICK, Tick};
 
 /// With the tick that [`Tick::after`] adds to be sure, a second.
 const WINDOW: Duration = Duration::from_secs(1).saturating_sub(TICK);
+
+/// Stanzas of one connection that a thread acts on before it turns to others: at some microseconds each, a fraction of a
+/// millisecond.
+const STANZAS_IN_A_TURN: u32 = 32;
+/// The same for bytes. What one read brings is parsed whole, so it may be twice as much.
+const BYTES_IN_A_TURN: usize = 16 * 1024;
+
+/// What one connection has had of a thread in one turn.
+///
+/// A thread that works for one connection works for no other, and looks at no socket: without an end to a turn, everybody would
+/// wait for who says much at once.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    stanzas: u32,
+    bytes: usize,
+}
+
+impl Share {
+    /// A stanza, or what else has an end, was acted on.
+    pub(crate) fn stanza(&mut self) {
+        self.stanzas += 1;
+    }
+
+    pub(crate) fn bytes(&mut self, count: usize) {
+        self.bytes += count;
+    }
+
+    /// Whole stanzas so far.
+    pub(crate) fn stanzas(&self) -> u32 {
+        self.stanzas
+    }
+
+    /// True once it is the turn of others.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.stanzas >= STANZAS_IN_A_TURN || self.bytes >= BYTES_IN_A_TURN
+    }
+}
 
 /// What was heard of one stream lately.
 #[derive(Debug)]
@@ -39,6 +77,11 @@ impl Intake {
         }
         self.bytes = self.bytes.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         if over(self.bytes, limits.bytes_in_per_second_max) { Err(Reason::ByteRate) } else { Ok(()) }
+    }
+
+    /// So many of the bytes that were counted last are for another turn, which counts them again.
+    pub(crate) fn unheard(&mut self, count: usize) {
+        self.bytes = self.bytes.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
     }
 
     /// A stanza, or what else is worked on, was heard.

@@ -16,6 +16,7 @@ use crate::channels::Work;
 use crate::client_state::Haste;
 use crate::close::Reason;
 use crate::form::{Form, Frame};
+use crate::intake::Share;
 use crate::listener::Resumable;
 use crate::lock;
 use crate::middle::Place;
@@ -112,6 +113,8 @@ pub(crate) struct Attachment(u32);
 pub(crate) enum Turn {
     /// Listen to what was heard.
     Listen,
+    /// Go on when others have had their turn.
+    Yield,
     /// End the stream. All that could be written is.
     End(Reason),
     /// Nothing any more: the stream is another's.
@@ -332,13 +335,13 @@ impl Line {
         }
     }
 
-    /// Writes what waits, and reads into `scratch.heard` unless the line is closing. For the owner, who is woken when there
-    /// is more to do, and who says whether the client has said something since: bytes alone are no sign of life, they may be
-    /// of an element that never ends.
+    /// Writes what waits, and reads into `scratch.heard` unless the line is closing or `share` is spent. For the owner, who is
+    /// woken when there is more to do, and whose share says whether the client has said something since: bytes alone are no
+    /// sign of life, they may be of an element that never ends.
     pub(crate) fn poll(
         &self,
         attachment: Attachment,
-        has_spoken: bool,
+        share: &Share,
         cx: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Poll<Turn> {
@@ -353,7 +356,7 @@ impl Line {
             return Poll::Ready(Turn::End(reason));
         }
         let now = self.wheel.now();
-        if has_spoken {
+        if share.stanzas() > 0 {
             state.heard_at = now;
             state.probed_at = None;
         }
@@ -369,9 +372,22 @@ impl Line {
             (Poll::Pending, Some(_)) => return Poll::Pending,
             _ => {}
         }
+        if share.is_spent() {
+            return Poll::Ready(Turn::Yield);
+        }
         let Hold::Stream(stream) = &mut state.hold else { return Poll::Ready(Turn::LetGo) };
         let heard = ready!(stream.poll_hear(cx, scratch));
         Poll::Ready(heard.map_or_else(Turn::End, |()| Turn::Listen))
+    }
+
+    /// Has these bytes heard again, before what is still to come.
+    pub(crate) fn unread(&self, attachment: Attachment, bytes: &[u8]) {
+        let mut state = lock(&self.state);
+        if state.attachment == attachment
+            && let Hold::Stream(stream) = &mut state.hold
+        {
+            stream.unread(bytes);
+        }
     }
 
     /// What is due, now that the wheel has come to the line. Whoever fails is told.

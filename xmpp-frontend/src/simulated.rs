@@ -15,6 +15,7 @@ use crate::Acceptor;
 use crate::channels::Work;
 use crate::hub::{Applied, read_changes};
 use crate::index::{Index, Membership, Memberships};
+use crate::intake::Share;
 use crate::line::{Attachment, Line};
 use crate::sasl::Login;
 use crate::scratch;
@@ -36,7 +37,7 @@ impl Acceptor {
             let Ok(admission) = self.shared.admissions.admit(IpAddr::V4(Ipv4Addr::LOCALHOST)) else { return };
             line.begin(attachment, Stream::new(Socket::Other(Box::new(Nobody)), admission));
             let mut cx = Context::from_waker(Waker::noop());
-            let turn = scratch::with(|scratch| line.poll(attachment, false, &mut cx, scratch));
+            let turn = scratch::with(|scratch| line.poll(attachment, &Share::default(), &mut cx, scratch));
             debug_assert!(turn.is_pending(), "nobody says nothing");
         })
     }

@@ -1,4 +1,4 @@
-//! Too much, too slowly, or too often wrong: which limit ends it.
+//! Too much, too slowly, or too often wrong: which limit ends it. And who says much at once, yet no more than it may.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use idl::slim::{self, Frame};
 use idl::xml::Event;
 use tokio::time::sleep;
 
-use crate::harness::{Client, World, account};
+use crate::harness::{Client, World, account, settled};
 
 const PING: &str = "<iq type='get' id='p'><ping xmlns='urn:xmpp:ping'/></iq>";
 const WRONG: &str = "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>AGFkbWluAHBhc3N3b3Jk</auth>";
@@ -38,6 +38,66 @@ async fn who_pings_without_end_is_ended_and_who_pings_now_and_then_is_answered()
     }
     assert_eq!(client.stream_error().await, "policy-violation");
     assert_eq!((ended(&world, "stanza_rate"), hit(&world, "stanzas_in_per_second_max")), (1, 1));
+}
+
+/// 200 pings, which are few enough for [`Limits::default`] and more than one turn takes.
+const MANY: usize = 200;
+
+/// What the front has acted on so far.
+fn stanzas_in(world: &World) -> u64 {
+    world.metric("campanile_front_stanzas_in_total")
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_much_at_once_does_not_keep_others_waiting_until_it_is_done() {
+    let world = World::new().await;
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    world.acceptor.accept(theirs, IpAddr::V4(Ipv4Addr::LOCALHOST), Security::Trusted).await;
+    let mut eager = Client::new(ours);
+    eager.log_in(account(1), "r").await;
+    let mut other = world.login(account(2), "r").await;
+    let before = stanzas_in(&world);
+    eager.send(&PING.repeat(MANY)).await;
+    other.send(PING).await;
+    assert_eq!(other.element().await.attr("type"), Some("result"));
+    assert!(stanzas_in(&world) < before + MANY as u64, "the other was heard before all of the first was acted on");
+    for _ in 0..MANY {
+        assert_eq!(eager.element().await.attr("type"), Some("result"));
+    }
+    assert_eq!(stanzas_in(&world), before + MANY as u64 + 1, "nothing is acted on twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_for_another_turn_counts_once() {
+    let pings = PING.repeat(MANY);
+    let limits = Limits { bytes_in_per_second_max: pings.len(), stanzas_in_per_second_max: MANY, ..Limits::default() };
+    let world = World::with(limits).await;
+    let mut client = world.login(account(1), "r").await;
+    sleep(Duration::from_secs(2)).await;
+    client.send(&pings).await;
+    for _ in 0..MANY {
+        assert_eq!(client.element().await.attr("type"), Some("result"));
+    }
+    // One byte more is one too many.
+    client.send(" ").await;
+    assert_eq!(client.stream_error().await, "policy-violation");
+    assert_eq!((ended(&world, "byte_rate"), ended(&world, "stanza_rate")), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_may_go_on_in_slim_within_what_it_says_at_once() {
+    let world = World::new().await;
+    let mut client = world.login(account(1), "r").await;
+    let before = stanzas_in(&world);
+    let mut frames = Vec::new();
+    for number in 0..MANY {
+        Frame::Stanza(PING.replace("'p'", &format!("'{number}'")).into()).write(&mut frames);
+    }
+    let frames = String::from_utf8(frames).expect("text in frames");
+    // The request is the last that one turn acts on: what is left for the next are frames.
+    client.send(&format!("{}{}{frames}", PING.repeat(31), slim::SWITCH)).await;
+    settled().await;
+    assert_eq!(stanzas_in(&world), before + 31 + 1 + MANY as u64);
 }
 
 #[tokio::test(start_paused = true)]
