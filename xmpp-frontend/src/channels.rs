@@ -182,21 +182,23 @@ fn start<'a>(shared: &Arc<Shared>, line: &Arc<Line>, work: &'a mut Work) -> &'a 
     })
 }
 
+/// What is rare is boxed, so that a payload on its way to its service, of which there may be one for each connection, takes
+/// little.
 async fn run(shared: Arc<Shared>, line: Arc<Line>) {
     while let Some(job) = next(&line) {
         match job {
             Job::Open(request, ticket) => {
-                do_open(&shared, &line, request).await;
+                Box::pin(do_open(&shared, &line, request)).await;
                 handled(&line, ticket);
             }
             Job::Up(request, ticket) => {
                 do_up(&shared, &line, request).await;
                 handled(&line, ticket);
             }
-            Job::Reopen(number) => reopen(&shared, &line, number).await,
+            Job::Reopen(number) => Box::pin(reopen(&shared, &line, number)).await,
             Job::Announce(permit) => {
                 shared.metrics.announcements.inc();
-                if let Err(failure) = announce_now(&shared, &line).await {
+                if let Err(failure) = Box::pin(announce_now(&shared, &line)).await {
                     tracing::debug!(%failure, "a connection could not be announced");
                 }
                 lock(&line.work).announcing = false;
@@ -254,7 +256,7 @@ async fn do_up(shared: &Arc<Shared>, line: &Arc<Line>, request: Request) {
     let place = shared.hubs.with(line).place();
     let patience = patience(shared, line);
     let mut result = shared.middle.channel_up(line.place, number, bytes.clone(), patience).await;
-    if forgotten(&result) && announce_now(shared, line).await.is_ok() {
+    if forgotten(&result) && Box::pin(announce_now(shared, line)).await.is_ok() {
         result = shared.middle.channel_up(line.place, number, bytes, patience).await;
     }
     match result.map_err(failed) {
@@ -399,4 +401,27 @@ fn trouble(failure: &Failure) -> Trouble {
 pub(crate) fn answer_error(shared: &Shared, line: &Arc<Line>, reply: &ReplyTo, trouble: &Trouble) {
     // A line that takes no more is closing: its client comes back and asks anew.
     let _ = line.say(Frame::stanza(reply.error(Some(&full_jid(shared, line)), trouble)));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    fn size<A, B, F>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_payload_on_its_way_to_its_service_takes_little() {
+        assert!(size(run) <= 1536, "{} bytes", size(run));
+        let task = async {
+            let held = [0_u8; 1024];
+            std::future::pending::<()>().await;
+            std::hint::black_box(held);
+        };
+        let around = size_of_val(&crate::until(CancellationToken::new(), task));
+        assert!(around <= 384, "{around} bytes around a task that has its own");
+    }
 }

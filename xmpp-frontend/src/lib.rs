@@ -350,15 +350,21 @@ impl Acceptor {
     }
 }
 
+/// Runs a task until it ends or `stop` is cancelled. The task is boxed: each layer around it that takes it by value would have
+/// room for it twice, and four times its memory is much where there is one for each connection.
+fn until(stop: CancellationToken, task: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send {
+    let task = Box::pin(task);
+    async move {
+        stop.run_until_cancelled_owned(task).await;
+    }
+}
+
 impl Shared {
     /// Runs a task until it ends or everything must end.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         // Before the front serves there is nothing that could want a task.
         if let Some(tasks) = self.tasks.get() {
-            let stop = self.stop.clone();
-            tasks.spawn(async move {
-                stop.run_until_cancelled_owned(task).await;
-            });
+            tasks.spawn(until(self.stop.clone(), task));
         }
     }
 

@@ -101,13 +101,13 @@ impl Middle {
         self.ask(Shard::of_account(place.account), request, patience).await.map(|_| ())
     }
 
-    pub(crate) async fn open_channel(
-        &self,
+    pub(crate) fn open_channel<'a>(
+        &'a self,
         place: Place,
         channel: u32,
         payload: Vec<u8>,
-        patience: Patience<'_>,
-    ) -> Result<ChannelReply, Failure> {
+        patience: Patience<'a>,
+    ) -> impl Future<Output = Result<ChannelReply, Failure>> + use<'a> {
         let request = Request::OpenChannel(wire::OpenChannel {
             account: place.account.to_string(),
             front: self.front.to_string(),
@@ -115,16 +115,16 @@ impl Middle {
             channel: channel_number(channel),
             payload: (!payload.is_empty()).then_some(payload),
         });
-        self.ask_channel("OpenChannel", place, request, patience).await
+        self.ask_channel("OpenChannel", place, request, patience)
     }
 
-    pub(crate) async fn channel_up(
-        &self,
+    pub(crate) fn channel_up<'a>(
+        &'a self,
         place: Place,
         channel: u32,
         payload: Vec<u8>,
-        patience: Patience<'_>,
-    ) -> Result<ChannelReply, Failure> {
+        patience: Patience<'a>,
+    ) -> impl Future<Output = Result<ChannelReply, Failure>> + use<'a> {
         let request = Request::ChannelUp(wire::ChannelUp {
             account: place.account.to_string(),
             front: self.front.to_string(),
@@ -132,7 +132,7 @@ impl Middle {
             channel: channel_number(channel),
             payload,
         });
-        self.ask_channel("ChannelUp", place, request, patience).await
+        self.ask_channel("ChannelUp", place, request, patience)
     }
 
     /// When the account's tokens in force were issued; empty for an account that does not exist.
