@@ -79,6 +79,8 @@ struct RunningCampanile {
     secret: String,
     /// The server ends with it, if it was started here.
     child: Option<Kept>,
+    /// Its data, if that is its own, which goes when the server has ended.
+    _data: Option<Folder>,
 }
 
 impl Campanile {
@@ -166,6 +168,7 @@ impl Campanile {
             telemetry: run.reach("telemetry.listen"),
             secret: self.app.secret.clone().context("the demo's secret is not kept")?,
             child,
+            _data: None,
         })
     }
 }
@@ -185,12 +188,11 @@ impl Server for Campanile {
             Source::Program(program) => program,
         };
         let number = self.runs.replace(self.runs.get() + 1);
-        let last = self.folder.path().join(format!("run-{number}"));
-        let _ = fs::remove_dir_all(&last);
-        let data = self.folder.path().join(format!("run-{}", number + 1));
-        copy_folder(&self.folder.path().join(PREPARED), &data).context("the prepared folder can't be copied")?;
-        let (child, run) = launch(program, &data)?;
-        Ok(Box::new(self.running(Some(child), &run)?))
+        let data = Folder::at(self.folder.path().join(format!("run-{number}")));
+        copy_folder(&self.folder.path().join(PREPARED), data.path()).context("the prepared folder can't be copied")?;
+        let (child, run) = launch(program, data.path())?;
+        let running = self.running(Some(child), &run)?;
+        Ok(Box::new(RunningCampanile { _data: Some(data), ..running }))
     }
 
     fn devices(&self) -> &Path {

@@ -1,5 +1,10 @@
-//! The run against hostile peers: honest devices get single messages at a rate, in peace, under attack, and in peace again,
-//! and whoever attacks must be cut by the limit that is there for it.
+//! The run against hostile peers: honest devices get single messages at a rate, in peace, while a second server on the same
+//! machine is attacked, while their own is, and in peace again; and whoever attacks must be cut by the limit that is there for
+//! it.
+//!
+//! Attackers, and what they make any server do, take the processor, the disk and the kernel of a machine that the honest
+//! devices' server shares with them: the attack beside it has the same of that. What is left between the two is what a server
+//! lets its own hostile peers do to its honest ones.
 //!
 //! `attack.rs` says what hostile peers do and which limit each is to meet, `peer.rs` does it, `crowd.rs` is the process that
 //! is all of them. Which limit it was the server says itself, in its metrics.
@@ -105,18 +110,19 @@ impl Bench<'_> {
         // What happens once happens here.
         siege.phase(peace.min(Duration::from_secs(3)))?;
         let before = siege.phase(peace)?;
+        let beside = siege.beside_an_attack(devices)?;
         let (during, attacked) = siege.under_attack(devices)?;
         let after = siege.phase(peace)?;
-        self.phases(&siege, devices, [("before", &before), ("under attack", &during), ("after", &after)])?;
-        self.honest(&siege, devices, [&before, &during, &after])?;
+        self.phases(&siege, devices, [&before, &beside, &during, &after])?;
+        self.honest(&siege, devices, [&before, &beside, &during, &after])?;
         self.fates(&siege, &attacked)
     }
 
-    fn phases(&mut self, siege: &Siege<'_>, devices: usize, phases: [(&str, &Phase); 3]) -> Result<()> {
-        let [(_, before), (_, during), (_, after)] = phases;
+    fn phases(&mut self, siege: &Siege<'_>, devices: usize, phases: [&Phase; 4]) -> Result<()> {
+        let [before, beside, during, after] = phases;
         for (name, thousandths) in [("p50", 500), ("p99", 990), ("max", 1000)] {
             let millis = |phase: &Phase| quantile(&phase.arrival_us, thousandths).map(|micros| micros / 1000.0);
-            for (when, phase) in phases {
+            for (when, phase) in ["before", "beside an attack", "under attack", "after"].into_iter().zip(phases) {
                 let notes = format!(
                     "{}/s to {devices} devices; requests began at most {:.1} ms late",
                     siege.per_second,
@@ -126,16 +132,20 @@ impl Bench<'_> {
                 let what = format!("single message, {when}: {name}");
                 (self.told)(siege.figure(&what, value, "ms", phase.sent, notes))?;
             }
-            if let (Some(before), Some(during), Some(after)) = (millis(before), millis(during), millis(after)) {
-                let peace = f64::midpoint(before, after);
-                let what = format!("single message, under attack to the mean of before and after: {name}");
-                (self.told)(siege.figure(&what, during / peace, "times", phases[1].1.sent, String::new()))?;
+            let [Some(before), Some(beside), Some(during), Some(after)] = [before, beside, during, after].map(millis)
+            else {
+                continue;
+            };
+            for (what, rest) in [("the mean of before and after", f64::midpoint(before, after)), ("beside one", beside)]
+            {
+                let what = format!("single message, under attack to {what}: {name}");
+                (self.told)(siege.figure(&what, during / rest, "times", phases[2].sent, String::new()))?;
             }
         }
         Ok(())
     }
 
-    fn honest(&mut self, siege: &Siege<'_>, devices: usize, phases: [&Phase; 3]) -> Result<()> {
+    fn honest(&mut self, siege: &Siege<'_>, devices: usize, phases: [&Phase; 4]) -> Result<()> {
         let sent: u64 = phases.iter().map(|phase| phase.sent).sum();
         let arrived: u64 = phases.iter().map(|phase| phase.arrival_us.len() as u64).sum();
         let what = "honest devices: messages that did not arrive";
@@ -225,17 +235,30 @@ impl Siege<'_> {
         Ok(Phase { sent, arrival_us: answer.arrival_us, late_us_max, lost: answer.lost })
     }
 
-    fn under_attack(&mut self, devices: usize) -> Result<(Phase, Attacked)> {
-        let telemetry = self.running.telemetry().context("the server must tell its metrics to be attacked")?;
-        let addresses = self.running.addresses();
-        let order = AttackOrder {
+    /// The phase in which a second server, with nobody but hostile peers, bears the attack.
+    fn beside_an_attack(&mut self, devices: usize) -> Result<Phase> {
+        let other = self.server.start()?;
+        let mut attackers = Attackers::send(&self.order(other.as_ref(), devices)?)?;
+        let phase = self.phase(ATTACK_TIME)?;
+        attackers.fates()?;
+        Ok(phase)
+    }
+
+    fn order(&self, whom: &dyn Running, devices: usize) -> Result<AttackOrder> {
+        let addresses = whom.addresses();
+        Ok(AttackOrder {
             to: addresses.tls.context("the server has no listener for TLS")?,
             ca: addresses.ca.clone(),
             domain: addresses.domain.clone(),
             devices: self.server.devices().to_owned(),
             from: devices,
             for_ms: u64::try_from(ATTACK_TIME.as_millis())?,
-        };
+        })
+    }
+
+    fn under_attack(&mut self, devices: usize) -> Result<(Phase, Attacked)> {
+        let telemetry = self.running.telemetry().context("the server must tell its metrics to be attacked")?;
+        let order = self.order(self.running.as_ref(), devices)?;
         let processes = self.running.processes().clone();
         let ended_before = streams_ended(telemetry)?;
         let memory = Watch::begin(processes.clone())?;

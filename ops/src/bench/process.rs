@@ -228,6 +228,11 @@ impl Folder {
         Ok(Self(path))
     }
 
+    /// The one at this path, whoever makes it.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.0
