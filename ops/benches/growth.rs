@@ -61,7 +61,7 @@ fn main() {
     cluster.restart_all();
     println!("== registered, channel open, TLS; {BROADCASTS} broadcasts to all at each step, acknowledged");
     measure(&cluster, &steps, BROADCASTS, &accounts);
-    // So many streams may not end within `limits.drain_ms_max`, which is measured elsewhere.
+    // The streams of 150,000 devices may take longer to end than a drain may (`limits.drain_ms_max`).
     for (name, code) in cluster.stop_all() {
         println!("{name} ended with exit code {code}");
     }
