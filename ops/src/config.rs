@@ -463,6 +463,8 @@ mod tests {
         assert!(error.contains("must be a DNS name"), "{error}");
         let error = from_file("[limits]\ndrain_ms_max = 0\n").expect_err("zero");
         assert!(error.contains("is 0; it must be a whole number of milliseconds above 0"), "{error}");
+        let error = from_file("[limits]\nxmpp_stanzas_in_per_second_max = -1\n").expect_err("below zero");
+        assert!(error.contains("is -1; it must be a whole number, 0 or above"), "{error}");
         let error = from_file("allow_plain_remote = \"true\"\n").expect_err("a string");
         assert!(error.contains("must be true or false"), "{error}");
         let error = from_file("domain = [\n").expect_err("not TOML");

@@ -65,7 +65,7 @@ fn hostile_peers_are_cut_by_their_limits_and_10_000_honest_devices_lose_nothing(
     for loss in ["honest devices: messages that did not arrive", "honest devices: connections lost"] {
         assert_eq!(found.each(loss).into_iter().map(whole).collect::<Vec<_>>(), [0], "{loss}");
     }
-    for when in ["before", "under attack", "after"] {
+    for when in ["before", "beside an attack", "under attack", "after"] {
         println!("{when}: p99 {} ms", found.value(&format!("single message, {when}: p99")));
     }
 

@@ -84,18 +84,13 @@ impl Key {
     }
 }
 
-fn expected_of<T: Setting>(_: fn(&Config) -> &T) -> &'static str {
-    T::EXPECTED
+fn expected_of<T: Setting>(_: fn(&Config) -> &T, or_zero: bool) -> &'static str {
+    if or_zero { T::EXPECTED_OR_ZERO } else { T::EXPECTED }
 }
 
-/// Zero, where it was written and the key has a meaning for it.
-fn zero_if<T: Setting>(meanings: &[u8], written: &Written) -> Option<T> {
-    let is_zero = match written {
-        Written::Integer(number) => *number == 0,
-        Written::Word(word) => word == "0",
-        _ => false,
-    };
-    if is_zero && !meanings.is_empty() { T::zero() } else { None }
+/// True for a key that has a meaning for 0.
+const fn has(meanings: &[u8]) -> bool {
+    !meanings.is_empty()
 }
 
 macro_rules! keys {
@@ -104,11 +99,10 @@ macro_rules! keys {
         pub static KEYS: &[Key] = &[$(Key {
             name: $name,
             doc: $doc,
-            expected: || expected_of(|config| &config.$($field).+),
+            expected: || expected_of(|config| &config.$($field).+, has(&[$($zero)?])),
             show: |config| config.$($field).+.show(),
             set: |config, written| {
-                let zero = zero_if(&[$($zero)?], written);
-                config.$($field).+ = zero.map_or_else(|| Setting::read(written), Ok)?;
+                config.$($field).+ = Setting::read(written, has(&[$($zero)?]))?;
                 Ok(())
             },
         },)*];

@@ -188,7 +188,7 @@ mod tests {
         let secret = Secret::from_word("hunter2").expect("valid");
         assert_eq!(format!("{secret:?}"), r#""***""#);
         for wrong in ["mysql://tower:hunter2@/campanile", "tower:hunter2@db", "mysql://tower:hunter2@db"] {
-            let error = MysqlUrl::read(&Written::Word(wrong.to_owned())).expect_err("wrong");
+            let error = MysqlUrl::read(&Written::Word(wrong.to_owned()), false).expect_err("wrong");
             assert!(!error.contains("hunter2") && error.contains("mysql://campanile@db.example.com"), "{error}");
         }
     }

@@ -15,6 +15,9 @@ pub(super) trait Setting: Sized {
     /// What is valid, in words; goes after "must be" and into the reference.
     const EXPECTED: &'static str;
 
+    /// The same for keys that have a meaning for 0.
+    const EXPECTED_OR_ZERO: &'static str = Self::EXPECTED;
+
     /// What was written is never repeated.
     const SECRET: bool = false;
 
@@ -24,8 +27,17 @@ pub(super) trait Setting: Sized {
     /// As a TOML value.
     fn show(&self) -> String;
 
-    /// From what was written; the error says what would be right.
-    fn read(written: &Written) -> Result<Self, String> {
+    /// From what was written, which may be 0 `or_zero`; the error says what would be right.
+    fn read(written: &Written, or_zero: bool) -> Result<Self, String> {
+        let is_zero = match written {
+            Written::Integer(number) => *number == 0,
+            Written::Word(word) => word == "0",
+            _ => false,
+        };
+        if let Some(zero) = Self::zero().filter(|_| or_zero && is_zero) {
+            return Ok(zero);
+        }
+        let expected = if or_zero { Self::EXPECTED_OR_ZERO } else { Self::EXPECTED };
         let (found, value) = match written {
             Written::Text(text) => (format!("{text:?}"), Self::from_text(text)),
             Written::Word(word) => (format!("{word:?}"), Self::from_word(word)),
@@ -36,10 +48,10 @@ pub(super) trait Setting: Sized {
         };
         value.ok_or_else(|| {
             if Self::SECRET {
-                return format!("is not as it must be: {}", Self::EXPECTED);
+                return format!("is not as it must be: {expected}");
             }
             let found: String = found.chars().take(80).collect();
-            format!("is {found}; it must be {}", Self::EXPECTED)
+            format!("is {found}; it must be {expected}")
         })
     }
 
@@ -117,6 +129,7 @@ macro_rules! number {
     ($($type:ident)*) => {$(
         impl Setting for $type {
             const EXPECTED: &'static str = "a whole number above 0";
+            const EXPECTED_OR_ZERO: &'static str = "a whole number, 0 or above";
 
             fn from_word(word: &str) -> Option<Self> {
                 word.replace('_', "").parse().ok().and_then(Self::from_integer)
