@@ -6,6 +6,7 @@ use std::time::Duration;
 use campanile_xmpp_frontend::{Limits, Security};
 use idl::slim::{self, Frame};
 use idl::xml::Event;
+use tokio::io::DuplexStream;
 use tokio::time::sleep;
 
 use crate::harness::{Client, World, account, settled};
@@ -21,21 +22,24 @@ fn ended(world: &World, reason: &str) -> u64 {
     world.metric(&format!("campanile_front_streams_ended_total{{reason=\"{reason}\",again=\"yes\"}}"))
 }
 
+/// So many pings are answered.
+async fn answered(client: &mut Client<DuplexStream>, count: usize) {
+    for _ in 0..count {
+        assert_eq!(client.element().await.attr("type"), Some("result"));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_pings_without_end_is_ended_and_who_pings_now_and_then_is_answered() {
     let world = World::with(Limits { stanzas_in_per_second_max: 10, ..Limits::default() }).await;
     let mut client = world.login(account(1), "r").await;
     for _ in 0..3 {
         client.send(&PING.repeat(9)).await;
-        for _ in 0..9 {
-            assert_eq!(client.element().await.attr("type"), Some("result"));
-        }
+        answered(&mut client, 9).await;
         sleep(Duration::from_millis(1500)).await;
     }
     client.send(&PING.repeat(11)).await;
-    for _ in 0..10 {
-        assert_eq!(client.element().await.attr("type"), Some("result"));
-    }
+    answered(&mut client, 10).await;
     assert_eq!(client.stream_error().await, "policy-violation");
     assert_eq!((ended(&world, "stanza_rate"), hit(&world, "stanzas_in_per_second_max")), (1, 1));
 }
@@ -61,9 +65,7 @@ async fn who_says_much_at_once_does_not_keep_others_waiting_until_it_is_done() {
     other.send(PING).await;
     assert_eq!(other.element().await.attr("type"), Some("result"));
     assert!(stanzas_in(&world) < before + MANY as u64, "the other was heard before all of the first was acted on");
-    for _ in 0..MANY {
-        assert_eq!(eager.element().await.attr("type"), Some("result"));
-    }
+    answered(&mut eager, MANY).await;
     assert_eq!(stanzas_in(&world), before + MANY as u64 + 1, "nothing is acted on twice");
 }
 
@@ -75,9 +77,7 @@ async fn what_is_left_for_another_turn_counts_once() {
     let mut client = world.login(account(1), "r").await;
     sleep(Duration::from_secs(2)).await;
     client.send(&pings).await;
-    for _ in 0..MANY {
-        assert_eq!(client.element().await.attr("type"), Some("result"));
-    }
+    answered(&mut client, MANY).await;
     // One byte more is one too many.
     client.send(" ").await;
     assert_eq!(client.stream_error().await, "policy-violation");
@@ -106,9 +106,7 @@ async fn who_has_much_to_read_when_the_stream_ends_reads_it_before_the_end() {
     let mut client = world.login(account(1), "r").await;
     // Answers are as long as questions: more than goes out in one write.
     client.send(&PING.replace("'p'", &format!("'{}'", "p".repeat(8000))).repeat(11)).await;
-    for _ in 0..10 {
-        assert_eq!(client.element().await.attr("type"), Some("result"));
-    }
+    answered(&mut client, 10).await;
     assert_eq!(client.stream_error().await, "policy-violation");
 }
 

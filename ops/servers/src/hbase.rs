@@ -19,7 +19,7 @@ use crate::{ports, programs, supervised};
 
 /// Also for a start on data that was written up to a kill.
 const START_MAX: Duration = Duration::from_mins(5);
-/// As long as its start: HBase asks itself again and again while a region has no server, which took two minutes on a busy machine.
+/// As long as its start may take: right after it, on a busy machine, `create` was once not answered within two minutes.
 const COMMAND_MAX: Duration = Duration::from_mins(5);
 const GATEWAY: &str = "org.apache.hadoop.hbase.thrift.ThriftServer";
 

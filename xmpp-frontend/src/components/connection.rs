@@ -7,6 +7,7 @@ use std::time::Duration;
 use idl::xml::{Event, Limits, StreamReader, escape_attribute};
 use minidom::Element;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,7 @@ use super::{Component, Components};
 use crate::Shared;
 use crate::close::Reason;
 use crate::form::Frame;
+use crate::intake::Share;
 use crate::line::Line;
 use crate::login::stanza_limits;
 use crate::negotiate::random_hex;
@@ -166,15 +168,21 @@ impl Talk<'_> {
         loop {
             incoming.fill(read).await?;
             self.heard.store(true, Ordering::Relaxed);
+            let mut share = Share::default();
             while let Some(event) = incoming.read()? {
                 match event {
                     Event::Element(element) => self.hear(&element)?,
                     Event::Closed => return Err(Reason::ClosedByClient),
                     Event::Opened(_) => return Err(Reason::BadFormat),
                 }
+                share.stanza();
+                if share.is_spent() {
+                    yield_now().await;
+                    share = Share::default();
+                }
             }
-            // A service that never pauses must not keep the others of this thread from their turns.
-            tokio::task::yield_now().await;
+            // One that never pauses must not keep the others of this thread from their turns either.
+            yield_now().await;
         }
     }
 
